@@ -1,0 +1,35 @@
+"""Bounds: functions from a network, a box and a spec to an interval.
+
+Words owned here: box, spec, interval, bound, sound (design, section 1). Start at `types` and `registry`;
+`expected` is the bound that this project exists for. `graph` holds the walks that `expected` and `dual` share,
+`lirpa` the conversion that the bounds of auto_LiRPA share. Everything else in the folder is one bound a file.
+"""
+
+from etb_plugin.bounds.registry import (
+    BoundFunction,
+    PreparedBound,
+    bound,
+    bounds,
+    get_bound,
+    load_bounds,
+    prepare,
+    register_bound,
+)
+from etb_plugin.bounds.types import Box, Interval, margin_spec, other_classes
+
+__all__ = [
+    "BoundFunction",
+    "Box",
+    "Interval",
+    "PreparedBound",
+    "bound",
+    "bounds",
+    "get_bound",
+    "load_bounds",
+    "margin_spec",
+    "other_classes",
+    "prepare",
+    "register_bound",
+]
+
+load_bounds()

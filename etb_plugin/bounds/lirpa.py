@@ -1,0 +1,121 @@
+"""What the bounds of auto_LiRPA share: converting a network once, calling it cleanly, naming what it refuses."""
+
+import contextlib
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from etb_plugin import compat
+from etb_plugin.bounds.tracing import example_input, refuse_training_mode
+from etb_plugin.bounds.types import Box
+from etb_plugin.errors import ConfigError, UnsupportedLayer
+
+compat.apply()
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # auto_LiRPA 0.3 compiles a helper with torch.jit
+    from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+    from auto_LiRPA.utils import logger as lirpa_logger
+compat.patch_bounded_module(BoundedModule)
+
+import os
+MODE=os.environ.get("MODE","matrix")
+TAKES = "every graph that auto_LiRPA converts"
+
+
+class LirpaNetwork:
+    """A network converted to auto_LiRPA, that leaves the network's modes and grad flags as it found them.
+
+    The converted graph holds the network's own parameters, so it follows training; buffers (batch norm's
+    statistics) are copied anew before each call.
+    """
+
+    def __init__(self, network: nn.Module, input_shape: torch.Size) -> None:
+        refuse_training_mode(network)
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.modules.dropout._DropoutNd):
+                raise UnsupportedLayer(f"layer '{name}' ({type(layer).__name__}): auto_LiRPA needs it removed")
+        self._network = network
+        with _unchanged_modes(network), _refusals_named():
+            network.eval()
+            self._bounded = BoundedModule(network, example_input(network, input_shape), bound_opts={"conv_mode": MODE})
+        self._bounded.eval()
+        self._classes = self._bounded.final_shape[-1]
+
+    def compute(
+        self, method: str, box: Box, spec: Tensor | None, *, lower_only: bool = False, frozen: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return lower and upper, [batch, rows], by auto_LiRPA's `method`.
+
+        With `lower_only` the upper end is not computed and comes back as +inf. With `frozen` the weights
+        take no gradient.
+        """
+        if spec is not None and spec.shape[2] != self._classes:
+            raise ConfigError(
+                f"a spec has shape [batch, rows, classes]; got {list(spec.shape)} for {self._classes} classes"
+            )
+        if spec is None and method != "IBP":
+            eye = torch.eye(self._classes, dtype=box.lower.dtype, device=box.lower.device)
+            spec = eye.expand(len(box), -1, -1)
+        region = PerturbationLpNorm(norm=math.inf, x_L=box.lower, x_U=box.upper)
+        with self._own_weights(frozen):
+            lower, upper = self._bounded.compute_bounds(
+                x=(BoundedTensor(box.center, region),), C=spec, method=method, bound_upper=not lower_only
+            )
+        return lower, torch.full_like(lower, math.inf) if upper is None or lower_only else upper
+
+    @contextlib.contextmanager
+    def _own_weights(self, frozen: bool) -> Iterator[None]:
+        """Refresh the buffers, and keep auto_LiRPA from changing the parameters' grad flags.
+
+        Its parameter nodes set `requires_grad` to their own training mode at every call.
+        """
+        state = self._network.state_dict(keep_vars=True)
+        flags = {}
+        for node in self._bounded._modules.values():
+            if getattr(node, "buffer", None) is not None and node.ori_name in state:
+                node.buffer.copy_(state[node.ori_name])
+            if getattr(node, "param", None) is not None:
+                flags[node.param] = node.param.requires_grad
+                node.training = node.param.requires_grad and not frozen
+        try:
+            yield
+        finally:
+            for parameter, flag in flags.items():
+                parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def _unchanged_modes(network: nn.Module) -> Iterator[None]:
+    modes = {layer: layer.training for layer in network.modules()}
+    flags = {p: p.requires_grad for p in network.parameters()}
+    try:
+        yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def _refusals_named() -> Iterator[None]:
+    """Turn auto_LiRPA's log lines about unsupported operations into one UnsupportedLayer that names them."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    handlers, propagate = lirpa_logger.handlers, lirpa_logger.propagate
+    lirpa_logger.handlers, lirpa_logger.propagate = [handler], False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit's tracer warns of every Python value that it fixes
+            yield
+    except NotImplementedError as error:
+        named = [line.removeprefix("Name: ").partition(",")[0] for line in lines if line.startswith("Name: ")]
+        what = ", ".join(named) or str(error)
+        raise UnsupportedLayer(f"auto_LiRPA has no rule for the operation {what} of this network") from error
+    finally:
+        lirpa_logger.handlers, lirpa_logger.propagate = handlers, propagate

@@ -1,0 +1,164 @@
+"""The registry: a bound's name, what it promises, and how to call it.
+
+A bound is registered by decorating a function that prepares it for one network:
+
+    @register_bound("mine", sound=True, differentiable=True, takes="networks of affine and ReLU layers")
+    def mine(network: nn.Module, input_shape: torch.Size, *, option: int = 1) -> BoundFunction:
+        ...                                   # refuse what cannot be taken, convert once
+        def apply(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]: ...
+        return apply
+
+`bound(name, network, box)` prepares and calls in one go; a training loop prepares once. Another package
+adds a bound through the entry-point group `etb_plugin.bounds`, whose entries name modules that register.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from etb_plugin.bounds.types import Box, Interval
+from etb_plugin.errors import ConfigError, EtbError, unknown_name
+
+BoundFunction = Callable[[Box, Tensor | None], tuple[Tensor, Tensor]]
+"""(box, spec or None for the logits) -> lower and upper, both [batch, rows]."""
+
+_registry: dict[str, "Registered"] = {}
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One entry of the registry. `unsound_with` names the options under which a sound bound is not one."""
+
+    name: str
+    prepare: Callable[..., BoundFunction]
+    sound: bool
+    differentiable: bool
+    takes: str
+    unsound_with: frozenset[str] = frozenset()
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return (inspect.getdoc(self.prepare) or "").partition("\n")[0]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that the bound takes, with their defaults."""
+        parameters = inspect.signature(self.prepare).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def soundness(self, options: Mapping[str, Any]) -> bool:
+        """Whether the bound is a certificate under `options`."""
+        return self.sound and not any(options.get(name) is not None for name in self.unsound_with)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise ConfigError for an option that this bound does not take."""
+        for name in options:
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise ConfigError(f"bound {self.name!r} takes no option {name!r}; its options: {known}")
+
+
+@dataclass(frozen=True)
+class PreparedBound:
+    """A bound made ready for one network: call it with a box and, optionally, a spec.
+
+    Converting a network costs more than bounding one batch, so loops prepare once and call often. The
+    network's weights are read at each call.
+    """
+
+    name: str
+    sound: bool
+    differentiable: bool
+    input_shape: torch.Size
+    _function: BoundFunction = field(repr=False)
+
+    def __call__(self, box: Box, spec: Tensor | None = None) -> Interval:
+        """Return the interval of the spec's rows (or of the logits) over `box`.
+
+        Shapes: box [batch, *input], spec [batch, rows, classes], result [batch, rows]. Raises ConfigError
+        where the shapes do not fit together.
+        """
+        if box.lower.shape[1:] != self.input_shape:
+            raise ConfigError(
+                f"bound {self.name!r} was prepared for inputs of shape {list(self.input_shape)}; "
+                f"the box has {list(box.lower.shape[1:])}"
+            )
+        if spec is not None and (spec.ndim != 3 or len(spec) != len(box)):
+            raise ConfigError(
+                f"a spec has shape [batch, rows, classes]; got {list(spec.shape)} for a batch of {len(box)}"
+            )
+        return Interval(*self._function(box, spec), sound=self.sound)
+
+
+def register_bound(
+    name: str, *, sound: bool, differentiable: bool, takes: str, unsound_with: tuple[str, ...] = ()
+) -> Callable[[Callable[..., BoundFunction]], Callable[..., BoundFunction]]:
+    """Register the decorated function as the bound `name`. Raises ConfigError where the name is taken."""
+
+    def register(prepare: Callable[..., BoundFunction]) -> Callable[..., BoundFunction]:
+        if name in _registry:
+            first = _registry[name].prepare.__module__
+            raise ConfigError(f"bound {name!r} is registered twice: in {first} and in {prepare.__module__}")
+        _registry[name] = Registered(name, prepare, sound, differentiable, takes, frozenset(unsound_with))
+        return prepare
+
+    return register
+
+
+def bounds() -> Mapping[str, Registered]:
+    """Return every registered bound by name."""
+    return dict(_registry)
+
+
+def get_bound(name: str) -> Registered:
+    """Return the entry called `name`. Raises ConfigError with the nearest names where there is none."""
+    if name not in _registry:
+        raise unknown_name("bound", name, _registry)
+    return _registry[name]
+
+
+def prepare(
+    name: str, network: nn.Module, input_shape: tuple[int, ...] | torch.Size, **options: Any
+) -> PreparedBound:
+    """Make the bound `name` ready for `network` on inputs of `input_shape` (without the batch).
+
+    Raises UnsupportedLayer, naming the layer, where the bound cannot take the network, and ConfigError for
+    an unknown bound or option.
+    """
+    entry = get_bound(name)
+    entry.check_options(options)
+    shape = torch.Size(input_shape)
+    function = entry.prepare(network, shape, **options)
+    return PreparedBound(name, entry.soundness(options), entry.differentiable, shape, function)
+
+
+def bound(
+    name: str, network: nn.Module, box: Box, spec: Tensor | None = None, **options: Any
+) -> Interval:
+    """Bound the logits of `network` over `box`, or the linear functions of them that `spec` gives.
+
+    Shapes: box [batch, *input], spec [batch, rows, classes], result [batch, rows].
+
+    >>> box = Box.around(images, eps=0.1)
+    >>> interval = bound("expected", network, box, margin_spec(labels, 10), masks="blockwise")
+    """
+    return prepare(name, network, box.lower.shape[1:], **options)(box, spec)
+
+
+def load_bounds() -> None:
+    """Import every bound of this folder and of the entry-point group `etb_plugin.bounds`."""
+    for module in iter_modules([str(Path(__file__).parent)]):
+        import_module(f"etb_plugin.bounds.{module.name}")
+    for entry in metadata.entry_points(group="etb_plugin.bounds"):
+        try:
+            entry.load()
+        except Exception as error:
+            raise EtbError(f"the bound {entry.name!r} of package {entry.value!r} cannot be loaded: {error}") from error

@@ -1,0 +1,99 @@
+"""The values that every bound takes and returns: boxes, intervals, and the specs of margins."""
+
+import math
+from dataclasses import InitVar, dataclass
+
+import torch
+from torch import Tensor
+
+from etb_plugin.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Box:
+    """The input region of a batch: every x with lower <= x <= upper, elementwise.
+
+    `lower` and `upper` are [batch, *input], in pixel units. Raises ConfigError where shapes differ, where
+    lower exceeds upper, or where either is NaN.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    # `around` makes ordered corners by construction; checking their values would wait for the device.
+    ordered: InitVar[bool] = False
+
+    def __post_init__(self, ordered: bool) -> None:
+        if self.lower.shape != self.upper.shape or self.lower.ndim < 2:
+            raise ConfigError(
+                f"a box needs lower and upper of one shape [batch, *input]; "
+                f"got {list(self.lower.shape)} and {list(self.upper.shape)}"
+            )
+        if not ordered and not bool((self.lower <= self.upper).all()):
+            raise ConfigError("a box needs lower <= upper in every element, and no NaN")
+
+    @classmethod
+    def around(cls, images: Tensor, eps: float, clip: tuple[float, float] | None = (0.0, 1.0)) -> "Box":
+        """Return the box of radius `eps` (pixel units, 0 to 1) around `images` [batch, *input].
+
+        The box is cut to the range `clip`; `clip=None` leaves it whole. Raises ConfigError for an eps that
+        is negative or not finite.
+        """
+        if not (math.isfinite(eps) and eps >= 0):
+            raise ConfigError(f"eps is {eps}; it must be finite and not negative, in pixel units (0 to 1)")
+        lower, upper = images - eps, images + eps
+        if clip is not None:
+            lower, upper = lower.clamp(*clip), upper.clamp(*clip)
+        return cls(lower, upper, ordered=True)
+
+    @property
+    def center(self) -> Tensor:
+        """The middle of the box, [batch, *input]. A clipped box's centre is not the image."""
+        return (self.lower + self.upper) / 2
+
+    @property
+    def radius(self) -> Tensor:
+        """Half the width of the box in each element, [batch, *input]."""
+        return (self.upper - self.lower) / 2
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+    def __getitem__(self, index: slice | Tensor) -> "Box":
+        return Box(self.lower[index], self.upper[index], ordered=True)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What a bound returns: `lower` and `upper`, [batch, rows], and whether it is a certificate.
+
+    `sound` says that the true range of every row lies inside. Only a sound interval may fill a column
+    called certified or verified.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    sound: bool
+
+    @property
+    def width(self) -> Tensor:
+        """upper - lower, [batch, rows]."""
+        return self.upper - self.lower
+
+
+def margin_spec(labels: Tensor, classes: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the spec of the margins e_y - e_j over the classes j != y, in ascending order of j.
+
+    Shapes: labels [batch] (integers), result [batch, classes - 1, classes]. A prediction is right on a whole
+    box when every row is positive on it. Raises ConfigError for fewer than two classes.
+    """
+    if classes < 2:
+        raise ConfigError(f"a margin needs at least 2 classes, got {classes}")
+    dtype = dtype or torch.get_default_dtype()
+    eye = torch.eye(classes, dtype=dtype, device=labels.device)
+    differences = eye[labels].unsqueeze(1) - eye.unsqueeze(0)
+    return differences[other_classes(labels, classes)].view(len(labels), classes - 1, classes)
+
+
+def other_classes(labels: Tensor, classes: int) -> Tensor:
+    """Return a mask [batch, classes] of every class but the true one: the rows of `margin_spec` in order."""
+    return torch.arange(classes, device=labels.device) != labels.unsqueeze(1)

@@ -1,0 +1,36 @@
+"""Errors that a user can act on. Each message says what is wrong, where, and what would be right."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class EtbError(Exception):
+    """Parent of every error that this package raises on purpose."""
+
+
+class ConfigError(EtbError):
+    """A flag, a key of an experiment file or an argument has a value that it cannot have."""
+
+
+class DataError(EtbError):
+    """A data set is missing, truncated or of the wrong shape."""
+
+
+class UnsupportedLayer(EtbError):
+    """A bound cannot take a network; the message names the layer."""
+
+
+class CheckpointError(EtbError):
+    """Weights cannot be read or do not fit the network."""
+
+
+class TrainingError(EtbError):
+    """Training cannot go on; the message names epoch and batch."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """Return the error for a `name` that is not among the `known` ones, nearest spellings first."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}."
+    return ConfigError(f"unknown {kind} {name!r}; {hint}")

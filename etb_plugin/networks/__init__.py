@@ -1,0 +1,30 @@
+"""Networks: the architectures of the papers, by name, and the layers they need beyond torch's.
+
+Start at `build`. A new architecture is one file here with `@register_network` in it. Normalisation is the
+network's first layer, so everything outside counts in pixels.
+"""
+
+from etb_plugin.networks.layers import Normalize, Residual, split_normalization
+from etb_plugin.networks.registry import (
+    build,
+    check_network,
+    hidden_units,
+    load_networks,
+    networks,
+    parameters,
+    register_network,
+)
+
+__all__ = [
+    "Normalize",
+    "Residual",
+    "build",
+    "check_network",
+    "hidden_units",
+    "networks",
+    "parameters",
+    "register_network",
+    "split_normalization",
+]
+
+load_networks()

@@ -1,0 +1,143 @@
+"""Architectures by name. One file per family registers each of its architectures with the decorator."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+import torch
+from torch import nn
+
+from etb_plugin.errors import ConfigError, unknown_name
+from etb_plugin.networks.layers import Normalize
+
+Layers = list[nn.Module]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A registered architecture: its name (a pattern for a family), its layers in words, its source."""
+
+    name: str
+    layers: str
+    source: str
+    make: Callable[..., Layers]
+    pattern: re.Pattern[str]
+
+
+_registry: dict[str, Architecture] = {}
+
+
+def register_network(
+    name: str, *, layers: str, source: str, pattern: str | None = None
+) -> Callable[[Callable[..., Layers]], Callable[..., Layers]]:
+    """Register the decorated `(channels, size, classes) -> layers` as the architecture `name`.
+
+    With a `pattern` the name stands for a family, and the pattern's named groups are passed on as integers.
+    Raises ConfigError where the name is taken.
+    """
+
+    def register(make: Callable[..., Layers]) -> Callable[..., Layers]:
+        if name in _registry:
+            raise ConfigError(f"network {name!r} is registered twice")
+        _registry[name] = Architecture(name, layers, source, make, re.compile(pattern or re.escape(name)))
+        return make
+
+    return register
+
+
+def networks() -> Mapping[str, Architecture]:
+    """Return every registered architecture by name."""
+    return dict(_registry)
+
+
+def check_network(name: str) -> None:
+    """Raise ConfigError, with the nearest names, where no architecture is called `name`."""
+    _find(name)
+
+
+def build(
+    name: str,
+    input_shape: tuple[int, ...],
+    classes: int,
+    *,
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    seed: int | None = None,
+) -> nn.Sequential:
+    """Return a new network called `name` for inputs of `input_shape` [channels, height, width].
+
+    With `normalization` (mean and deviation of each channel, in pixel units) the first layer normalises, so that
+    boxes and attacks stay in pixel units. With `seed` the initial weights are repeatable and torch's generator
+    is left as it was. Raises ConfigError for an unknown name, or an input that the network does not fit.
+    """
+    architecture, numbers = _find(name)
+    channels, height, width = input_shape
+    if height != width:
+        raise ConfigError(f"network {name!r} takes square images; got {height} x {width}")
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            layers = architecture.make(channels, height, classes, **numbers)
+        except _TooSmall:
+            raise ConfigError(
+                f"network {name!r} does not fit images of {height} x {width} pixels (a layer would be empty); "
+                f"for small images use tiny or mlp-WIDTHxDEPTH"
+            ) from None
+    if normalization is not None:
+        layers = [Normalize(*normalization), *layers]
+    return nn.Sequential(*layers)
+
+
+def hidden_units(network: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Return the number of ReLU units of `network` for one input."""
+    count = 0
+
+    def add(_: nn.Module, __: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal count
+        count += output[0].numel()
+
+    hooks = [m.register_forward_hook(add) for m in network.modules() if isinstance(m, nn.ReLU)]
+    modes = {m: m.training for m in network.modules()}
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, *input_shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return count
+
+
+def parameters(network: nn.Module) -> int:
+    """Return the number of parameters of `network`."""
+    return sum(p.numel() for p in network.parameters())
+
+
+class _TooSmall(Exception):
+    pass
+
+
+def convolved(size: int, kernel: int, stride: int, padding: int) -> int:
+    """Return the size of a convolution's output; `build` refuses the network where nothing is left of it."""
+    out = (size + 2 * padding - kernel) // stride + 1
+    if out < 1:
+        raise _TooSmall
+    return out
+
+
+def _find(name: str) -> tuple[Architecture, dict[str, int]]:
+    for architecture in _registry.values():
+        match = architecture.pattern.fullmatch(name)
+        if match:
+            return architecture, {key: int(value) for key, value in match.groupdict().items()}
+    raise unknown_name("network", name, _registry)
+
+
+def load_networks() -> None:
+    """Import every file of this folder, so that each registers its architectures."""
+    for module in iter_modules([str(Path(__file__).parent)]):
+        import_module(f"etb_plugin.networks.{module.name}")
