@@ -144,6 +144,19 @@ class Reshape(Affine):
         return [rows.reshape(*rows.shape[:2], *shapes[0])]
 
 
+@dataclass(frozen=True)
+class Sum(Affine):
+    """The sum of two inputs of one shape: where the branches of a residual network meet."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return inputs[0] + inputs[1]
+
+    spread = forward
+
+    def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        return [rows] * len(shapes)
+
+
 class Relu:
     """max(z, 0): two linear pieces, of slope 0 and 1."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from etb_plugin.bounds.graph import Affine, Coherent, Conv, Graph, Linear, Node, Relu, Reshape
+from etb_plugin.bounds.graph import Affine, Coherent, Conv, Graph, Linear, Node, Relu, Reshape, Sum
 from etb_plugin.errors import ConfigError, UnsupportedLayer
 
 _PROBE_BATCH = 2  # batch norm refuses a batch of one in some layouts; two also tells batch from features
@@ -198,6 +198,14 @@ def _rearrange(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) ->
     return Coherent(builder.closure(node, inputs))
 
 
+def _add(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    operands = [builder.values[n] for n in inputs]
+    plain = len(node.args) == 2 and not node.kwargs and all(a in inputs for a in node.args)
+    if plain and len(inputs) == 2 and operands[0].shape == operands[1].shape:
+        return Sum()
+    return _rearrange(builder, node, inputs)
+
+
 def _product(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
     if len(inputs) != 1 or sum(a is inputs[0] for a in node.args) != 1:
         raise UnsupportedLayer(f"layer {builder._name(node)} multiplies two values that depend on the input")
@@ -230,7 +238,8 @@ _CALLS: dict[Any, Callable[[_Builder, fx.Node, Any], Affine | Relu | None]] = {
         _reshape,
     ),
     **dict.fromkeys(["contiguous", F.dropout], _keep),
-    **dict.fromkeys([operator.add, operator.iadd, torch.add, "add", operator.sub, torch.sub, "sub"], _rearrange),
+    **dict.fromkeys([operator.add, operator.iadd, torch.add, "add"], _add),
+    **dict.fromkeys([operator.sub, torch.sub, "sub"], _rearrange),
     **dict.fromkeys([operator.neg, torch.neg, "neg", torch.cat, torch.concat, torch.mean, "mean"], _rearrange),
     **dict.fromkeys([torch.sum, "sum", torch.permute, "permute", torch.transpose, "transpose"], _rearrange),
     **dict.fromkeys([operator.getitem, F.pad, F.avg_pool2d, F.adaptive_avg_pool2d], _rearrange),

@@ -1,0 +1,71 @@
+"""The bound `sampled`: the range that points of the box are seen to reach. An inner estimate."""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from etb_plugin.bounds.registry import BoundFunction, register_bound
+from etb_plugin.bounds.tracing import refuse_training_mode
+from etb_plugin.bounds.types import Box
+from etb_plugin.errors import ConfigError
+
+_ALL_CORNERS_UP_TO = 14
+"""Input elements up to which every corner is visited: 2^14 points."""
+_AT_ONCE = 2**22
+"""Input elements that one forward pass may hold."""
+
+
+@register_bound("sampled", sound=False, differentiable=False, takes="any network")
+def sampled(
+    network: nn.Module, input_shape: torch.Size, *, samples: int = 1000, seed: int = 0
+) -> BoundFunction:
+    """The range over sampled points of the box: an inner estimate, the reference for coverage. NOT a certificate.
+
+    Takes `samples` uniform points, the centre, and as many random corners, or all 2^n corners where the input has
+    n <= 14 elements. Equal seeds visit equal points. Cost: one forward pass per point; no gradient.
+    """
+    if samples < 1:
+        raise ConfigError(f"sampled needs samples >= 1, got {samples}")
+    refuse_training_mode(network)
+
+    @torch.no_grad()
+    def apply(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator(box.lower.device).manual_seed(seed)
+        lower = upper = None
+        for points in _points(box, input_shape, samples, generator):
+            values = network(points.flatten(0, 1)).unflatten(0, points.shape[:2])
+            if spec is not None:
+                values = torch.einsum("brk,bsk->bsr", spec.to(values.dtype), values)
+            low, high = values.amin(1), values.amax(1)
+            lower = low if lower is None else torch.minimum(lower, low)
+            upper = high if upper is None else torch.maximum(upper, high)
+        assert lower is not None
+        assert upper is not None
+        return lower, upper
+
+    return apply
+
+
+def _points(box: Box, shape: torch.Size, samples: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield points [batch, some, *input] of the box: the centre, uniform ones, then corners."""
+    lower, width = box.lower.unsqueeze(1), (box.upper - box.lower).unsqueeze(1)
+    at_once = max(1, _AT_ONCE // box.lower.numel())
+    yield box.center.unsqueeze(1)
+    for weights in _uniform(samples, at_once, box, generator):
+        yield lower + width * weights
+    if shape.numel() <= _ALL_CORNERS_UP_TO:
+        corners = torch.tensor(list(itertools.product((0.0, 1.0), repeat=shape.numel())))
+        for weights in corners.to(lower).view(1, -1, *shape).split(at_once, dim=1):
+            yield torch.where(weights > 0, box.upper.unsqueeze(1), lower)
+    else:
+        for weights in _uniform(samples, at_once, box, generator):
+            yield torch.where(weights > 0.5, box.upper.unsqueeze(1), lower)
+
+
+def _uniform(samples: int, at_once: int, box: Box, generator: torch.Generator) -> Iterator[Tensor]:
+    like = box.lower
+    for start in range(0, samples, at_once):
+        size = (len(box), min(at_once, samples - start), *like.shape[1:])
+        yield torch.rand(size, generator=generator, dtype=like.dtype, device=like.device)
