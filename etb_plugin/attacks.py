@@ -1,0 +1,134 @@
+"""Attacks: FGSM and PGD in an l_inf box. An attack proves an image not robust; it never proves one robust."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from etb_plugin.bounds import Box
+from etb_plugin.errors import ConfigError
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each example, [batch]."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return max over j != y of f_j - f_y for each example, [batch]: positive where the prediction is wrong."""
+    true = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return others.amax(1) - true[:, 0]
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross-entropy": cross_entropy, "margin": margin}
+
+
+@dataclass(frozen=True)
+class Pgd:
+    """Settings of projected gradient descent (Madry et al. 2018).
+
+    Each restart starts afresh at a random point of the box, once for each loss. The step size starts at `step` times
+    the box's radius and is halved after a half and again after three quarters of the steps.
+    """
+
+    steps: int = 40
+    restarts: int = 1
+    step: float = 0.25
+    losses: tuple[str, ...] = ("cross-entropy", "margin")
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise ConfigError(f"PGD needs at least 1 step and 1 restart; got {self.steps} and {self.restarts}")
+
+    def step_at(self, i: int) -> float:
+        """Return the size of step `i` in units of the box's radius."""
+        return self.step / 2 ** ((i >= self.steps / 2) + (i >= self.steps * 3 / 4))
+
+
+def fgsm(network: nn.Module, box: Box, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the box's corner that one gradient step from `images` points at (Goodfellow et al. 2014)."""
+    gradient, _ = _gradient(network, images, labels, cross_entropy)
+    return torch.where(gradient > 0, box.upper, torch.where(gradient < 0, box.lower, images))
+
+
+def pgd(
+    network: nn.Module, box: Box, labels: Tensor, settings: Pgd, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return points of the box, [batch, *input], and whether the network gets each wrong, [batch].
+
+    `labels` [batch] is what the prediction should stay. An example is worked on until it is broken; where nothing
+    breaks it, its last point is returned.
+    """
+    points = box.center.clone()
+    with torch.no_grad():
+        broken = network(points).argmax(1) != labels
+    for loss in settings.losses * settings.restarts:
+        remaining = (~broken).nonzero()[:, 0]
+        if not len(remaining):
+            break
+        points[remaining], broken[remaining] = _descend(
+            network, box[remaining], labels[remaining], LOSSES[loss], settings, generator
+        )
+    return points, broken
+
+
+def perturb(
+    network: nn.Module, box: Box, labels: Tensor, settings: Pgd, generator: torch.Generator
+) -> Tensor:
+    """Return one run of PGD on the first loss with a fixed number of steps, for training: [batch, *input].
+
+    Nothing is dropped and nothing waits for the device.
+    """
+    x = _random_point(box, generator)
+    for i in range(settings.steps):
+        gradient, _ = _gradient(network, x, labels, LOSSES[settings.losses[0]])
+        x = _moved(x, gradient, box, settings.step_at(i))
+    return x
+
+
+def _descend(
+    network: nn.Module,
+    box: Box,
+    labels: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    settings: Pgd,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """One run from a random point. Broken examples leave the batch."""
+    x = _random_point(box, generator)
+    points, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    active = torch.arange(len(x), device=x.device)
+    for i in range(settings.steps + 1):
+        gradient, logits = _gradient(network, x, labels[active], loss)
+        wrong = logits.argmax(1) != labels[active]
+        points[active], broken[active] = x, wrong
+        active, x, gradient = active[~wrong], x[~wrong], gradient[~wrong]
+        if i == settings.steps or not len(active):
+            break
+        x = _moved(x, gradient, box[active], settings.step_at(i))
+    return points, broken
+
+
+def _random_point(box: Box, generator: torch.Generator) -> Tensor:
+    like = box.lower
+    weights = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    return like + (box.upper - like) * weights
+
+
+def _moved(x: Tensor, gradient: Tensor, box: Box, step: float) -> Tensor:
+    """Climb along the gradient's sign by `step` times the box's radius, and back into the box."""
+    return torch.minimum(torch.maximum(x + step * box.radius * gradient.sign(), box.lower), box.upper)
+
+
+def _gradient(
+    network: nn.Module, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the loss at x, [batch, *input], and the logits. Weights take no gradient."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits = network(x)
+        (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), x)
+    return gradient, logits.detach()

@@ -1,0 +1,320 @@
+"""Data sets: whole ones, on the device, as uint8. No worker processes.
+
+A data set is loaded once (`load`), moved to the device once, and cut into batches there (`Batches`): shuffling,
+cropping and flipping are tensor operations. Pixels are in [0, 1]; normalisation belongs to the network.
+
+Sources, in this order: `DATA_DIR/NAME.npz` with x_train, y_train, x_test, y_test (uint8, Keras layout); the MNIST family's
+IDX files in `DATA_DIR/NAME` or torchvision's layout; torchvision's own loaders. `digits` is inside scikit-learn.
+"""
+
+import gzip
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from etb_plugin.errors import ConfigError, DataError, unknown_name
+
+Arrays = dict[str, np.ndarray]
+"""x_train and x_test, uint8 [n, height, width] or [n, height, width, channels]; y_train and y_test [n]."""
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of a named data set: its defaults, and how it is read."""
+
+    default_eps: float
+    normalization: Statistics | None = None
+    crop_padding: int = 0
+    flip: bool = False
+    default_model: str = "small"
+    default_epochs: int = 20
+    idx_folders: tuple[str, ...] = ()
+    torchvision: str | None = None
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(0.1, default_model="tiny", default_epochs=15),
+    "mnist": Source(0.1, idx_folders=("mnist", "MNIST/raw"), torchvision="MNIST"),
+    "fashion-mnist": Source(
+        0.1, idx_folders=("fashion-mnist", "FashionMNIST/raw"), torchvision="FashionMNIST"
+    ),
+    "cifar10": Source(
+        2 / 255, ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), 4, True, torchvision="CIFAR10"
+    ),
+    "cifar100": Source(
+        2 / 255, ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)), 4, True, torchvision="CIFAR100"
+    ),
+    "svhn": Source(0.01, ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)), 4, torchvision="SVHN"),
+}
+"""Augmentation and normalisation as Gowal et al. 2019, appendix A: crops and flips on CIFAR, crops on SVHN."""
+
+_OWN = Source(0.1)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 [n, channels, height, width] and labels int64 [n], on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images in [0, 1] and labels, in order."""
+        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+            yield pixels(images), labels
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set on a device, and what the network and the training need to know of it."""
+
+    name: str
+    train: Split
+    test: Split
+    classes: int
+    source: Source = field(default=_OWN)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """[channels, height, width]"""
+        return tuple(self.train.images.shape[1:])
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Shuffled, augmented batches of a split, drawn on its device. Iterating once is one epoch."""
+
+    split: Split
+    size: int
+    generator: torch.Generator
+    crop_padding: int = 0
+    flip: bool = False
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device = self.split.labels.device
+        order = torch.randperm(len(self.split), generator=self.generator, device=device)
+        for chosen in order.split(self.size):
+            yield pixels(self._augmented(self.split.images[chosen])), self.split.labels[chosen]
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        if self.crop_padding:
+            images = _shifted(images, self.crop_padding, self.generator)
+        if self.flip:
+            flipped = torch.rand(len(images), generator=self.generator, device=images.device) < 0.5
+            images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(3), images)
+        return images
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Return uint8 images as float32 in [0, 1]."""
+    return images.float() / 255
+
+
+def _shifted(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Pad with zeros and crop each image at its own random place."""
+    count, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (padding,) * 4)
+    start = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator, device=images.device)
+    rows = start[0] + torch.arange(height, device=images.device)
+    columns = start[1] + torch.arange(width, device=images.device)
+    example = torch.arange(count, device=images.device)
+    # Advanced indices around a slice put the channels last.
+    return padded[example[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def describe(name: str) -> Source:
+    """Return what is known of the data set `name` (a file's defaults for a path). Raises ConfigError for neither."""
+    if name in SOURCES:
+        return SOURCES[name]
+    if name.endswith(".npz"):
+        return _OWN
+    raise unknown_name("dataset", name, SOURCES)
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Dataset:
+    """Return the data set `name`, or the one in a file `path/to/file.npz`, on `device`.
+
+    `data_dir` defaults to the environment variable ETB_DATA_DIR, then to `data`. The limits keep the first
+    examples. Raises ConfigError for an unknown name and DataError where files are missing or unreadable.
+    """
+    source = describe(name)
+    folder = Path(data_dir or os.environ.get("ETB_DATA_DIR") or "data")
+    if name == "digits":
+        arrays = _digits()
+    elif name.endswith(".npz"):
+        if not Path(name).is_file():
+            raise DataError(f"there is no file {name}")
+        arrays = _read_npz(Path(name))
+    else:
+        arrays = _find(name, source, folder)
+    arrays = {k: v[:limit] for k, v in arrays.items() for limit in [train_limit if "train" in k else test_limit]}
+    x_train, x_test = (_channels_first(arrays[k], name) for k in ("x_train", "x_test"))
+    y_train, y_test = (torch.from_numpy(arrays[k].astype(np.int64)) for k in ("y_train", "y_test"))
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise DataError(f"{name}: training images {list(x_train.shape[1:])}, test images {list(x_test.shape[1:])}")
+    return Dataset(
+        Path(name).stem,
+        Split(x_train.to(device), y_train.to(device)),
+        Split(x_test.to(device), y_test.to(device)),
+        classes=int(arrays["y_train"].max()) + 1 if source is _OWN else (100 if name == "cifar100" else 10),
+        source=source,
+    )
+
+
+def _channels_first(images: np.ndarray, name: str) -> Tensor:
+    tensor = torch.from_numpy(images)
+    tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
+    if tensor.shape[1] not in (1, 3):
+        raise DataError(f"{name}: images need shape [n, height, width] or [n, height, width, 1 or 3]; got {images.shape}")
+    return tensor.contiguous()
+
+
+def _digits() -> Arrays:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    images = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    x_train, x_test, y_train, y_test = train_test_split(
+        images, labels, test_size=360, random_state=0, stratify=labels
+    )
+    return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+
+
+def _find(name: str, source: Source, folder: Path) -> Arrays:
+    if (folder / f"{name}.npz").is_file():
+        return _read_npz(folder / f"{name}.npz")
+    for place in source.idx_folders:
+        if _idx_file(folder / place, "train-images-idx3-ubyte") is not None:
+            return _read_idx_folder(folder / place)
+    if source.torchvision is not None and not source.idx_folders:
+        arrays = _read_torchvision(name, source.torchvision, folder)
+        if arrays is not None:
+            return arrays
+    wanted = folder / f"{name}.npz"
+    raise DataError(
+        f"there is no {name} in {folder}: put {wanted} there (x_train, y_train, x_test, y_test), or torchvision's files\n"
+        f"  python -c \"import torchvision; torchvision.datasets.{source.torchvision}('{folder}', download=True)\" "
+        f"fetches them; --data-dir or ETB_DATA_DIR names another folder"
+    )
+
+
+def _read_npz(path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in _KEYS if key not in file]
+            if missing:
+                raise DataError(f"{path} lacks {', '.join(missing)}; it needs {', '.join(_KEYS)}")
+            arrays = {key: file[key] for key in _KEYS}
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
+        raise DataError(f"{path} is truncated or is no .npz file: {error}") from error
+    return _checked(arrays, path)
+
+
+def _checked(arrays: Arrays, path: Path) -> Arrays:
+    for part in ("train", "test"):
+        images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        if images.dtype != np.uint8 or images.ndim not in (3, 4):
+            raise DataError(
+                f"{path}: x_{part} needs uint8 images [n, height, width] or [n, height, width, channels]; "
+                f"got {images.dtype} {list(images.shape)}"
+            )
+        labels = labels.reshape(len(labels), -1)
+        if labels.shape[1:] != (1,) or len(labels) != len(images) or not len(labels):
+            raise DataError(f"{path}: y_{part} needs one label for each of the {len(images)} images")
+        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+            raise DataError(f"{path}: y_{part} needs integer labels from 0")
+        arrays[f"y_{part}"] = labels[:, 0]
+    return arrays
+
+
+def _idx_file(folder: Path, name: str) -> Path | None:
+    return next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
+
+
+def _read_idx_folder(folder: Path) -> Arrays:
+    arrays = {}
+    for key, name in zip(
+        _KEYS,
+        ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+        strict=True,
+    ):
+        path = _idx_file(folder, name)
+        if path is None:
+            raise DataError(f"{folder} lacks {name} (or {name}.gz)")
+        arrays[key] = _read_idx(path)
+    return _checked(arrays, folder)
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """Read an IDX file of unsigned bytes: two zeros, type 8, the number of sizes, the sizes, the data."""
+    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            content = file.read()
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path} is truncated or damaged: {error}") from error
+    dimensions = content[3] if len(content) >= 4 and content[:3] == b"\0\0\x08" else 0
+    header = 4 + 4 * dimensions
+    if not dimensions or len(content) < header:
+        raise DataError(f"{path} is no IDX file of unsigned bytes")
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    if len(content) - header != int(np.prod(shape)):
+        raise DataError(f"{path} holds {len(content) - header} bytes where its header says {int(np.prod(shape))}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
+
+
+def _read_torchvision(name: str, loader: str, folder: Path) -> Arrays | None:
+    """Read through torchvision; None where its files are not in `folder`."""
+    traces = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python", "SVHN": "train_32x32.mat"}
+    if not (folder / traces[loader]).exists():
+        return None
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:
+        raise DataError(
+            f"torchvision cannot be imported ({error}), most often beside a CPU-only build of torch\n"
+            f"  put {folder / name}.npz there instead (x_train, y_train, x_test, y_test), or install matching builds"
+        ) from error
+    arrays: Arrays = {}
+    try:
+        for part in ("train", "test"):
+            choice = {"split": part} if loader == "SVHN" else {"train": part == "train"}
+            data = getattr(datasets, loader)(folder, **choice)
+            images = data.data.transpose(0, 2, 3, 1) if loader == "SVHN" else data.data
+            arrays[f"x_{part}"] = images
+            arrays[f"y_{part}"] = np.asarray(data.labels if loader == "SVHN" else data.targets)
+    except (RuntimeError, OSError, EOFError) as error:
+        raise DataError(f"{folder}: torchvision cannot read {name}: {error}") from error
+    return _checked(arrays, folder)
+
+
+def limited(split: Split, count: int) -> Split:
+    """Return the first `count` examples of a split. Raises ConfigError for a count below 1."""
+    if count < 1:
+        raise ConfigError(f"a split needs at least 1 example, got {count}")
+    return replace(split, images=split.images[:count], labels=split.labels[:count])
