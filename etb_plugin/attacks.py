@@ -75,9 +75,7 @@ def pgd(
     return points, broken
 
 
-def perturb(
-    network: nn.Module, box: Box, labels: Tensor, settings: Pgd, generator: torch.Generator
-) -> Tensor:
+def perturb(network: nn.Module, box: Box, labels: Tensor, settings: Pgd, generator: torch.Generator) -> Tensor:
     """Return one run of PGD on the first loss with a fixed number of steps, for training: [batch, *input].
 
     Nothing is dropped and nothing waits for the device.

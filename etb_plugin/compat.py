@@ -44,7 +44,7 @@ def _opset_setter() -> None:
     def set_opset_version(version: int) -> None:
         settings.GLOBALS.export_onnx_opset_version = version
 
-    helper._set_opset_version = set_opset_version  # type: ignore[attr-defined]
+    helper.__dict__["_set_opset_version"] = set_opset_version
 
 
 def _node_subscript() -> None:
@@ -56,7 +56,7 @@ def _node_subscript() -> None:
     def attribute(node: Any, key: str) -> Any:
         return getattr(node, node.kindOf(key))(key)
 
-    node_type.__getitem__ = attribute  # type: ignore[attr-defined]
+    setattr(node_type, "__getitem__", attribute)  # noqa: B010 (a C type: the checker knows no assignment)
 
 
 def patch_bounded_module(bounded_module: type) -> None:
@@ -65,7 +65,7 @@ def patch_bounded_module(bounded_module: type) -> None:
     Without it auto_LiRPA 0.3 stops with a TypeError on residual networks.
     """
     original = bounded_module._named_members  # type: ignore[attr-defined]
-    if "remove_duplicate" in inspect.signature(original).parameters:
+    if "remove_duplicate" in inspect.signature(original, follow_wrapped=False).parameters:
         return
 
     @functools.wraps(original)
@@ -80,11 +80,6 @@ def patch_bounded_module(bounded_module: type) -> None:
             )
 
     bounded_module._named_members = named_members  # type: ignore[attr-defined]
-
-
-def prepare_loss_fusion() -> None:
-    """Register the ONNX symbols that loss fusion's `gather` needs on torch 2.13 (else: unsupported OneHot)."""
-    _first_module("torch.onnx._internal.torchscript_exporter.symbolic_opset11", "torch.onnx.symbolic_opset11")
 
 
 def _first_module(*names: str) -> types.ModuleType:

@@ -3,8 +3,9 @@
 A data set is loaded once (`load`), moved to the device once, and cut into batches there (`Batches`): shuffling,
 cropping and flipping are tensor operations. Pixels are in [0, 1]; normalisation belongs to the network.
 
-Sources, in this order: `DATA_DIR/NAME.npz` with x_train, y_train, x_test, y_test (uint8, Keras layout); the MNIST family's
-IDX files in `DATA_DIR/NAME` or torchvision's layout; torchvision's own loaders. `digits` is inside scikit-learn.
+Sources, in this order: `DATA_DIR/NAME.npz` with x_train, y_train, x_test, y_test (uint8, Keras layout); the MNIST
+family's IDX files in `DATA_DIR/NAME` or torchvision's layout; torchvision's own loaders.
+`digits` is inside scikit-learn.
 """
 
 import gzip
@@ -13,7 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etb_plugin.errors import ConfigError, DataError, unknown_name
+from etb_plugin.errors import DataError, unknown_name
 
 Arrays = dict[str, np.ndarray]
 """x_train and x_test, uint8 [n, height, width] or [n, height, width, channels]; y_train and y_test [n]."""
@@ -46,15 +47,9 @@ class Source:
 SOURCES: dict[str, Source] = {
     "digits": Source(0.1, default_model="tiny", default_epochs=15),
     "mnist": Source(0.1, idx_folders=("mnist", "MNIST/raw"), torchvision="MNIST"),
-    "fashion-mnist": Source(
-        0.1, idx_folders=("fashion-mnist", "FashionMNIST/raw"), torchvision="FashionMNIST"
-    ),
-    "cifar10": Source(
-        2 / 255, ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), 4, True, torchvision="CIFAR10"
-    ),
-    "cifar100": Source(
-        2 / 255, ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)), 4, True, torchvision="CIFAR100"
-    ),
+    "fashion-mnist": Source(0.1, idx_folders=("fashion-mnist", "FashionMNIST/raw"), torchvision="FashionMNIST"),
+    "cifar10": Source(2 / 255, ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), 4, True, torchvision="CIFAR10"),
+    "cifar100": Source(2 / 255, ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)), 4, True, torchvision="CIFAR100"),
     "svhn": Source(0.01, ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)), 4, torchvision="SVHN"),
 }
 """Augmentation and normalisation as Gowal et al. 2019, appendix A: crops and flips on CIFAR, crops on SVHN."""
@@ -189,7 +184,9 @@ def _channels_first(images: np.ndarray, name: str) -> Tensor:
     tensor = torch.from_numpy(images)
     tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
     if tensor.shape[1] not in (1, 3):
-        raise DataError(f"{name}: images need shape [n, height, width] or [n, height, width, 1 or 3]; got {images.shape}")
+        raise DataError(
+            f"{name}: images need shape [n, height, width] or [n, height, width, 1 or 3]; got {images.shape}"
+        )
     return tensor.contiguous()
 
 
@@ -199,9 +196,7 @@ def _digits() -> Arrays:
 
     images, labels = load_digits(return_X_y=True)
     images = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images, labels, test_size=360, random_state=0, stratify=labels
-    )
+    x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
 
 
@@ -217,7 +212,8 @@ def _find(name: str, source: Source, folder: Path) -> Arrays:
             return arrays
     wanted = folder / f"{name}.npz"
     raise DataError(
-        f"there is no {name} in {folder}: put {wanted} there (x_train, y_train, x_test, y_test), or torchvision's files\n"
+        f"there is no {name} in {folder}: put {wanted} there "
+        f"(x_train, y_train, x_test, y_test) or torchvision's files\n"
         f"  python -c \"import torchvision; torchvision.datasets.{source.torchvision}('{folder}', download=True)\" "
         f"fetches them; --data-dir or ETB_DATA_DIR names another folder"
     )
@@ -225,7 +221,7 @@ def _find(name: str, source: Source, folder: Path) -> Arrays:
 
 def _read_npz(path: Path) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             missing = [key for key in _KEYS if key not in file]
             if missing:
                 raise DataError(f"{path} lacks {', '.join(missing)}; it needs {', '.join(_KEYS)}")
@@ -260,7 +256,12 @@ def _read_idx_folder(folder: Path) -> Arrays:
     arrays = {}
     for key, name in zip(
         _KEYS,
-        ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+        (
+            "train-images-idx3-ubyte",
+            "train-labels-idx1-ubyte",
+            "t10k-images-idx3-ubyte",
+            "t10k-labels-idx1-ubyte",
+        ),
         strict=True,
     ):
         path = _idx_file(folder, name)
@@ -311,10 +312,3 @@ def _read_torchvision(name: str, loader: str, folder: Path) -> Arrays | None:
     except (RuntimeError, OSError, EOFError) as error:
         raise DataError(f"{folder}: torchvision cannot read {name}: {error}") from error
     return _checked(arrays, folder)
-
-
-def limited(split: Split, count: int) -> Split:
-    """Return the first `count` examples of a split. Raises ConfigError for a count below 1."""
-    if count < 1:
-        raise ConfigError(f"a split needs at least 1 example, got {count}")
-    return replace(split, images=split.images[:count], labels=split.labels[:count])

@@ -30,7 +30,8 @@ def dual(
 
     Exact (the default) it is a certificate, and its cost grows with the number of input elements and of unstable
     units. With `projections=k` l1 norms are medians of k Cauchy projections (Wong et al. 2018, scaling, section 3.2):
-    much cheaper, random (torch's global generator), and NOT a certificate. `lower_only` spares the upper side, +inf there.
+    much cheaper, random (torch's global generator), and NOT a certificate. `lower_only` spares
+    the upper side, +inf there.
     """
     if projections is not None and projections < 1:
         raise ConfigError(f"dual needs projections >= 1, got {projections}")
@@ -135,7 +136,8 @@ def _layer(graph: Graph, node: Node) -> nn.Module:
             raise UnsupportedLayer(f"layer {node.name}: convex_adversarial takes no groups and no dilation")
         weight = _covering_kernel(operation, node, graph.nodes[node.inputs[0]].shape)
         out, into, height, width = weight.shape
-        layer = nn.Conv2d(into, out, (height, width), operation.stride, operation.padding, device="meta")
+        layer = nn.Conv2d(into, out, (height, width), (1, 1), device="meta")
+        layer.stride, layer.padding = operation.stride, operation.padding
         return _filled(layer, node, weight, operation.bias())
     raise UnsupportedLayer(f"layer {node.name}: convex_adversarial has no dual layer for it")
 

@@ -63,9 +63,7 @@ def check_options(masks: str, center: str) -> None:
         raise unknown_name("center", center, CENTERS)
 
 
-def expected_interval(
-    graph: Graph, box: Box, spec: Tensor | None, *, masks: str, center: str
-) -> tuple[Tensor, Tensor]:
+def expected_interval(graph: Graph, box: Box, spec: Tensor | None, *, masks: str, center: str) -> tuple[Tensor, Tensor]:
     """Return lower and upper, [batch, rows], of the expected bound on `graph` (equations 3 and 6)."""
     if spec is not None and spec.shape[2:] != graph.nodes[-1].shape:
         raise ConfigError(

@@ -93,9 +93,7 @@ class Conv(Affine):
         return [result.unflatten(0, rows.shape[:2])]
 
     def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _CONV[len(self.stride) - 1](
-            x, weight, bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        return _CONV[len(self.stride) - 1](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class Coherent(Affine):
 
     def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
         points = [rows.new_zeros(len(rows), *shape) for shape in shapes]
-        _, derivative = torch.func.vjp(self.function, *points)
+        derivative = torch.func.vjp(self.function, *points)[1]
         return list(torch.vmap(derivative, in_dims=1, out_dims=1)(rows))
 
 

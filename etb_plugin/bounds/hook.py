@@ -43,7 +43,13 @@ def register() -> None:
 
 
 def _expected(
-    module: Any, x: Any, C: Tensor | None, *, bound_lower: bool = True, bound_upper: bool = True, **unused: Any
+    module: Any,
+    x: Any,
+    C: Tensor | None,
+    *,
+    bound_lower: bool = True,
+    bound_upper: bool = True,
+    **unused: Any,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return lower and upper, [batch, rows], as `compute_bounds` would; an end not asked for is None."""
     if unused:
@@ -64,7 +70,7 @@ def _input_box(module: Any) -> tuple[Any, Box]:
     perturbed = [n for n in module._modules.values() if getattr(n, "perturbation", None) is not None]
     if len(perturbed) != 1 or getattr(perturbed[0], "input_index", None) is None:
         raise ConfigError(
-            f"method='expected' takes one perturbed input and no perturbed weights; got {len(perturbed)} perturbed nodes"
+            f"method='expected' takes one perturbed input, and no perturbed weights; {len(perturbed)} nodes are"
         )
     node = perturbed[0]
     ball, value = node.perturbation, torch.as_tensor(node.value.data)
@@ -188,8 +194,14 @@ def _conv(node: Any) -> Affine:
         raise UnsupportedLayer(f"layer {_label(node)} has perturbed weights")
     weight = node.inputs[1].forward_value
     bias = node.inputs[2].forward_value if len(node.inputs) > 2 else None
-    sizes = (tuple(getattr(node, name)) for name in ("stride", "padding", "dilation"))
-    return Conv(lambda: weight, lambda: bias, *sizes, node.groups)
+    return Conv(
+        lambda: weight,
+        lambda: bias,
+        stride=tuple(node.stride),
+        padding=tuple(node.padding),
+        dilation=tuple(node.dilation),
+        groups=node.groups,
+    )
 
 
 def _keep(node: Any) -> Affine:

@@ -23,7 +23,17 @@ with warnings.catch_warnings(record=True):  # torch.jit's deprecation, and a fil
 compat.patch_bounded_module(BoundedModule)
 
 TAKES = "every graph that auto_LiRPA converts"
-_PATCHES_TAKE = {"Input", "Params", "Buffers", "Conv", "Relu", "Flatten", "Linear", "Add", "BatchNormalization"}
+_PATCHES_TAKE = {
+    "Input",
+    "Params",
+    "Buffers",
+    "Conv",
+    "Relu",
+    "Flatten",
+    "Linear",
+    "Add",
+    "BatchNormalization",
+}
 """Operations that auto_LiRPA's patches mode takes: several times faster on convolutions, but not general."""
 
 

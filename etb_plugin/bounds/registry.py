@@ -125,9 +125,7 @@ def get_bound(name: str) -> Registered:
     return _registry[name]
 
 
-def prepare(
-    name: str, network: nn.Module, input_shape: tuple[int, ...] | torch.Size, **options: Any
-) -> PreparedBound:
+def prepare(name: str, network: nn.Module, input_shape: tuple[int, ...] | torch.Size, **options: Any) -> PreparedBound:
     """Make the bound `name` ready for `network` on inputs of `input_shape` (without the batch).
 
     Raises UnsupportedLayer, naming the layer, where the bound cannot take the network, and ConfigError for
@@ -140,9 +138,7 @@ def prepare(
     return PreparedBound(name, entry.soundness(options), entry.differentiable, shape, function)
 
 
-def bound(
-    name: str, network: nn.Module, box: Box, spec: Tensor | None = None, **options: Any
-) -> Interval:
+def bound(name: str, network: nn.Module, box: Box, spec: Tensor | None = None, **options: Any) -> Interval:
     """Bound the logits of `network` over `box`, or the linear functions of them that `spec` gives.
 
     Shapes: box [batch, *input], spec [batch, rows, classes], result [batch, rows].

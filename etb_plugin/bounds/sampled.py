@@ -18,9 +18,7 @@ _AT_ONCE = 2**22
 
 
 @register_bound("sampled", sound=False, differentiable=False, takes="any network")
-def sampled(
-    network: nn.Module, input_shape: torch.Size, *, samples: int = 1000, seed: int = 0
-) -> BoundFunction:
+def sampled(network: nn.Module, input_shape: torch.Size, *, samples: int = 1000, seed: int = 0) -> BoundFunction:
     """The range over sampled points of the box: an inner estimate, the reference for coverage. NOT a certificate.
 
     Takes `samples` uniform points, the centre, and as many random corners, or all 2^n corners where the input has

@@ -164,9 +164,7 @@ def _conv(builder: _Builder, node: fx.Node, layer: Any) -> Affine:
         if padding == "same" and any(span % 2 for span in spans):
             raise UnsupportedLayer(f"layer {builder._name(node)} pads its two sides differently")
         padding = tuple(span // 2 if padding == "same" else 0 for span in spans)
-    return Conv(
-        lambda: layer.weight, lambda: layer.bias, layer.stride, padding, layer.dilation, layer.groups
-    )
+    return Conv(lambda: layer.weight, lambda: layer.bias, layer.stride, padding, layer.dilation, layer.groups)
 
 
 def _reshape(builder: _Builder, node: fx.Node, _: Any) -> Affine:
@@ -233,8 +231,10 @@ _LAYERS: dict[Any, Callable[[_Builder, fx.Node, Any], Affine | Relu | None]] = {
 _CALLS: dict[Any, Callable[[_Builder, fx.Node, Any], Affine | Relu | None]] = {
     **dict.fromkeys([torch.relu, F.relu, "relu"], _relu),
     **dict.fromkeys(
-        [torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze]
-        + ["view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"],
+        [
+            *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze),
+            *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"),
+        ],
         _reshape,
     ),
     **dict.fromkeys(["contiguous", F.dropout], _keep),

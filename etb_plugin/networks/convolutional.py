@@ -43,9 +43,7 @@ _MEDIUM = [(32, 3, 1, 0), (32, 4, 2, 0), (64, 3, 1, 0), (64, 4, 2, 0)]
 _WK_LARGE = [(32, 3, 1, 1), (32, 4, 2, 1), (64, 3, 1, 1), (64, 4, 2, 1)]
 
 
-@register_network(
-    "tiny", layers="conv 8 3x3 s1 p1, conv 16 3x3 s2 p1, fc 64", source="ours, for 8 x 8 digits"
-)
+@register_network("tiny", layers="conv 8 3x3 s1 p1, conv 16 3x3 s2 p1, fc 64", source="ours, for 8 x 8 digits")
 def tiny(channels: int, size: int, classes: int) -> Layers:
     return convolutional(channels, size, classes, [(8, 3, 1, 1), (16, 3, 2, 1)], [64])
 
@@ -73,9 +71,7 @@ def large(channels: int, size: int, classes: int) -> Layers:
     return convolutional(channels, size, classes, _LARGE, [512])
 
 
-@register_network(
-    "large-etb", layers="as large, with fc 200", source="Alsubaihi et al. 2019, table 5"
-)
+@register_network("large-etb", layers="as large, with fc 200", source="Alsubaihi et al. 2019, table 5")
 def large_etb(channels: int, size: int, classes: int) -> Layers:
     return convolutional(channels, size, classes, _LARGE, [200])
 

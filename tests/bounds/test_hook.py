@@ -1,0 +1,73 @@
+"""auto_LiRPA's own entry point: the new method, and everything else as it was."""
+
+import math
+
+import pytest
+import torch
+from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+from torch import nn
+
+import etb_plugin
+from etb_plugin import Box, bound, margin_spec
+from etb_plugin.errors import ConfigError, UnsupportedLayer
+from etb_plugin.networks import build
+from tests.conftest import Branching, fully_connected
+
+
+def perturbed(box: Box) -> tuple[BoundedTensor]:
+    return (BoundedTensor(box.center, PerturbationLpNorm(norm=math.inf, x_L=box.lower, x_U=box.upper)),)
+
+
+@pytest.mark.parametrize("network", ["tiny", "wk-resnet", "cnn7-bn", "branching"])
+@pytest.mark.parametrize("masks", ["ibp", "blockwise"])
+def test_compute_bounds_equals_bound(network, masks):
+    if masks == "blockwise" and network in ("wk-resnet", "cnn7-bn"):
+        pytest.skip("thousands of rows a layer: the smaller networks take the same path")
+    net = Branching() if network == "branching" else build(network, (1, 8, 8), 5, seed=0)
+    box = Box.around(torch.rand(3, 1, 8, 8), 0.05)
+    graph = BoundedModule(net.eval(), box.center, bound_opts={"expected": {"masks": masks}})
+    for spec in (None, margin_spec(torch.tensor([0, 1, 4]), 5)):
+        lower, upper = graph.compute_bounds(x=perturbed(box), C=spec, method="expected")
+        want = bound("expected", net, box, spec, masks=masks)
+        scale = want.width.max().item()
+        torch.testing.assert_close(lower, want.lower, rtol=1e-5, atol=1e-6 * scale)
+        torch.testing.assert_close(upper, want.upper, rtol=1e-5, atol=1e-6 * scale)
+
+
+def test_other_methods_give_bit_for_bit_what_they_gave():
+    net, box = build("tiny", (1, 8, 8), 5, seed=0).eval(), Box.around(torch.rand(3, 1, 8, 8), 0.05)
+    graph = BoundedModule(net, box.center)
+    original = BoundedModule.compute_bounds.__wrapped__
+    for method in ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN", "forward"):
+        hooked = graph.compute_bounds(x=perturbed(box), method=method)
+        plain = original(BoundedModule(net, box.center), x=perturbed(box), method=method)
+        assert all(torch.equal(a, b) for a, b in zip(hooked, plain, strict=True)), method
+
+
+def test_registering_again_changes_nothing():
+    before = BoundedModule.compute_bounds
+    etb_plugin.register()
+    assert BoundedModule.compute_bounds is before
+
+
+def test_a_side_not_asked_for_is_none_and_x_can_be_reused():
+    net, box = fully_connected(4, 6, 3), Box.around(torch.rand(2, 4), 0.1)
+    graph = BoundedModule(net, box.center)
+    lower, upper = graph.compute_bounds(x=perturbed(box), method="expected", bound_upper=False)
+    again, _ = graph.compute_bounds(method="expected")
+    assert upper is None
+    torch.testing.assert_close(lower, again)
+
+
+def test_what_it_cannot_take_is_refused_by_name():
+    box = Box.around(torch.rand(2, 4), 0.1)
+    sigmoid = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
+    with pytest.raises(UnsupportedLayer, match=r"\(Sigmoid\) is neither affine nor piecewise linear"):
+        BoundedModule(sigmoid, box.center).compute_bounds(x=perturbed(box), method="expected")
+    ball = (BoundedTensor(box.center, PerturbationLpNorm(norm=2, eps=0.1)),)
+    with pytest.raises(ConfigError, match="takes l_inf boxes"):
+        BoundedModule(fully_connected(4, 3), box.center).compute_bounds(x=ball, method="expected")
+    with pytest.raises(ConfigError, match="takes no argument 'return_A'"):
+        BoundedModule(fully_connected(4, 3), box.center).compute_bounds(
+            x=perturbed(box), method="expected", return_A=True
+        )

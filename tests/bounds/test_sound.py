@@ -1,0 +1,128 @@
+"""Laws that every registered sound bound keeps, whichever it is."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from etb_plugin import Box, bound, margin_spec
+from etb_plugin.attacks import Pgd, pgd
+from etb_plugin.bounds import bounds, prepare
+from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.networks import build
+from tests.conftest import Branching, fully_connected
+
+SOUND = sorted(name for name, entry in bounds().items() if entry.sound)
+
+
+def test_what_is_sound_is_declared():
+    assert SOUND == ["alpha-crown", "crown", "crown-ibp", "dual", "ibp"]
+
+
+@pytest.mark.parametrize("name", ["ibp", "crown-ibp", "crown"])
+def test_no_sampled_or_attacked_point_leaves_the_interval_in_1000_pairs(name):
+    """200 random networks, five boxes each."""
+    generator = torch.Generator().manual_seed(0)
+    for trial in range(200):
+        torch.manual_seed(trial)
+        widths = [4, *(int(torch.randint(2, 12, ())) for _ in range(1 + trial % 3)), 3]
+        network = fully_connected(*widths).double()
+        box = Box.around(torch.rand(5, 4).double(), 10 ** (-2 + 2 * torch.rand(()).item()), clip=None)
+        labels = network(box.center).argmax(1)
+        spec = margin_spec(labels, 3, torch.float64)
+        interval = bound(name, network, box, spec)
+        seen = bound("sampled", network, box, spec, samples=200)
+        points, broken = pgd(network, box, labels, Pgd(steps=10), generator)
+        attacked = torch.einsum("brk,bk->br", spec, network(points))
+        for low, high in ((seen.lower, seen.upper), (attacked, attacked)):
+            assert (interval.lower <= low + 1e-9).all()
+            assert (interval.upper >= high - 1e-9).all()
+        assert not ((interval.lower > 0).all(1) & broken).any()
+
+
+@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("network", ["tiny", "wk-resnet", "mlp-10x3", "branching"])
+def test_contains_what_is_sampled_on_every_kind_of_network(name, network):
+    shape = (1, 8, 8) if network == "branching" else (3, 8, 8)
+    statistics = ((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    net = Branching() if network == "branching" else build(network, shape, 5, normalization=statistics, seed=1)
+    box = Box.around(torch.rand(2, *shape), 0.01)
+    if (name, network) == ("dual", "branching"):
+        with pytest.raises(UnsupportedLayer, match="convex_adversarial has no dual layer"):
+            bound(name, net.eval(), box)
+        return
+    if name == "alpha-crown" and network == "wk-resnet":
+        pytest.skip("minutes on two cores; the smaller networks take the same path")
+    got, seen = (bound(b, net.eval(), box, margin_spec(torch.tensor([0, 4]), 5)) for b in (name, "sampled"))
+    slack = 1e-5 * got.width.max()
+    assert (got.lower <= seen.lower + slack).all()
+    assert (got.upper >= seen.upper - slack).all()
+
+
+def test_tighter_bounds_lie_inside_looser_ones_and_alpha_crown_is_strictly_tighter():
+    """torch 2.14 and later turn alpha-CROWN into CROWN without a word: this is the test that sees it."""
+    network, box = build("tiny", (1, 8, 8), 10, seed=0), Box.around(torch.rand(3, 1, 8, 8), 0.05)
+    widths = [bound(name, network, box).width for name in ("alpha-crown", "crown", "crown-ibp", "ibp")]
+    assert widths[0].sum() < 0.99 * widths[1].sum()
+    for tighter, looser in itertools.pairwise(widths):
+        assert tighter.mean() < looser.mean()
+
+
+@pytest.mark.parametrize("network", ["mlp-10x3", "tiny", "wk-resnet"])
+def test_the_dual_is_crown_with_equal_slopes(network):
+    """Wong and Kolter's relaxation is CROWN's with the upper line's slope below as well: auto_LiRPA has it built in."""
+    from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+
+    shape = (1, 8, 8)
+    net, box = build(network, shape, 5, seed=0).eval(), Box.around(torch.rand(2, *shape), 0.01)
+    options = {"activation_bound_option": "same-slope", "relu": "same-slope", "conv_mode": "matrix"}
+    graph = BoundedModule(net, box.center, bound_opts=options)
+    region = PerturbationLpNorm(norm=math.inf, x_L=box.lower, x_U=box.upper)
+    lower, upper = graph.compute_bounds(x=(BoundedTensor(box.center, region),), method="CROWN")
+    dual = bound("dual", net, box)
+    torch.testing.assert_close(dual.lower, lower, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(dual.upper, upper, rtol=1e-3, atol=1e-4)
+
+
+def test_elision_is_tighter_than_bounding_logits_first():
+    network, box = build("tiny", (1, 8, 8), 10, seed=0), Box.around(torch.rand(3, 1, 8, 8), 0.05)
+    spec = margin_spec(torch.tensor([0, 1, 2]), 10)
+    for name in ("ibp", "crown"):
+        logits, margins = bound(name, network, box), bound(name, network, box, spec)
+        from_logits = torch.einsum("brk,bk->br", spec.clamp(min=0), logits.lower) + torch.einsum(
+            "brk,bk->br", spec.clamp(max=0), logits.upper
+        )
+        assert (margins.lower >= from_logits - 1e-5).all()
+        assert margins.lower.sum() > from_logits.sum()
+
+
+def test_random_projections_are_no_certificate():
+    network, box = build("tiny", (1, 8, 8), 10, seed=0), Box.around(torch.rand(2, 1, 8, 8), 0.05)
+    assert bound("dual", network, box).sound
+    assert not bound("dual", network, box, projections=50).sound
+
+
+@pytest.mark.parametrize("name", ["crown-ibp", "crown", "alpha-crown", "dual"])
+def test_the_upper_side_can_be_spared(name):
+    network, box = build("mlp-10x3", (1, 8, 8), 10, seed=0), Box.around(torch.rand(2, 1, 8, 8), 0.05)
+    both, one = bound(name, network, box), bound(name, network, box, lower_only=True)
+    torch.testing.assert_close(one.lower, both.lower)
+    assert one.upper.isinf().all()
+
+
+def test_bounds_follow_the_weights_and_statistics_of_a_network_in_training():
+    network = Branching().eval()
+    box = Box.around(torch.rand(2, 1, 8, 8), 0.01)
+    prepared = {name: prepare(name, network, (1, 8, 8)) for name in ("ibp", "crown", "expected")}
+    with torch.no_grad():
+        network.first.weight.mul_(1.7)
+        network.norm.running_mean.add_(0.3)
+    for name, call in prepared.items():
+        torch.testing.assert_close(call(box).lower, bound(name, network, box).lower)
+
+
+def test_a_layer_that_auto_lirpa_cannot_take_is_named():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.CELU())
+    with pytest.raises(UnsupportedLayer, match=r"layer '2' \(CELU\): auto_LiRPA has no rule for it"):
+        bound("ibp", network, Box.around(torch.rand(1, 4), 0.1))

@@ -1,0 +1,45 @@
+"""Networks and boxes that several tests share. Every test starts from a fixed seed."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # other packages' import-time deprecations are not ours to fail on
+    import etb_plugin  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+class Branching(nn.Module):
+    """Batch norm, subtraction of a constant, a skip, concatenation, a slice and average pooling with overlap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.second = nn.Conv2d(4, 4, 3, padding=1, stride=2)
+        self.pool = nn.AvgPool2d(3, 2, 1)
+        self.last = nn.Linear(20, 5)
+        nn.init.uniform_(self.norm.running_mean, -0.2, 0.2)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2.0)
+        nn.init.uniform_(self.norm.weight, -1.0, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm(self.first(x - 0.3)))
+        branches = torch.cat([torch.relu(self.second(h)), -torch.relu(self.pool(h) - 0.1)], 1)
+        means = branches.mean((2, 3))[:, :4]
+        return self.last(torch.cat([branches[:, :4, :2, 1:3].reshape(branches.size(0), -1), means], 1))
+
+
+def fully_connected(*widths: int) -> nn.Sequential:
+    """Return a network of these widths with a ReLU between any two affine layers."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for i in range(len(widths) - 1):
+        layers += [nn.Linear(widths[i], widths[i + 1]), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
