@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etb_plugin.errors import DataError, unknown_name
+from etb_plugin.errors import ConfigError, DataError, unknown_name
 
 Arrays = dict[str, np.ndarray]
 """x_train and x_test, uint8 [n, height, width] or [n, height, width, channels]; y_train and y_test [n]."""
@@ -38,6 +38,7 @@ class Source:
     normalization: Statistics | None = None
     crop_padding: int = 0
     flip: bool = False
+    classes: int = 10
     default_model: str = "small"
     default_epochs: int = 20
     idx_folders: tuple[str, ...] = ()
@@ -49,7 +50,9 @@ SOURCES: dict[str, Source] = {
     "mnist": Source(0.1, idx_folders=("mnist", "MNIST/raw"), torchvision="MNIST"),
     "fashion-mnist": Source(0.1, idx_folders=("fashion-mnist", "FashionMNIST/raw"), torchvision="FashionMNIST"),
     "cifar10": Source(2 / 255, ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), 4, True, torchvision="CIFAR10"),
-    "cifar100": Source(2 / 255, ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)), 4, True, torchvision="CIFAR100"),
+    "cifar100": Source(
+        2 / 255, ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)), 4, True, 100, torchvision="CIFAR100"
+    ),
     "svhn": Source(0.01, ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)), 4, torchvision="SVHN"),
 }
 """Augmentation and normalisation as Gowal et al. 2019, appendix A: crops and flips on CIFAR, crops on SVHN."""
@@ -166,7 +169,12 @@ def load(
         arrays = _read_npz(Path(name))
     else:
         arrays = _find(name, source, folder)
-    arrays = {k: v[:limit] for k, v in arrays.items() for limit in [train_limit if "train" in k else test_limit]}
+    classes = _classes(name, source, arrays)
+    for part, limit in (("train", train_limit), ("test", test_limit)):
+        if limit is not None and limit < 1:
+            raise ConfigError(f"the {part} limit is {limit}; it must be at least 1")
+        for key in (f"x_{part}", f"y_{part}"):
+            arrays[key] = arrays[key][:limit]
     x_train, x_test = (_channels_first(arrays[k], name) for k in ("x_train", "x_test"))
     y_train, y_test = (torch.from_numpy(arrays[k].astype(np.int64)) for k in ("y_train", "y_test"))
     if x_train.shape[1:] != x_test.shape[1:]:
@@ -175,9 +183,19 @@ def load(
         Path(name).stem,
         Split(x_train.to(device), y_train.to(device)),
         Split(x_test.to(device), y_test.to(device)),
-        classes=int(arrays["y_train"].max()) + 1 if source is _OWN else (100 if name == "cifar100" else 10),
+        classes=classes,
         source=source,
     )
+
+
+def _classes(name: str, source: Source, arrays: Arrays) -> int:
+    """Return the number of classes, from the whole data set: a limit must not change it."""
+    seen = int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1
+    if source is _OWN:
+        return seen
+    if seen > source.classes:
+        raise DataError(f"{name} has {source.classes} classes; its files hold the label {seen - 1}")
+    return source.classes
 
 
 def _channels_first(images: np.ndarray, name: str) -> Tensor:

@@ -1,14 +1,8 @@
 """Networks and boxes that several tests share. Every test starts from a fixed seed."""
 
-import warnings
-
 import pytest
 import torch
 from torch import Tensor, nn
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # other packages' import-time deprecations are not ours to fail on
-    import etb_plugin  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

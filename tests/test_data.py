@@ -132,3 +132,20 @@ def test_crops_and_flips_are_shifts_and_mirrors_of_the_image():
     seen = {tuple((x * 255).round().int().flatten().tolist()) for x in images}
     assert seen <= allowed
     assert len(seen) > 12
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_refused(limit):
+    with pytest.raises(ConfigError, match=f"the train limit is {limit}; it must be at least 1"):
+        data.load("digits", train_limit=limit)
+
+
+def test_a_limit_does_not_change_the_number_of_classes(tmp_path):
+    np.savez(tmp_path / "mine.npz", **arrays())
+    assert data.load(str(tmp_path / "mine.npz"), train_limit=3, test_limit=2).classes == 10
+
+
+def test_labels_that_the_data_set_does_not_have_are_refused(tmp_path):
+    np.savez(tmp_path / "cifar10.npz", **{**arrays(3), "y_test": np.full(20, 10)})
+    with pytest.raises(DataError, match="cifar10 has 10 classes; its files hold the label 10"):
+        data.load("cifar10", data_dir=tmp_path)

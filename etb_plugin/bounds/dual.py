@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from etb_plugin.bounds.graph import Conv, Graph, Linear, Node, Relu, Reshape, Sum
 from etb_plugin.bounds.registry import BoundFunction, register_bound
 from etb_plugin.bounds.tracing import trace
-from etb_plugin.bounds.types import Box
+from etb_plugin.bounds.types import Box, check_spec, identity_spec
 from etb_plugin.errors import ConfigError, UnsupportedLayer
 from etb_plugin.networks import split_normalization
 
@@ -38,14 +38,14 @@ def dual(
     normalize, rest = split_normalization(network)
     graph = trace(rest, input_shape)
     dense_sequential(graph)  # refuses what it cannot take, before any work
+    classes = graph.nodes[-1].shape[0]
 
     def apply(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]:
-        if normalize is not None:
-            box = Box(normalize(box.lower), normalize(box.upper), ordered=True)
+        check_spec(spec, classes)
+        box = box.mapped(normalize)
         solved = _dual_network(dense_sequential(graph), box, projections)
         if spec is None:
-            classes = graph.nodes[-1].shape[0]
-            spec = torch.eye(classes, dtype=box.lower.dtype, device=box.lower.device).expand(len(box), -1, -1)
+            spec = identity_spec(box, classes)
         lower = solved(spec)
         return lower, torch.full_like(lower, torch.inf) if lower_only else -solved(-spec)
 

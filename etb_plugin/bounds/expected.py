@@ -20,11 +20,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.bounds.graph import Graph, Relu
+from etb_plugin.bounds.graph import Graph
 from etb_plugin.bounds.registry import BoundFunction, register_bound
 from etb_plugin.bounds.tracing import trace
-from etb_plugin.bounds.types import Box
-from etb_plugin.errors import ConfigError, unknown_name
+from etb_plugin.bounds.types import Box, check_spec
+from etb_plugin.errors import unknown_name
 
 CENTERS = ("masked", "network")
 _ROWS_AT_ONCE = 2**24
@@ -65,10 +65,7 @@ def check_options(masks: str, center: str) -> None:
 
 def expected_interval(graph: Graph, box: Box, spec: Tensor | None, *, masks: str, center: str) -> tuple[Tensor, Tensor]:
     """Return lower and upper, [batch, rows], of the expected bound on `graph` (equations 3 and 6)."""
-    if spec is not None and spec.shape[2:] != graph.nodes[-1].shape:
-        raise ConfigError(
-            f"a spec has shape [batch, rows, classes]; got {list(spec.shape)} for {graph.nodes[-1].shape[0]} classes"
-        )
+    check_spec(spec, graph.nodes[-1].shape[0])
     m, r = box.center, box.radius
     with torch.no_grad():
         slopes = MASKS[masks](graph, m, r)
@@ -106,31 +103,25 @@ def _step(graph: Graph, i: int, values: list[Tensor], slopes: dict[int, Tensor])
     return node.operation.forward(*(values[j] for j in node.inputs))
 
 
-def _activation(graph: Graph, i: int) -> Relu:
-    operation = graph.nodes[i].operation
-    assert isinstance(operation, Relu)
-    return operation
-
-
 def _ibp_masks(graph: Graph, m: Tensor, r: Tensor) -> dict[int, Tensor]:
     """u_i by interval bound propagation (section 4, "easy-to-compute IBP upper bounds")."""
-    intervals = graph.intervals(m - r, m + r)
+    intervals = graph.intervals(m, r)
     slopes = {}
-    for i in graph.activations:
+    for i, relu in graph.activations.items():
         center, radius = intervals[graph.nodes[i].inputs[0]]
-        slopes[i] = _activation(graph, i).slope(center + radius)
+        slopes[i] = relu.slope(center + radius)
     return slopes
 
 
 def _blockwise_masks(graph: Graph, m: Tensor, r: Tensor) -> dict[int, Tensor]:
     """u_i = G_{i-1} m + g_{i-1} + |G_{i-1}| r (equation 6), layer after layer."""
     slopes: dict[int, Tensor] = {}
-    values = [m]
+    activations, values = graph.activations, [m]
     for i in range(1, len(graph.nodes)):
-        if isinstance(graph.nodes[i].operation, Relu):
+        if i in activations:
             source = graph.nodes[i].inputs[0]
             upper = values[source] + _deviation_of_units(graph, source, slopes, r)
-            slopes[i] = _activation(graph, i).slope(upper)
+            slopes[i] = activations[i].slope(upper)
         values.append(_step(graph, i, values, slopes))
     return slopes
 

@@ -183,13 +183,13 @@ class Graph:
     nodes: tuple[Node, ...]
 
     @property
-    def activations(self) -> list[int]:
-        """Positions of the activations."""
-        return [i for i, node in enumerate(self.nodes) if isinstance(node.operation, Relu)]
+    def activations(self) -> dict[int, Relu]:
+        """The activations by position."""
+        return {i: node.operation for i, node in enumerate(self.nodes) if isinstance(node.operation, Relu)}
 
-    def intervals(self, lower: Tensor, upper: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def intervals(self, center: Tensor, radius: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return (centre, radius) at every node by interval arithmetic (Gowal et al. 2019, equation 6)."""
-        values: list[tuple[Tensor, Tensor]] = [((lower + upper) / 2, (upper - lower) / 2)]
+        values: list[tuple[Tensor, Tensor]] = [(center, radius)]
         for node in self.nodes[1:]:
             inputs = [values[i] for i in node.inputs]
             if isinstance(node.operation, Relu):

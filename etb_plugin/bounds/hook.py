@@ -19,6 +19,7 @@ from torch import Tensor
 from etb_plugin.bounds.expected import check_options, expected_interval
 from etb_plugin.bounds.graph import Affine, Coherent, Conv, Graph, Linear, Node, Relu
 from etb_plugin.bounds.lirpa import BoundedModule
+from etb_plugin.bounds.registry import get_bound
 from etb_plugin.bounds.types import Box
 from etb_plugin.errors import ConfigError, UnsupportedLayer
 
@@ -54,7 +55,9 @@ def _expected(
     """Return lower and upper, [batch, rows], as `compute_bounds` would; an end not asked for is None."""
     if unused:
         raise ConfigError(f"method='expected' takes no argument {min(unused)!r} of compute_bounds")
-    options = {"masks": "ibp", "center": "masked", **module.bound_opts.get(METHOD, {})}
+    entry, given = get_bound(METHOD), module.bound_opts.get(METHOD, {})
+    entry.check_options(given)
+    options = {**entry.options, **given}
     check_options(**options)
     if x is not None:
         module._set_input(*x)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from etb_plugin import compat
 from etb_plugin.bounds.tracing import example_input, refuse_training_mode
-from etb_plugin.bounds.types import Box
-from etb_plugin.errors import ConfigError, UnsupportedLayer
-from etb_plugin.networks import split_normalization
+from etb_plugin.bounds.types import Box, check_spec, identity_spec
+from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.networks import evaluating, split_normalization
 
 compat.apply()
 with warnings.catch_warnings(record=True):  # torch.jit's deprecation, and a filter set for the whole process
@@ -65,15 +65,10 @@ class LirpaNetwork:
         With `lower_only` the upper end is not computed and comes back as +inf. With `frozen` the weights
         take no gradient.
         """
-        if spec is not None and spec.shape[2] != self._classes:
-            raise ConfigError(
-                f"a spec has shape [batch, rows, classes]; got {list(spec.shape)} for {self._classes} classes"
-            )
-        if self._normalize is not None:
-            box = Box(self._normalize(box.lower), self._normalize(box.upper), ordered=True)
+        check_spec(spec, self._classes)
+        box = box.mapped(self._normalize)
         if spec is None and method != "IBP":
-            eye = torch.eye(self._classes, dtype=box.lower.dtype, device=box.lower.device)
-            spec = eye.expand(len(box), -1, -1)
+            spec = identity_spec(box, self._classes)
         region = PerturbationLpNorm(norm=math.inf, x_L=box.lower, x_U=box.upper)
         with self._own_weights(frozen), _default_dtype(box.lower.dtype):
             lower, upper = self._bounded.compute_bounds(
@@ -83,28 +78,19 @@ class LirpaNetwork:
 
     @contextlib.contextmanager
     def _own_weights(self, frozen: bool) -> Iterator[None]:
-        """Refresh the buffers, and keep auto_LiRPA from changing the parameters' grad flags.
-
-        Its parameter nodes set `requires_grad` to their own training mode at every call.
-        """
+        """Refresh the buffers, and let each weight take a gradient just where the network's own does."""
         state = self._network.state_dict(keep_vars=True)
-        flags = {}
         for node in self._bounded._modules.values():
             if getattr(node, "buffer", None) is not None and node.ori_name in state:
                 node.buffer.copy_(state[node.ori_name])
             if getattr(node, "param", None) is not None:
-                flags[node.param] = node.param.requires_grad
                 node.training = node.param.requires_grad and not frozen
-        try:
+        with _kept_grad_flags(self._network):
             yield
-        finally:
-            for parameter, flag in flags.items():
-                parameter.requires_grad_(flag)
 
 
 def _convert(network: nn.Module, example: Tensor, mode: str) -> BoundedModule:
-    with _unchanged_modes(network), _refusals_named(network), _default_dtype(example.dtype):
-        network.eval()
+    with evaluating(network), _kept_grad_flags(network), _refusals_named(network), _default_dtype(example.dtype):
         return BoundedModule(network, example, bound_opts={"conv_mode": mode})
 
 
@@ -120,14 +106,12 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _unchanged_modes(network: nn.Module) -> Iterator[None]:
-    modes = {layer: layer.training for layer in network.modules()}
+def _kept_grad_flags(network: nn.Module) -> Iterator[None]:
+    """auto_LiRPA's parameter nodes set `requires_grad` to their own training mode whenever they are read."""
     flags = {p: p.requires_grad for p in network.parameters()}
     try:
         yield
     finally:
-        for layer, mode in modes.items():
-            layer.training = mode
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from etb_plugin.bounds.registry import BoundFunction, register_bound
 from etb_plugin.bounds.tracing import refuse_training_mode
-from etb_plugin.bounds.types import Box
+from etb_plugin.bounds.types import Box, check_spec
 from etb_plugin.errors import ConfigError
 
 _ALL_CORNERS_UP_TO = 14
@@ -34,6 +34,7 @@ def sampled(network: nn.Module, input_shape: torch.Size, *, samples: int = 1000,
         lower = upper = None
         for points in _points(box, input_shape, samples, generator):
             values = network(points.flatten(0, 1)).unflatten(0, points.shape[:2])
+            check_spec(spec, values.shape[2])
             if spec is not None:
                 values = torch.einsum("brk,bsk->bsr", spec.to(values.dtype), values)
             low, high = values.amin(1), values.amax(1)

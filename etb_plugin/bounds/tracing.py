@@ -178,6 +178,12 @@ def _keep(builder: _Builder, node: fx.Node, _: Any) -> None:
     return None
 
 
+def _dropout(builder: _Builder, node: fx.Node, _: Any) -> None:
+    active = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+    if active:
+        raise UnsupportedLayer(f"layer {builder._name(node)} is random; pass training=False, or trace in eval mode")
+
+
 def _relu(builder: _Builder, node: fx.Node, _: Any) -> Relu:
     return Relu()
 
@@ -237,7 +243,8 @@ _CALLS: dict[Any, Callable[[_Builder, fx.Node, Any], Affine | Relu | None]] = {
         ],
         _reshape,
     ),
-    **dict.fromkeys(["contiguous", F.dropout], _keep),
+    "contiguous": _keep,
+    F.dropout: _dropout,
     **dict.fromkeys([operator.add, operator.iadd, torch.add, "add"], _add),
     **dict.fromkeys([operator.sub, torch.sub, "sub"], _rearrange),
     **dict.fromkeys([operator.neg, torch.neg, "neg", torch.cat, torch.concat, torch.mean, "mean"], _rearrange),

@@ -1,6 +1,7 @@
 """The values that every bound takes and returns: boxes, intervals, and the specs of margins."""
 
 import math
+from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 
 import torch
@@ -55,6 +56,10 @@ class Box:
         """Half the width of the box in each element, [batch, *input]."""
         return (self.upper - self.lower) / 2
 
+    def mapped(self, increasing: Callable[[Tensor], Tensor]) -> "Box":
+        """Return the image of the box under an elementwise increasing map, such as normalisation."""
+        return Box(increasing(self.lower), increasing(self.upper), ordered=True)
+
     def __len__(self) -> int:
         return len(self.lower)
 
@@ -92,6 +97,18 @@ def margin_spec(labels: Tensor, classes: int, dtype: torch.dtype | None = None) 
     eye = torch.eye(classes, dtype=dtype, device=labels.device)
     differences = eye[labels].unsqueeze(1) - eye.unsqueeze(0)
     return differences[other_classes(labels, classes)].view(len(labels), classes - 1, classes)
+
+
+def check_spec(spec: Tensor | None, classes: int) -> None:
+    """Raise ConfigError where `spec` is not over `classes` logits."""
+    if spec is not None and spec.shape[2] != classes:
+        raise ConfigError(f"a spec has shape [batch, rows, classes]; got {list(spec.shape)} for {classes} classes")
+
+
+def identity_spec(box: Box, classes: int) -> Tensor:
+    """Return the spec of the logits themselves, [batch, classes, classes], for bounds that need one."""
+    eye = torch.eye(classes, dtype=box.lower.dtype, device=box.lower.device)
+    return eye.expand(len(box), -1, -1)
 
 
 def other_classes(labels: Tensor, classes: int) -> Tensor:

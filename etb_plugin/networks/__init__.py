@@ -4,7 +4,7 @@ Start at `build`. A new architecture is one file here with `@register_network` i
 network's first layer, so everything outside counts in pixels.
 """
 
-from etb_plugin.networks.layers import Normalize, Residual, split_normalization
+from etb_plugin.networks.layers import Normalize, Residual, evaluating, split_normalization
 from etb_plugin.networks.registry import (
     build,
     check_network,
@@ -20,6 +20,7 @@ __all__ = [
     "Residual",
     "build",
     "check_network",
+    "evaluating",
     "hidden_units",
     "networks",
     "parameters",

@@ -1,7 +1,12 @@
 """Layers that torch lacks: normalisation with fixed statistics, and the residual block."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
+
+from etb_plugin.errors import ConfigError
 
 
 class Normalize(nn.Module):
@@ -15,6 +20,8 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
         super().__init__()
+        if not all(d > 0 for d in deviation):  # a box stays a box only under an increasing map
+            raise ConfigError(f"Normalize needs positive deviations, got {deviation}")
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("deviation", torch.tensor(deviation).view(1, -1, 1, 1))
 
@@ -34,12 +41,24 @@ class Residual(nn.Module):
         return self.main(x) + self.skip(x)
 
 
-def split_normalization(network: nn.Module) -> tuple[Normalize | None, nn.Module]:
-    """Return the leading Normalize layer of a sequential network, and the rest (its layers shared).
+def split_normalization(network: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Return the leading Normalize layer of a sequential network (or the identity), and the rest, layers shared.
 
     Scaling each channel by a positive number maps a box onto a box, so bounding the rest on the scaled box
     is exact.
     """
     if isinstance(network, nn.Sequential) and len(network) and isinstance(network[0], Normalize):
         return network[0], network[1:]
-    return None, network
+    return nn.Identity(), network
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put `network` into eval mode, and every layer back into its own mode afterwards."""
+    modes = {layer: layer.training for layer in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from etb_plugin.errors import ConfigError, unknown_name
-from etb_plugin.networks.layers import Normalize
+from etb_plugin.networks.layers import Normalize, evaluating
 
 Layers = list[nn.Module]
 
@@ -100,15 +100,12 @@ def hidden_units(network: nn.Module, input_shape: tuple[int, ...]) -> int:
         count += output[0].numel()
 
     hooks = [m.register_forward_hook(add) for m in network.modules() if isinstance(m, nn.ReLU)]
-    modes = {m: m.training for m in network.modules()}
     try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, *input_shape))
+        with torch.no_grad(), evaluating(network):
+            network(torch.zeros(1, *input_shape))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return count
 
 

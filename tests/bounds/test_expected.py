@@ -132,6 +132,21 @@ def test_a_layer_that_it_cannot_take_is_named():
         bound("expected", network, Box.around(torch.rand(1, 4), 0.1))
 
 
+def test_dropout_that_is_on_is_refused():
+    class Dropping(nn.Module):
+        def __init__(self, on):
+            super().__init__()
+            self.on = on
+
+        def forward(self, x):
+            return nn.functional.dropout(x, 0.5, training=self.on)
+
+    box = Box.around(torch.rand(1, 4), 0.1)
+    torch.testing.assert_close(bound("expected", Dropping(False), box).lower, box.lower)
+    with pytest.raises(UnsupportedLayer, match=r"\(dropout\) is random"):
+        bound("expected", Dropping(True), box)
+
+
 def test_a_product_of_two_values_is_refused():
     class Square(nn.Module):
         def forward(self, x):
@@ -160,6 +175,7 @@ def test_options_that_do_not_exist_are_refused(options, message):
         bound("expected", fully_connected(4, 2), Box.around(torch.rand(1, 4), 0.1), **options)
 
 
-def test_a_spec_of_the_wrong_shape_names_both_shapes():
+@pytest.mark.parametrize("name", ["expected", "ibp", "crown", "dual", "sampled"])
+def test_a_spec_of_the_wrong_shape_names_both_shapes(name):
     with pytest.raises(ConfigError, match=r"got \[1, 2, 3\] for 2 classes"):
-        bound("expected", fully_connected(4, 2), Box.around(torch.rand(1, 4), 0.1), torch.zeros(1, 2, 3))
+        bound(name, fully_connected(4, 2), Box.around(torch.rand(1, 4), 0.1), torch.zeros(1, 2, 3))

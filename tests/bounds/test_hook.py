@@ -67,6 +67,9 @@ def test_what_it_cannot_take_is_refused_by_name():
     ball = (BoundedTensor(box.center, PerturbationLpNorm(norm=2, eps=0.1)),)
     with pytest.raises(ConfigError, match="takes l_inf boxes"):
         BoundedModule(fully_connected(4, 3), box.center).compute_bounds(x=ball, method="expected")
+    graph = BoundedModule(fully_connected(4, 3), box.center, bound_opts={"expected": {"mask": "ibp"}})
+    with pytest.raises(ConfigError, match="takes no option 'mask'; its options: masks, center"):
+        graph.compute_bounds(x=perturbed(box), method="expected")
     with pytest.raises(ConfigError, match="takes no argument 'return_A'"):
         BoundedModule(fully_connected(4, 3), box.center).compute_bounds(
             x=perturbed(box), method="expected", return_A=True

@@ -48,6 +48,12 @@ def test_an_unknown_network_is_answered_with_the_nearest_names():
         build("smal", (1, 28, 28), 10)
 
 
+def test_a_deviation_that_is_not_positive_is_refused():
+    """Bounds carry a box through the layer, which is right for an increasing map only."""
+    with pytest.raises(ConfigError, match="needs positive deviations"):
+        build("tiny", (1, 8, 8), 10, normalization=((0.5,), (-0.2,)))
+
+
 def test_the_first_layer_normalises():
     plain = build("tiny", (3, 8, 8), 10, seed=0)
     normalised = build("tiny", (3, 8, 8), 10, seed=0, normalization=((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
