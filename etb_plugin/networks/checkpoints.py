@@ -1,0 +1,71 @@
+"""Weights on disk: safetensors of our own, and anyone's state_dict. Loading a file never runs code from it."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from etb_plugin.errors import CheckpointError
+from etb_plugin.runs import write_file
+
+Weights = dict[str, Tensor]
+
+
+def save_weights(network: nn.Module, path: Path, about: Mapping[str, Any]) -> None:
+    """Write the network's weights and buffers to `path` (safetensors), whole or not at all.
+
+    `about` is kept beside them as JSON: what `read_weights` gives back.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    write_file(path, save(tensors, metadata={"etb": json.dumps(dict(about))}))
+
+
+def read_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
+    """Return the weights in `path`, and what is known about them (nothing for files that are not ours).
+
+    Takes safetensors, and what torch.save made of a state_dict or of {"state_dict": ...}. Raises CheckpointError
+    for anything else.
+    """
+    if path.is_dir() or not path.exists():
+        raise CheckpointError(f"there is no file of weights {path}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, or holds more than tensors (a whole pickled network, say): save its state_dict"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not (isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values())):
+        raise CheckpointError(f"{path} holds no state_dict")
+    return content, {}
+
+
+def _read_safetensors(path: Path) -> tuple[Weights, dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("etb", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or is no safetensors file: {error}") from error
+
+
+def load_weights(network: nn.Module, weights: Weights, where: Path) -> None:
+    """Put `weights` into `network`, by name, or else in order where the shapes agree.
+
+    Raises CheckpointError, with both lists of shapes, where they do not.
+    """
+    own = network.state_dict()
+    names = list(own if set(own) == set(weights) else weights)
+    shapes, theirs = [list(v.shape) for v in own.values()], [list(weights[name].shape) for name in names]
+    if shapes != theirs:
+        raise CheckpointError(f"{where} does not fit the network: the file has shapes {theirs},\nthe network {shapes}")
+    network.load_state_dict({mine: weights[name] for mine, name in zip(own, names, strict=True)})

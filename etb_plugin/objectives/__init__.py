@@ -1,0 +1,40 @@
+"""Objectives and methods: what a network is trained to minimise, and with which defaults.
+
+Three famous methods are three combinations of the parts in this room:
+
+    ibp        WorstCase("ibp", form="convex")          eps and kappa ramp up
+    crown-ibp  WorstCase("crown-ibp", form="convex")    the same ramps
+    expected   WorstCase("expected", form="additive")   nothing ramps
+
+An *objective* is prepared for one network and gives (images, labels, point of the schedule) -> loss and its parts.
+A *recipe* is plain numbers. A *method* is what `--methods` names: an objective and a recipe; one file here each,
+with `register_method` in it. Start at `worst_case.py`.
+"""
+
+from etb_plugin.objectives.recipe import Ramp, Recipe
+from etb_plugin.objectives.registry import (
+    Loss,
+    Losses,
+    Method,
+    Objective,
+    Point,
+    get_method,
+    load_methods,
+    methods,
+    register_method,
+)
+
+__all__ = [
+    "Loss",
+    "Losses",
+    "Method",
+    "Objective",
+    "Point",
+    "Ramp",
+    "Recipe",
+    "get_method",
+    "methods",
+    "register_method",
+]
+
+load_methods()

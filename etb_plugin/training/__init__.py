@@ -1,0 +1,9 @@
+"""Training: one loop for every method, its schedule, what a step costs, and the state that a run resumes from.
+
+Start at `loop.train`. Everything that differs between methods is in the objective and the recipe; everything that
+differs between runs is in `Settings`.
+"""
+
+from etb_plugin.training.loop import Epoch, Progress, Settings, Training, train
+
+__all__ = ["Epoch", "Progress", "Settings", "Training", "train"]
