@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup test test-all lint format clean
+.PHONY: setup demo test test-all lint format clean
 
 setup: $(READY)
 
@@ -17,6 +17,9 @@ $(READY): pyproject.toml Makefile
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv '$(TORCH)'
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
 	@touch $@
+
+demo: setup
+	$(BIN)/etb compare --dataset digits --methods ibp,expected,crown
 
 test: setup
 	$(BIN)/pytest --numprocesses 2

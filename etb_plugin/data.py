@@ -9,6 +9,7 @@ family's IDX files in `DATA_DIR/NAME` or torchvision's layout; torchvision's own
 """
 
 import gzip
+import hashlib
 import os
 import struct
 import zipfile
@@ -90,6 +91,14 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         """[channels, height, width]"""
         return tuple(self.train.images.shape[1:])
+
+    def digest(self) -> str:
+        """Return a short hash of all images and labels: equal names may hold different data."""
+        content = hashlib.sha256()
+        for split in (self.train, self.test):
+            content.update(split.images.cpu().numpy().tobytes())
+            content.update(split.labels.cpu().numpy().tobytes())
+        return content.hexdigest()[:8]
 
 
 @dataclass(frozen=True)

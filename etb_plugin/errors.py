@@ -28,6 +28,10 @@ class TrainingError(EtbError):
     """Training cannot go on; the message names epoch and batch."""
 
 
+class SoundnessError(EtbError):
+    """A sound bound and an attack contradict each other: a bug in the code."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """Return the error for a `name` that is not among the `known` ones, nearest spellings first."""
     names = sorted(known)

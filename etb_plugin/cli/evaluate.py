@@ -1,0 +1,43 @@
+"""`etb evaluate`: attack and certify networks that are trained already."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from etb_plugin.cli import options as o
+from etb_plugin.comparison import Reevaluation
+from etb_plugin.report.live import Live
+from etb_plugin.report.table import comparison_table
+
+
+def command(
+    context: typer.Context,
+    weights: Annotated[
+        Path, typer.Argument(help="A run folder, .safetensors, or a state_dict by torch.save.", show_default=False)
+    ],
+    dataset: o.Dataset = None,
+    model: o.Model = None,
+    eps_test: o.EpsTest = None,
+    test_limit: o.TestLimit = None,
+    pgd_steps: o.PgdSteps = None,
+    pgd_restarts: o.PgdRestarts = None,
+    certify: o.Certify = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    data_dir: o.DataDir = None,
+    out: o.Out = None,
+) -> None:
+    """Attack and certify trained networks: every one of a run, or one file of weights.
+
+    Weights of our own say which network and data set they are for. Anyone else's need --model and --dataset, and
+    see pixels in 0 to 1. With --out, results.json and results.csv are written there.
+
+    Example: etb evaluate weights.pt --model wk-small --dataset mnist --eps-test 0.1 --certify ibp,crown
+    """
+    evaluation = Reevaluation(weights, o.evaluation(context))
+    with Live(o.stderr()) as live:
+        results = evaluation.run(live, Path(out) if out is not None else None)
+    o.stdout().print(comparison_table(results, evaluation.title))
+    if out is not None:
+        o.stdout().print(f"Written: {out}/results.json and results.csv", soft_wrap=True)

@@ -1,0 +1,79 @@
+"""The entry point: collects the subcommands, and turns errors into a line or two and an exit status."""
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from etb_plugin import __version__
+from etb_plugin.cli import bounds, compare, evaluate, methods, models, train
+from etb_plugin.errors import CheckpointError, ConfigError, DataError, EtbError, UnsupportedLayer
+
+_REFUSALS = (ConfigError, DataError, UnsupportedLayer, CheckpointError)
+"""Errors of the call or of a file: nothing was started, exit status 2. Any other is a failure of the work: 1."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (compare, train, evaluate, bounds, methods, models):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Train, attack, certify and compare neural networks: the expected tight bound beside IBP, CROWN and the dual.
+
+    Start with [bold]etb compare[/bold]: it needs no data and takes a minute.
+    """
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 the work failed, 2 the call or a file was wrong."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    if debug:  # it is understood anywhere, and belongs to no subcommand
+        arguments = ["--debug", *(a for a in arguments if a != "--debug")]
+    try:
+        status = app(arguments, prog_name="etb", standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:  # `etb ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except (EtbError, typer.TyperException) as error:
+        if debug:
+            traceback.print_exc()
+        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), text))
+        status = 2 if isinstance(error, (*_REFUSALS, typer.TyperException)) else 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        line = f"{type(error).__name__}: {error}".partition("\n")[0]
+        Console(stderr=True, soft_wrap=True).print(
+            Text.assemble(("error: ", "bold red"), f"{line}\n  this was not foreseen: --debug shows where it happened")
+        )
+        status = 1
+    if status == 130:
+        Console(stderr=True).print("interrupted; the same command goes on from the last finished epoch")
+    sys.exit(status or 0)

@@ -1,0 +1,124 @@
+"""Evaluation: one implementation for every method, so that a difference in a table is one between networks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from etb_plugin.attacks import Pgd, fgsm, pgd
+from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepare
+from etb_plugin.data import Split
+from etb_plugin.errors import ConfigError, SoundnessError
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What every network of a comparison is put to: attack and certifiers at each eps, from equal random points."""
+
+    eps_test: tuple[float, ...]
+    attack: Pgd
+    certify: tuple[str, ...]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Shares of the images, in [0, 1], at one eps.
+
+    `fgsm_accuracy` and `pgd_accuracy` count images that are right before and after the attack. `pgd_robustness`
+    is the share whose prediction, right or wrong, PGD does not change (Alsubaihi et al. 2019, section 4).
+    `certified_accuracy` holds sound bounds only; `expected_accuracy` is the share of right images whose expected
+    margins are all positive, and is never a certificate.
+    """
+
+    eps: float
+    images: int
+    clean_accuracy: float
+    fgsm_accuracy: float
+    pgd_accuracy: float
+    pgd_robustness: float
+    certified_accuracy: dict[str, float]
+    expected_accuracy: float
+
+
+def check_certifiers(names: Sequence[str]) -> None:
+    """Raise ConfigError for a name that is no bound, or a bound that is no certificate."""
+    for name in names:
+        if not get_bound(name).sound:
+            raise ConfigError(f"bound {name!r} is not sound, so it cannot certify; certify takes sound bounds only")
+
+
+def evaluate(
+    network: nn.Module,
+    split: Split,
+    classes: int,
+    exam: Exam,
+    eps: float,
+    *,
+    batch_size: int = 100,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Return how `network` (in eval mode) does on all of `split` at radius `eps` (pixel units).
+
+    Every right image is put to every certifier, the attacked ones too, so that an unsound bound is caught: raises
+    SoundnessError, naming bound and image, where an image is both certified and attacked. `watch` is told images
+    done and in total. Raises ConfigError for a certifier that is not sound and UnsupportedLayer for one that cannot
+    take the network.
+    """
+    check_certifiers(exam.certify)
+    shape = tuple(split.images.shape[1:])
+    certifiers = {name: _one_sided(name, network, shape) for name in exam.certify}
+    expected = prepare("expected", network, shape)
+    generator = torch.Generator(split.labels.device).manual_seed(exam.seed)
+    sums: dict[str, int] = dict.fromkeys(("clean", "fgsm", "pgd", "stable", "expected", *certifiers), 0)
+    done = 0
+    for images, labels in split.batches(batch_size):
+        box = Box.around(images, eps)
+        with torch.no_grad():
+            predicted = network(images).argmax(1)
+        right = predicted == labels
+        with torch.no_grad():
+            fgsm_right = right & (network(fgsm(network, box, images, labels)).argmax(1) == labels)
+        _, changed = pgd(network, box, predicted, exam.attack, generator)
+        verdicts = {"clean": right, "fgsm": fgsm_right, "pgd": right & ~changed, "stable": ~changed}
+        for name, certifier in certifiers.items():
+            verdicts[name] = _positive(certifier, box, labels, right, classes)
+            wrong = (verdicts[name] & (changed | ~fgsm_right)).nonzero()
+            if len(wrong):
+                raise SoundnessError(
+                    f"bound {name!r} certifies test image {done + int(wrong[0])} at eps {eps:g}, and an attack breaks "
+                    f"it: this is a bug in the code; please report it"
+                )
+        verdicts["expected"] = _positive(expected, box, labels, right, classes)
+        for name, verdict in verdicts.items():
+            sums[name] += int(verdict.sum())
+        done += len(labels)
+        watch(done, len(split))
+    share = {name: count / len(split) for name, count in sums.items()}
+    return Evaluation(
+        eps=eps,
+        images=len(split),
+        clean_accuracy=share["clean"],
+        fgsm_accuracy=share["fgsm"],
+        pgd_accuracy=share["pgd"],
+        pgd_robustness=share["stable"],
+        certified_accuracy={name: share[name] for name in certifiers},
+        expected_accuracy=share["expected"],
+    )
+
+
+def _one_sided(name: str, network: nn.Module, shape: tuple[int, ...]) -> PreparedBound:
+    spare = {"lower_only": True} if "lower_only" in get_bound(name).options else {}
+    return prepare(name, network, shape, **spare)
+
+
+@torch.no_grad()
+def _positive(bound: PreparedBound, box: Box, labels: Tensor, right: Tensor, classes: int) -> Tensor:
+    """Return which of the `right` images have only positive margins by `bound`, [batch]."""
+    chosen = right.nonzero()[:, 0]
+    positive = torch.zeros_like(right)
+    if len(chosen):
+        margins = bound(box[chosen], margin_spec(labels[chosen], classes, box.lower.dtype)).lower
+        positive[chosen] = (margins > 0).all(1)
+    return positive

@@ -1,0 +1,87 @@
+"""What is seen while a comparison runs: a line with a bar on a terminal, plain lines elsewhere."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from etb_plugin.results import Result
+from etb_plugin.training import Progress as Step
+from etb_plugin.training import Training
+
+_WORTH_SAYING = 30.0
+"""Seconds from which, off a terminal, the expected duration of a training is announced."""
+
+
+class Live:
+    """The Watch of a comparison on `console`. Used as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description:<15}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._announced: set[str] = set()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def training(self, name: str, progress: Step) -> None:
+        """Show loss, accuracy, eps, images a second and time left."""
+        status = (
+            f"epoch {progress.epoch:>3}  loss {progress.loss:7.3f}  accuracy {progress.accuracy:6.1%}  "
+            f"eps {progress.eps:.4f}  {progress.images_per_second:,.0f} images/s  "
+            f"{duration(progress.seconds_left)} left"
+        )
+        self._show(name, progress.step, progress.steps, status)
+        if not self._console.is_terminal and name not in self._announced:
+            self._announced.add(name)
+            if progress.seconds_left > _WORTH_SAYING:
+                self._say(f"{name}: about {duration(progress.seconds_left)} to train, by its first steps")
+
+    def evaluating(self, name: str, eps: float, done: int, total: int) -> None:
+        """Show how many test images are done."""
+        self._show(name, done, total, f"evaluating at eps {eps:.4g}: {done:,} of {total:,} images")
+
+    def finished(self, name: str, training: Training | None, results: Sequence[Result]) -> None:
+        """Leave one line per finished network."""
+        if name in self._tasks:
+            self._progress.remove_task(self._tasks.pop(name))
+        if training is not None:
+            last = training.epochs[-1]
+            took = f"trained in {duration(training.train_seconds)}, loss {last.loss:.3f}"
+        else:
+            took = "kept from an earlier run" if results and results[0].step_ms is not None else "evaluated"
+        clean = f", clean accuracy {results[0].clean_accuracy:.1%}" if results else ""
+        self._say(f"{name}: {took}{clean}")
+
+    def _show(self, name: str, done: int, total: int, status: str) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, status="")
+        self._progress.update(self._tasks[name], completed=done, total=total, status=status)
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

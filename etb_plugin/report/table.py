@@ -1,0 +1,99 @@
+"""The comparison as a table on a terminal."""
+
+import math
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from etb_plugin.results import Result
+from etb_plugin.tightness import Tightness
+
+CERTIFIED, EXPECTED = "bold green", "italic magenta"
+
+
+def comparison_table(results: Sequence[Result], heading: str) -> RenderableType:
+    """Return the results, grouped by test eps. What training cost is shown once per method.
+
+    Certified columns are green; the expected one is set apart by style, by ~ and by the caption, which says that
+    it is not a certificate.
+    """
+    certifiers = list(dict.fromkeys(name for result in results for name in result.certified_accuracy))
+    trained = any(result.step_ms is not None for result in results)
+    table = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("eps", justify="right", style="dim")
+    table.add_column("method", no_wrap=True)
+    for name in ("clean", "FGSM", "PGD", "PGD\nrobust"):
+        table.add_column(name, justify="right")
+    for name in certifiers:
+        table.add_column(f"certified\n{name}", justify="right", style=CERTIFIED, header_style=CERTIFIED)
+    table.add_column("expected\n(no proof)", justify="right", style=EXPECTED, header_style=EXPECTED)
+    if trained:
+        for name in ("s/epoch", "step x\nnominal", "peak\nMiB"):
+            table.add_column(name, justify="right", style="dim")
+    for eps in dict.fromkeys(result.eps_test for result in results):
+        group = [result for result in results if result.eps_test == eps]
+        for result in group:
+            first = result.eps_test == results[0].eps_test
+            table.add_row(
+                f"{eps:.4g}",
+                result.method,
+                *(_percent(v) for v in (result.clean_accuracy, result.fgsm_accuracy, result.pgd_accuracy)),
+                _percent(result.pgd_robustness),
+                *(_percent(result.certified_accuracy[name]) for name in certifiers),
+                f"~{_percent(result.expected_accuracy)}",
+                *(_costs(result) if trained and first else ()),
+            )
+        table.add_section()
+    return Group(table, Text(_caption(results, trained), style="dim"))
+
+
+def tightness_table(rows: Sequence[Tightness], heading: str) -> RenderableType:
+    """Return one line per bound: the width of its margins, that width relative to IBP's, and its cost."""
+    table = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("bound", no_wrap=True)
+    for name in ("sound", "mean width", "x IBP's", "all margins > 0", "ms"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        sound = Text("yes", CERTIFIED) if row.sound else Text("no", EXPECTED)
+        figures = (
+            f"{row.width:.4g}",
+            f"{row.ratio_to_ibp:.3g}",
+            f"{_percent(row.positive)} %",
+            f"{row.milliseconds:,.0f}",
+        )
+        table.add_row(row.name, sound, *figures)
+    caption = "Widths of the margins f_y - f_j, all images and classes. A bound that is not sound proves nothing."
+    return Group(table, Text(caption, style="dim"))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _costs(result: Result) -> tuple[str, str, str]:
+    """Return s/epoch, relative step and peak memory; a dash for a network that was not trained here."""
+    if result.seconds_per_epoch is None or result.relative_step is None or result.peak_memory_mib is None:
+        return "-", "-", "-"
+    seconds, relative = result.seconds_per_epoch, result.relative_step
+    return (
+        f"{seconds:.3g}",
+        f"{relative:.1f}" if relative < 100 else f"{relative:,.0f}",
+        f"{result.peak_memory_mib:,.0f}",
+    )
+
+
+def _caption(results: Sequence[Result], trained: bool) -> str:
+    images = min(result.images for result in results)
+    half_width = 100 * 1.96 * math.sqrt(0.25 / images)
+    lines = [
+        f"Percent of {images:,} test images (95 % interval at most ±{half_width:.1f}); one seed. PGD robust: the "
+        "prediction, right or wrong, stays.",
+        "Certified: proved by a sound bound for every point of the box. expected is NOT a certificate: it says how "
+        "often the expected bound's margins are positive.",
+    ]
+    if trained:
+        lines.append("Step: median, relative to a nominal step of the same network and batch timed just before.")
+    return "\n".join(lines)

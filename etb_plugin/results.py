@@ -1,0 +1,126 @@
+"""Results: one record per network and test eps, and the files that hold them (schema 1, design section 6)."""
+
+import csv
+import io
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from etb_plugin.errors import SoundnessError
+from etb_plugin.evaluation import Evaluation
+from etb_plugin.runs import write_file, write_json
+from etb_plugin.training import Training
+
+SCHEMA = 1
+_COSTS = ("train_seconds", "seconds_per_epoch", "step_ms", "nominal_step_ms", "peak_memory_mib")
+_PACKAGES = ("etb_plugin", "torch", "auto_LiRPA", "convex_adversarial", "numpy")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of a comparison. Accuracies are shares in [0, 1], eps in pixel units, memory in MiB.
+
+    What training cost is None where the network was not trained here. Raises SoundnessError unless every certified
+    accuracy <= PGD accuracy <= clean accuracy.
+    """
+
+    method: str
+    dataset: str
+    model: str
+    seed: int | None
+    eps_train: float | None
+    eps_test: float
+    clean_accuracy: float
+    fgsm_accuracy: float
+    pgd_accuracy: float
+    pgd_robustness: float
+    certified_accuracy: dict[str, float]
+    expected_accuracy: float
+    images: int
+    train_seconds: float | None
+    seconds_per_epoch: float | None
+    step_ms: float | None
+    nominal_step_ms: float | None
+    peak_memory_mib: float | None
+    parameters: int
+
+    def __post_init__(self) -> None:
+        pgd = ("PGD", self.pgd_accuracy)
+        pairs = [((f"certified by {name}", value), pgd) for name, value in self.certified_accuracy.items()]
+        for (lower, small), (upper, large) in [*pairs, (pgd, ("clean", self.clean_accuracy))]:
+            if small > large:
+                raise SoundnessError(
+                    f"{self.method} at eps {self.eps_test:g}: accuracy {lower} {small} exceeds {upper} {large}; "
+                    f"this is a bug in the code: please report it"
+                )
+
+    @property
+    def relative_step(self) -> float | None:
+        """A training step's time relative to a nominal one of the same network and batch size."""
+        if self.step_ms is None or self.nominal_step_ms is None:
+            return None
+        return self.step_ms / self.nominal_step_ms
+
+    @classmethod
+    def of(
+        cls, about: Mapping[str, Any], evaluation: Evaluation, training: Training | None, parameters: int
+    ) -> "Result":
+        """Return the row of one evaluation; `about` names method, dataset, model, seed and eps."""
+        measured = asdict(evaluation)
+        costs: dict[str, Any] = {name: training and getattr(training, name) for name in _COSTS}
+        return cls(
+            method=about["method"],
+            dataset=about["dataset"],
+            model=about["model"],
+            seed=about["seed"],
+            eps_train=about["eps"],
+            eps_test=measured.pop("eps"),
+            parameters=parameters,
+            **costs,
+            **measured,
+        )
+
+
+def write_results(folder: Path, experiment: Mapping[str, Any], device: str, results: Sequence[Result]) -> None:
+    """Write results.json and results.csv to `folder`, each whole or not at all."""
+    content = {
+        "schema": SCHEMA,
+        "experiment": dict(experiment),
+        "environment": environment(device),
+        "cells": [asdict(result) for result in results],
+    }
+    write_json(folder / "results.json", content)
+    rows = []
+    for result in results:
+        row = asdict(result)
+        certified = row.pop("certified_accuracy")
+        rows.append(row | {f"certified_{name}": value for name, value in certified.items()})
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(folder / "results.csv", buffer.getvalue())
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Return what the figures depend on: versions, the device in words, threads. No name of the machine."""
+    return {
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown CPU"

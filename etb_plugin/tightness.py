@@ -1,0 +1,85 @@
+"""Tightness: how wide each bound's intervals are on a batch, beside IBP's, and what they cost."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from etb_plugin.bounds import Box, PreparedBound, margin_spec, prepare
+from etb_plugin.errors import ConfigError
+from etb_plugin.experiment import Evaluated, resolve_device
+from etb_plugin.trained import restore
+
+
+@dataclass(frozen=True)
+class Tightness:
+    """One bound on one batch: the mean width of its margins, that width relative to IBP's, the share of images
+    whose margins are all positive, and the time of the batch."""
+
+    name: str
+    sound: bool
+    width: float
+    ratio_to_ibp: float
+    positive: float
+    milliseconds: float
+
+
+def compare_bounds(
+    path: Path, names: Sequence[str], request: Evaluated
+) -> Iterator[tuple[dict[str, Any], float, list[Tightness]]]:
+    """Yield, for each network in `path` and each test eps, what is known of the network, eps, and each bound's row.
+
+    The batch is the first `request.test_limit` test images. A name is "name" or "name:option=value:...". Raises
+    ConfigError, DataError, CheckpointError or UnsupportedLayer before the first row where something cannot work.
+    """
+    data, networks = restore(
+        path,
+        dataset=request.dataset,
+        model=request.model,
+        data_dir=request.data_dir,
+        test_limit=request.test_limit,
+        device=resolve_device(request.device),
+    )
+    images, labels = next(data.test.batches(len(data.test)))
+    prepared = [_prepared(["ibp", *names], trained.network, data.input_shape) for trained in networks]
+    for trained, bounds in zip(networks, prepared, strict=True):
+        about = trained.about
+        for eps in request.eps_test or (about["eps"] or data.source.default_eps,):
+            box, spec = Box.around(images, eps), margin_spec(labels, data.classes, images.dtype)
+            reference = bounds["ibp"](box, spec).width.mean()
+            yield about, eps, [_measured(name, bounds[name], box, spec, reference) for name in names]
+
+
+def _prepared(names: Sequence[str], network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, PreparedBound]:
+    prepared = {}
+    for text in names:
+        name, *options = text.split(":")
+        values: dict[str, Any] = {}
+        for option in options:
+            key, equals, value = option.partition("=")
+            if not equals:
+                raise ConfigError(f"{text!r}: write an option as {name}:key=value")
+            values[key] = yaml.safe_load(value)
+        prepared[text] = prepare(name, network, input_shape, **values)
+    return prepared
+
+
+@torch.no_grad()
+def _measured(name: str, bound: PreparedBound, box: Box, spec: Tensor, reference: Tensor) -> Tightness:
+    bound(box, spec)  # the first call also pays for set-up
+    begun = _now(spec.device)
+    interval = bound(box, spec)
+    seconds = _now(spec.device) - begun
+    width, positive = interval.width.mean(), (interval.lower > 0).all(1).double().mean()
+    return Tightness(name, interval.sound, float(width), float(width / reference), float(positive), 1000 * seconds)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,93 @@
+"""Networks from disk: those of a run, or anyone's weights for a named architecture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from etb_plugin import networks
+from etb_plugin.data import Dataset, load
+from etb_plugin.errors import CheckpointError, ConfigError
+from etb_plugin.networks.checkpoints import load_weights, read_weights
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in eval mode, and what is known about it: `describe`'s keys."""
+
+    network: nn.Module
+    about: dict[str, Any]
+
+
+def describe(method: str, model: str, dataset: str, eps: float, seed: int, data: Dataset) -> dict[str, Any]:
+    """Return what is written beside trained weights, so that they can be used without any flag."""
+    return {
+        "method": method,
+        "model": model,
+        "dataset": dataset,
+        "eps": eps,
+        "seed": seed,
+        "input_shape": data.input_shape,
+        "classes": data.classes,
+        "normalization": data.source.normalization,
+    }
+
+
+def restore(
+    path: Path,
+    *,
+    dataset: str | None = None,
+    model: str | None = None,
+    data_dir: str | None = None,
+    test_limit: int | None = None,
+    device: str = "cpu",
+) -> tuple[Dataset, list[Trained]]:
+    """Return the networks in `path`, a file of weights or a run folder, in eval mode, and the data they are for.
+
+    Our files say which architecture and data set they are for. Others need `model` and `dataset`, and their network
+    sees pixels in [0, 1], not normalised. Raises CheckpointError where there are no weights or they do not fit, and
+    ConfigError where architecture or data set is not known.
+    """
+    files = _files(path)
+    contents = [read_weights(file) for file in files]
+    dataset = dataset or contents[0][1].get("dataset")
+    if dataset is None:
+        raise ConfigError(f"{path} does not say which data set it is for: name one by --dataset")
+    data = load(dataset, data_dir=data_dir, test_limit=test_limit, device=device)
+    trained = []
+    for file, (weights, known) in zip(files, contents, strict=True):
+        about = known or _unknown(file, model, dataset, data)
+        if model is not None and about["model"] != model:
+            raise ConfigError(f"{file} holds a network {about['model']!r}, and --model says {model!r}")
+        if (tuple(about["input_shape"]), about["classes"]) != (data.input_shape, data.classes):
+            raise CheckpointError(
+                f"{file} is for images {list(about['input_shape'])} and {about['classes']} classes; "
+                f"{dataset} has {list(data.input_shape)} and {data.classes}"
+            )
+        statistics = _statistics(about["normalization"])
+        network = networks.build(about["model"], data.input_shape, data.classes, normalization=statistics, seed=0)
+        load_weights(network, weights, file)
+        trained.append(Trained(network.to(device).eval(), about | {"dataset": dataset}))
+    return data, trained
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted([*path.glob("cells/*/last.safetensors"), *path.glob("last.safetensors")])
+    if not files:
+        raise CheckpointError(f"{path} holds no weights (cells/*/last.safetensors)")
+    return files
+
+
+def _unknown(file: Path, model: str | None, dataset: str, data: Dataset) -> dict[str, Any]:
+    """Return what is known of weights that are not ours."""
+    if model is None:
+        raise ConfigError(f"{file} does not say which architecture it is for: name one by --model")
+    about = describe(file.stem, model, dataset, 0.0, 0, data)
+    return about | {"eps": None, "seed": None, "normalization": None}
+
+
+def _statistics(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    return None if value is None else (tuple(value[0]), tuple(value[1]))
