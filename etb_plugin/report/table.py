@@ -1,5 +1,6 @@
 """The comparison as a table on a terminal."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -22,37 +23,32 @@ def comparison_table(results: Sequence[Result], heading: str) -> RenderableType:
     """
     certifiers = list(dict.fromkeys(name for result in results for name in result.certified_accuracy))
     trained = any(result.step_ms is not None for result in results)
-    table = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", title_style="bold", pad_edge=False)
-    table.add_column("eps", justify="right", style="dim")
+    table = _table(heading)
     table.add_column("method", no_wrap=True)
-    for name in ("clean", "FGSM", "PGD", "PGD\nrobust"):
+    for name in ("clean", "PGD", "PGD\nrobust"):
         table.add_column(name, justify="right")
     for name in certifiers:
         table.add_column(f"certified\n{name}", justify="right", style=CERTIFIED, header_style=CERTIFIED)
-    table.add_column("expected\n(no proof)", justify="right", style=EXPECTED, header_style=EXPECTED)
+    table.add_column("expected\nno proof", justify="right", style=EXPECTED, header_style=EXPECTED)
     if trained:
-        for name in ("s/epoch", "step x\nnominal", "peak\nMiB"):
+        for name in ("s per\nepoch", "step x\nnominal", "peak\nMiB"):
             table.add_column(name, justify="right", style="dim")
-    for eps in dict.fromkeys(result.eps_test for result in results):
-        group = [result for result in results if result.eps_test == eps]
+    for eps, group in itertools.groupby(sorted(results, key=lambda r: r.eps_test), key=lambda r: r.eps_test):
+        table.add_row(f"[dim]eps {eps:.4g}[/]")
         for result in group:
-            first = result.eps_test == results[0].eps_test
             table.add_row(
-                f"{eps:.4g}",
-                result.method,
-                *(_percent(v) for v in (result.clean_accuracy, result.fgsm_accuracy, result.pgd_accuracy)),
-                _percent(result.pgd_robustness),
+                f" {result.method}",
+                *(_percent(v) for v in (result.clean_accuracy, result.pgd_accuracy, result.pgd_robustness)),
                 *(_percent(result.certified_accuracy[name]) for name in certifiers),
                 f"~{_percent(result.expected_accuracy)}",
-                *(_costs(result) if trained and first else ()),
+                *(_costs(result) if trained and eps == min(r.eps_test for r in results) else ()),
             )
-        table.add_section()
     return Group(table, Text(_caption(results, trained), style="dim"))
 
 
 def tightness_table(rows: Sequence[Tightness], heading: str) -> RenderableType:
     """Return one line per bound: the width of its margins, that width relative to IBP's, and its cost."""
-    table = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", title_style="bold", pad_edge=False)
+    table = _table(heading)
     table.add_column("bound", no_wrap=True)
     for name in ("sound", "mean width", "x IBP's", "all margins > 0", "ms"):
         table.add_column(name, justify="right")
@@ -67,6 +63,18 @@ def tightness_table(rows: Sequence[Tightness], heading: str) -> RenderableType:
         table.add_row(row.name, sound, *figures)
     caption = "Widths of the margins f_y - f_j, all images and classes. A bound that is not sound proves nothing."
     return Group(table, Text(caption, style="dim"))
+
+
+def _table(heading: str) -> Table:
+    return Table(
+        box=box.SIMPLE_HEAD,
+        title=heading,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        padding=(0, 1),
+        collapse_padding=True,
+    )
 
 
 def _percent(share: float) -> str:

@@ -1,5 +1,7 @@
 """What training costs: the time of a step, and the memory of a run."""
 
+import ctypes
+import gc
 import resource
 import sys
 import time
@@ -48,6 +50,8 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         elif _STATUS.exists():
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # what the allocator kept of earlier runs is not this one's
             Path("/proc/self/clear_refs").write_text("5")
 
     def mib(self) -> float:
