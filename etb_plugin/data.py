@@ -47,7 +47,7 @@ class Source:
 
 
 SOURCES: dict[str, Source] = {
-    "digits": Source(0.1, default_model="tiny", default_epochs=15),
+    "digits": Source(0.1, default_model="tiny"),
     "mnist": Source(0.1, idx_folders=("mnist", "MNIST/raw"), torchvision="MNIST"),
     "fashion-mnist": Source(0.1, idx_folders=("fashion-mnist", "FashionMNIST/raw"), torchvision="FashionMNIST"),
     "cifar10": Source(2 / 255, ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), 4, True, torchvision="CIFAR10"),

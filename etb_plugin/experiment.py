@@ -216,7 +216,7 @@ def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = error.problem or "no YAML"
-        if "\t" in text.splitlines()[line - 1 : line][0] if text else False:
+        if "\t" in "".join(text.splitlines()[line - 1 : line]):
             problem = "a tab; YAML is indented by spaces"
         raise ConfigError(f"{file}, line {line}: {problem}") from None
     if not isinstance(values, dict):

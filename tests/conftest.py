@@ -1,5 +1,10 @@
 """Networks and boxes that several tests share. Every test starts from a fixed seed."""
 
+import os
+
+# Before torch: tests share the cores among processes, and threads that fight for them are ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from torch import Tensor, nn

@@ -10,6 +10,7 @@ RECIPE = Recipe(
     eps=Ramp(0.1, 1.0, length=0.5),
     kappa=Ramp(0.0, 0.0),
     decay_at=(0.8, 0.9),
+    micro_batch=20,
 )
 
 register_method(

@@ -23,7 +23,7 @@ def comparison_table(results: Sequence[Result], heading: str) -> RenderableType:
     """
     certifiers = list(dict.fromkeys(name for result in results for name in result.certified_accuracy))
     trained = any(result.step_ms is not None for result in results)
-    table = _table(heading)
+    table = _table()
     table.add_column("method", no_wrap=True)
     for name in ("clean", "PGD", "PGD\nrobust"):
         table.add_column(name, justify="right")
@@ -43,12 +43,12 @@ def comparison_table(results: Sequence[Result], heading: str) -> RenderableType:
                 f"~{_percent(result.expected_accuracy)}",
                 *(_costs(result) if trained and eps == min(r.eps_test for r in results) else ()),
             )
-    return Group(table, Text(_caption(results, trained), style="dim"))
+    return Group(Text(heading, "bold"), table, Text(_caption(results, trained), "dim"))
 
 
 def tightness_table(rows: Sequence[Tightness], heading: str) -> RenderableType:
     """Return one line per bound: the width of its margins, that width relative to IBP's, and its cost."""
-    table = _table(heading)
+    table = _table()
     table.add_column("bound", no_wrap=True)
     for name in ("sound", "mean width", "x IBP's", "all margins > 0", "ms"):
         table.add_column(name, justify="right")
@@ -62,19 +62,11 @@ def tightness_table(rows: Sequence[Tightness], heading: str) -> RenderableType:
         )
         table.add_row(row.name, sound, *figures)
     caption = "Widths of the margins f_y - f_j, all images and classes. A bound that is not sound proves nothing."
-    return Group(table, Text(caption, style="dim"))
+    return Group(Text(heading, "bold"), table, Text(caption, "dim"))
 
 
-def _table(heading: str) -> Table:
-    return Table(
-        box=box.SIMPLE_HEAD,
-        title=heading,
-        title_justify="left",
-        title_style="bold",
-        pad_edge=False,
-        padding=(0, 1),
-        collapse_padding=True,
-    )
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
 
 
 def _percent(share: float) -> str:

@@ -128,7 +128,7 @@ def train(
         memory = PeakMemory(device)
         network.train()
         while len(state.epochs) < settings.epochs:
-            epoch = _epoch(state, loss, batches, schedule, watch)
+            epoch = _epoch(state, loss, batches, schedule, method.recipe.micro_batch, watch)
             settled = [e["loss"] for e in state.epochs if schedule.settled(int(e["epoch"]))]
             is_best = schedule.settled(epoch.epoch) and epoch.loss < min(settled, default=math.inf)
             state.epochs.append(asdict(epoch))
@@ -141,7 +141,14 @@ def train(
     return Training(tuple(Epoch(**e) for e in state.epochs), **state.costs)  # type: ignore[arg-type]
 
 
-def _epoch(state: State, loss: Loss, batches: Batches, schedule: Schedule, watch: Callable[[Progress], None]) -> Epoch:
+def _epoch(
+    state: State,
+    loss: Loss,
+    batches: Batches,
+    schedule: Schedule,
+    micro_batch: int | None,
+    watch: Callable[[Progress], None],
+) -> Epoch:
     """Run one epoch. Sums stay on the device; only a look at them, a few times a second, waits for it."""
     number, step = len(state.epochs) + 1, len(state.epochs) * len(batches)
     sums = _Sums(number, batches.split.labels.device)
@@ -151,12 +158,15 @@ def _epoch(state: State, loss: Loss, batches: Batches, schedule: Schedule, watch
         point, rate = schedule.point(step), schedule.rate(step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        losses = loss(images, labels, point, state.generator)
         state.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        size = micro_batch or len(labels)
+        for part, part_labels in zip(images.split(size), labels.split(size), strict=True):
+            losses = loss(part, part_labels, point, state.generator)
+            (losses.total * (len(part) / len(images))).backward()
+            sums.add(losses, len(part))
         state.optimizer.step()
         timer.lap()
-        sums.add(losses, len(labels))
+        sums.batches += 1
         step += 1
         now = time.perf_counter()
         if now - looked >= _WATCH_EVERY:
@@ -177,7 +187,7 @@ class _Sums:
     """Running sums of an epoch, on the device, and the first batch whose loss is not finite."""
 
     def __init__(self, epoch: int, device: torch.device) -> None:
-        self.images = self.batches = 0
+        self.images = self.batches = 0  # finished ones
         self._epoch = epoch
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)
         self._first_bad = torch.full((), -1, device=device)
@@ -191,7 +201,6 @@ class _Sums:
             [total * count, losses.clean * count, losses.robust * count, losses.correct.to(total.dtype)]
         )
         self.images += count
-        self.batches += 1
 
     def read(self) -> tuple[float, float, float, float]:
         """Return the mean loss, its clean and robust parts, and the accuracy. Waits for the device."""

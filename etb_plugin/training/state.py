@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ class State:
     def load(self, path: Path) -> None:
         """Put the state in `path` back. Raises CheckpointError where it cannot be read or does not fit."""
         try:
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # what is no state is refused below
+                content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             self.network.load_state_dict(content["network"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.generator.set_state(content["generator"])
@@ -51,4 +53,6 @@ class State:
                 torch.cuda.set_rng_state(content["cuda"])
             self.epochs, self.costs = content["epochs"], content["costs"]
         except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path} cannot be resumed from ({error}); delete it to start afresh") from error
+            raise CheckpointError(
+                f"{path} cannot be resumed from: it is damaged, or of another run; delete it to start afresh"
+            ) from error

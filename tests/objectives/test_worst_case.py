@@ -1,0 +1,146 @@
+"""The objective of every bound against its equations, finite differences, and what it must leave alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from etb_plugin.bounds import Box, bound, margin_spec
+from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.networks import build
+from etb_plugin.objectives import Point, get_method, methods
+from etb_plugin.objectives.worst_case import WorstCase
+from tests.conftest import fully_connected
+
+POINT = Point(eps=0.05, kappa=0.3)
+
+
+@pytest.fixture
+def case():
+    """A float64 network of three classes, images and labels."""
+    network = fully_connected(6, 8, 3).double()
+    return network, torch.rand(4, 1, 2, 3).double(), torch.tensor([0, 1, 2, 1])
+
+
+def loss_of(objective, network, images, labels, point=POINT):
+    loss = objective.prepare(network, tuple(images.shape[1:]), 3)
+    return loss(images, labels, point, torch.Generator().manual_seed(0))
+
+
+def worst_logits_by_hand(network, images, labels, eps, elision):
+    """IBP in plain tensors: the interval of the hidden layer, then the last layer or the margins folded into it."""
+    first, last = network[1], network[3]
+    lower, upper = (images - eps).clamp(0, 1).flatten(1), (images + eps).clamp(0, 1).flatten(1)
+    m, r = (upper + lower) / 2, (upper - lower) / 2
+    z, spread = first(m), r @ first.weight.abs().T
+    lower, upper = (z - spread).relu(), (z + spread).relu()
+    m, r = (upper + lower) / 2, (upper - lower) / 2
+    z = torch.zeros(len(labels), 3).double()
+    for b, y in enumerate(labels.tolist()):
+        for j in range(3):
+            if elision:
+                row = last.weight[y] - last.weight[j]
+                z[b, j] = 0 if j == y else -(row @ m[b] - row.abs() @ r[b] + last.bias[y] - last.bias[j])
+            else:
+                sign = -1 if j == y else 1
+                z[b, j] = last.weight[j] @ m[b] + last.bias[j] + sign * last.weight[j].abs() @ r[b]
+    return z
+
+
+@pytest.mark.parametrize("elision", [True, False])
+@pytest.mark.parametrize("form", ["convex", "additive"])
+@pytest.mark.parametrize("temperature", [1.0, 0.2])
+def test_the_loss_is_its_equation(case, form, elision, temperature):
+    network, images, labels = case
+    got = loss_of(WorstCase("ibp", form=form, elision=elision, temperature=temperature), *case)
+    clean = F.cross_entropy(network(images), labels)
+    z = worst_logits_by_hand(network, images, labels, POINT.eps, elision)
+    robust = F.cross_entropy(z / temperature, labels)
+    want = 0.3 * clean + 0.7 * robust if form == "convex" else clean + 0.3 * robust
+    torch.testing.assert_close(got.total, want)
+    torch.testing.assert_close(got.robust, robust.detach())
+    assert int(got.correct) == int((network(images).argmax(1) == labels).sum())
+
+
+def test_without_elision_the_loss_is_never_smaller(case):
+    with_elision, without = (loss_of(WorstCase("ibp", elision=e), *case).robust for e in (True, False))
+    assert without > with_elision
+
+
+@pytest.mark.parametrize("name", ["ibp", "expected", "crown-ibp", "crown", "dual"])
+def test_the_gradient_is_that_of_the_loss(case, name):
+    network = case[0]
+    objective = get_method(name).objective
+    weight, direction = network[1].weight, torch.randn(8, 6).double()
+    loss_of(objective, *case).total.backward()
+    step = 1e-6
+    with torch.no_grad():
+        weight += step * direction
+        ahead = loss_of(objective, *case).total
+        weight -= 2 * step * direction
+        behind = loss_of(objective, *case).total
+    torch.testing.assert_close((weight.grad * direction).sum(), (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["ibp", "expected", "crown-ibp", "crown", "dual"])
+def test_margins_of_a_sound_bound_give_a_larger_loss_than_any_sampled_point(case, name):
+    network, images, labels = case
+    box = Box.around(images, POINT.eps)
+    robust = loss_of(get_method(name).objective, *case).robust
+    margins = bound(name, network, box, margin_spec(labels, 3, torch.float64)).lower
+    assert bool((margins > -torch.inf).all())
+    if name != "expected":
+        for _ in range(20):
+            x = box.lower + (box.upper - box.lower) * torch.rand_like(box.lower)
+            assert F.cross_entropy(network(x), labels) <= robust
+
+
+@pytest.mark.parametrize("point", [Point(0.0, 0.3), Point(0.1, 1.0)])
+def test_a_bound_without_radius_or_weight_is_not_computed(case, point, monkeypatch):
+    network, images, labels = case
+    monkeypatch.setattr(WorstCase, "_worst_logits", lambda *_: pytest.fail("the bound was computed"))
+    losses = loss_of(WorstCase("ibp"), *case, point=point)
+    torch.testing.assert_close(losses.total, F.cross_entropy(network(images), labels))
+
+
+def test_batch_norm_sees_clean_images_once_and_stays_in_train_mode():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 3)).train()
+    images, labels = torch.rand(5, 1, 3, 3), torch.tensor([0, 1, 2, 0, 1])
+    loss_of(WorstCase("ibp"), network, images, labels).total.backward()
+    norm = network[1]
+    assert norm.training
+    assert int(norm.num_batches_tracked) == 1
+    torch.testing.assert_close(norm.running_mean, 0.1 * network[0](images).detach().mean((0, 2, 3)))
+
+
+def test_adversarial_training_sees_a_worse_loss_inside_the_box(case, monkeypatch):
+    network, images, _ = case
+    seen = []
+    monkeypatch.setattr(network, "forward", lambda x, f=network.forward: seen.append(x.detach()) or f(x))
+    losses = loss_of(get_method("pgd").objective, *case)
+    assert losses.robust > losses.clean
+    torch.testing.assert_close(losses.total.detach(), losses.robust)
+    box = Box.around(images, POINT.eps)
+    assert all(bool(((box.lower <= x) & (x <= box.upper)).all()) for x in seen)
+
+
+def test_a_network_that_the_bound_cannot_take_is_refused_by_layer():
+    network = build("cnn7-bn", (1, 16, 16), 10, seed=0)
+    with pytest.raises(UnsupportedLayer, match=r"layer \S+"):
+        get_method("dual").objective.prepare(network, (1, 16, 16), 10)
+
+
+def test_every_method_says_where_its_defaults_come_from():
+    assert {"nominal", "pgd", "ibp", "crown-ibp", "crown", "expected", "dual", "dual-projected"} <= set(methods())
+    for method in methods().values():
+        assert any(year in method.recipe.source for year in ("2018", "2019", "2020"))
+        assert len(method.summary) < 120
+
+
+def test_options_reach_the_bound(case):
+    exact, blockwise = (
+        loss_of(replace(get_method("expected").objective, options=o), *case) for o in ({}, {"center": "network"})
+    )
+    assert exact.robust != blockwise.robust

@@ -1,0 +1,148 @@
+"""Comparisons: cells, what is kept, what goes on, and the files that come out."""
+
+import csv
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from torch import nn
+
+from etb_plugin import networks
+from etb_plugin.comparison import Comparison, Reevaluation
+from etb_plugin.errors import ConfigError, SoundnessError, UnsupportedLayer
+from etb_plugin.experiment import read_evaluation, read_experiment
+from etb_plugin.results import Result
+from tests.training.test_training import Killed
+
+FLAGS = {
+    "model": "mlp-12x2",
+    "methods": "ibp,expected",
+    "epochs": 3,
+    "train_limit": 200,
+    "test_limit": 40,
+    "pgd_steps": 5,
+    "eps_test": "0.02,0.1",
+    "device": "cpu",
+}
+DESIGN = {
+    *("method", "dataset", "model", "seed", "eps_train", "eps_test", "clean_accuracy", "pgd_accuracy"),
+    *("pgd_robustness", "certified_accuracy", "expected_accuracy", "images", "train_seconds", "seconds_per_epoch"),
+    *("step_ms", "peak_memory_mib", "parameters"),
+}
+COSTS = ("train_seconds", "seconds_per_epoch", "step_ms", "nominal_step_ms", "peak_memory_mib")
+
+
+class Log:
+    """A Watch that notes what happened, and may stop the run."""
+
+    def __init__(self, stop=lambda name, progress: False):
+        self.trained, self.done, self.stop = [], [], stop
+
+    def training(self, name, progress):
+        self.trained.append((name, progress.epoch))
+        if self.stop(name, progress):
+            raise Killed
+
+    def evaluating(self, name, eps, done, total):
+        assert 0 < done <= total == 40
+
+    def finished(self, name, training, results):
+        self.done.append((name, training is not None))
+
+
+def comparison(tmp_path, **changes):
+    return Comparison(read_experiment(None, {**FLAGS, "out": str(tmp_path / "run"), **changes}))
+
+
+def untimed(results):
+    return [replace(result, **dict.fromkeys(COSTS)) for result in results]
+
+
+def test_a_run_leaves_what_the_design_lists(tmp_path):
+    results = comparison(tmp_path).run(Log())
+    folder = tmp_path / "run"
+    content = json.loads((folder / "results.json").read_text())
+    assert [(r.method, r.eps_test) for r in results] == [(m, e) for m in ("ibp", "expected") for e in (0.02, 0.1)]
+    assert content["schema"] == 1
+    assert content["experiment"]["eps"] == 0.1
+    assert content["environment"]["versions"]["torch"]
+    assert set(content["cells"][0]) >= DESIGN
+    assert [Result(**cell) for cell in content["cells"]] == results
+    assert set(content["cells"][0]["certified_accuracy"]) == {"ibp", "crown-ibp"}
+    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    assert [float(row["certified_crown-ibp"]) for row in rows] == [r.certified_accuracy["crown-ibp"] for r in results]
+    for cell in (folder / "cells").iterdir():
+        assert {p.name for p in cell.iterdir()} == {
+            *("result.json", "state.pt", "last.safetensors", "best.safetensors")
+        }
+
+
+def test_the_same_run_again_keeps_its_cells(tmp_path):
+    first = comparison(tmp_path).run(Log())
+    log = Log()
+    assert comparison(tmp_path).run(log) == first
+    assert log.trained == []
+    assert log.done == [("ibp", False), ("expected", False)]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_results(tmp_path):
+    unbroken = Comparison(read_experiment(None, {**FLAGS, "out": str(tmp_path / "whole")})).run(Log())
+    with pytest.raises(Killed):
+        comparison(tmp_path).run(Log(lambda name, progress: (name, progress.epoch) == ("expected", 2)))
+    assert len(json.loads((tmp_path / "run" / "results.json").read_text())["cells"]) == 2  # the finished method's
+    log = Log()
+    resumed = comparison(tmp_path).run(log)
+    assert ("ibp", 1) not in log.trained
+    assert ("expected", 1) not in log.trained
+    assert untimed(resumed) == untimed(unbroken)
+
+
+def test_equal_names_with_other_images_are_other_cells(tmp_path):
+    one, two = comparison(tmp_path), comparison(tmp_path, train_limit=100)
+    assert {c.id for c in one.cells}.isdisjoint(c.id for c in two.cells)
+    assert {c.id for c in one.cells} == {c.id for c in comparison(tmp_path, pgd_restarts=1).cells}
+
+
+def test_another_experiment_in_the_folder_is_refused_and_unharmed(tmp_path):
+    comparison(tmp_path).run(Log())
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match=r"holds another experiment \(epochs 4 here, 3 there\)"):
+        comparison(tmp_path, epochs=4).run(Log())
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match="network 'small' does not fit images of 8 x 8"):
+        comparison(tmp_path, model="small")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_method_that_cannot_take_the_network_is_named_with_the_layer(tmp_path, monkeypatch):
+    def with_batch_norm(*_, **__):
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10))
+
+    monkeypatch.setattr(networks, "build", with_batch_norm)
+    with pytest.raises(UnsupportedLayer, match=r"method 'dual' cannot take network 'mlp-12x2': layer \S+"):
+        comparison(tmp_path, methods="ibp,dual")
+
+
+def test_weights_of_a_run_evaluate_to_the_same_accuracies(tmp_path):
+    first = comparison(tmp_path).run(Log())
+    request = read_evaluation({"eps_test": "0.02,0.1", "test_limit": 40, "pgd_steps": 5})
+    again = Reevaluation(tmp_path / "run", request).run(Log(), tmp_path / "again")
+
+    def key(result):
+        return (result.method, result.eps_test)
+
+    assert sorted(untimed(first), key=key) == sorted(untimed(again), key=key)
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["experiment"]["model"] == "mlp-12x2"
+
+
+def test_a_record_that_breaks_the_chain_cannot_exist(tmp_path):
+    result = comparison(tmp_path).run(Log())[0]
+    for change, message in (
+        ({"pgd_accuracy": 1.0, "clean_accuracy": 0.5}, "accuracy PGD 1.0 exceeds clean 0.5"),
+        ({"certified_accuracy": {"ibp": 0.9}, "pgd_accuracy": 0.1}, "certified by ibp 0.9 exceeds PGD 0.1"),
+    ):
+        with pytest.raises(SoundnessError, match=message):
+            Result(**{**asdict(result), **change})

@@ -1,0 +1,206 @@
+"""The loop: schedules, repeatability, resume to the last bit, and failures that say where."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.nn import functional as F
+
+from etb_plugin.data import load
+from etb_plugin.errors import CheckpointError, TrainingError
+from etb_plugin.networks import build
+from etb_plugin.objectives import Losses, Method, Ramp, Recipe, get_method
+from etb_plugin.training import Settings, train
+from etb_plugin.training.schedule import Schedule
+
+TIMES = ("seconds", "step_ms")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits", train_limit=70, test_limit=20)
+
+
+def network(digits, name="mlp-8x2", seed=0):
+    return build(name, digits.input_shape, 10, seed=seed)
+
+
+def settings(**changes):
+    return replace(Settings(eps=0.05, epochs=4, batch_size=20), **changes)
+
+
+def weights(net):
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def records(training):
+    return [{k: v for k, v in asdict(epoch).items() if k not in TIMES} for epoch in training.epochs]
+
+
+def test_a_schedule_counts_steps_from_the_first_to_the_last():
+    recipe = Recipe("", decay_at=(0.5, 0.8), eps=Ramp(0.0, 1.0, length=0.5), kappa=Ramp(1.0, 0.5, length=0.5))
+    schedule = Schedule(recipe, eps=0.2, learning_rate=0.1, epochs=10, batches=2)
+    assert schedule.steps == 20
+    assert [schedule.point(i).eps for i in (0, 5, 10, 19)] == pytest.approx([0.0, 0.1, 0.2, 0.2])
+    assert [schedule.point(i).kappa for i in (0, 5, 10)] == pytest.approx([1.0, 0.75, 0.5])
+    assert [schedule.rate(i) for i in (0, 9, 10, 16, 19)] == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])
+    assert [schedule.settled(e) for e in (1, 5, 6, 10)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 60])
+@pytest.mark.parametrize("name", ["ibp", "pgd", "dual"])
+def test_every_run_however_short_ends_at_the_full_eps(name, epochs):
+    schedule = Schedule(get_method(name).recipe, 0.1, 1e-3, epochs, batches=3)
+    assert schedule.point(schedule.steps - 1).eps == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_training_follows_plain_torch_step_by_step(digits, optimizer):
+    """Two epochs of `nominal` beside a loop written out here."""
+    recipe = Recipe("", optimizer=optimizer, learning_rate=0.01, momentum=0.9, decay_at=(0.5,))
+    method = replace(get_method("nominal"), recipe=recipe)
+    trained, plain = network(digits), network(digits)
+    training = train(trained, method, digits, settings(epochs=2))
+    torch_optimizer = (
+        torch.optim.Adam(plain.parameters(), 0.01)
+        if optimizer == "adam"
+        else torch.optim.SGD(plain.parameters(), 0.01, momentum=0.9)
+    )
+    generator = torch.Generator().manual_seed(0)
+    for epoch in range(2):
+        torch_optimizer.param_groups[0]["lr"] = 0.01 / 10**epoch
+        losses = []
+        for chosen in torch.randperm(70, generator=generator).split(20):
+            torch_optimizer.zero_grad()
+            x, y = digits.train.images[chosen].float() / 255, digits.train.labels[chosen]
+            loss = F.cross_entropy(plain(x), y)
+            loss.backward()
+            torch_optimizer.step()
+            losses.append(loss.item() * len(y))
+        assert training.epochs[epoch].loss == pytest.approx(sum(losses) / 70, rel=1e-5)
+    assert torch.equal(weights(trained), weights(plain))
+    assert not trained.training
+
+
+@pytest.mark.parametrize("name", ["nominal", "ibp", "expected"])
+def test_a_method_lowers_its_loss_and_reports_what_it_cost(digits, name):
+    training = train(network(digits), get_method(name), digits, settings(epochs=20, eps=0.01, learning_rate=0.01))
+    first, last = training.epochs[0], training.epochs[-1]
+    assert last.clean_loss < 0.8 * first.clean_loss
+    assert last.accuracy > 0.5
+    assert training.train_seconds >= training.seconds_per_epoch > 0
+    assert training.step_ms > 0
+    assert training.nominal_step_ms > 0
+    assert training.peak_memory_mib > 10
+
+
+def test_equal_seeds_give_equal_bits_and_torchs_generator_is_left_alone(digits):
+    before = torch.get_rng_state()
+    runs = []
+    for seed in (0, 0, 1):
+        net = network(digits)
+        train(net, get_method("pgd"), digits, settings(epochs=2, seed=seed))
+        runs.append(weights(net))
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Killed(BaseException):
+    """What a test raises in the middle of an epoch."""
+
+
+@pytest.mark.parametrize("name", ["ibp", "pgd", "dual-projected"])
+def test_a_resumed_run_equals_an_unbroken_one_to_the_last_bit(digits, name, tmp_path, monkeypatch):
+    monkeypatch.setattr("etb_plugin.training.loop._WATCH_EVERY", 0.0)
+    method = get_method(name)
+    unbroken = network(digits)
+    whole = train(unbroken, method, digits, settings(), folder=tmp_path / "whole")
+
+    def killed_in_epoch_3(progress):
+        if progress.epoch == 3 and progress.step == 11:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(network(digits), method, digits, settings(), folder=tmp_path / "broken", watch=killed_in_epoch_3)
+    resumed, steps = network(digits, seed=5), []
+    parts = train(resumed, method, digits, settings(), folder=tmp_path / "broken", watch=lambda p: steps.append(p.step))
+    assert steps[0] == 9  # epochs 1 and 2 were not run again
+    assert torch.equal(weights(resumed), weights(unbroken))
+    assert records(parts) == records(whole)
+    for file in ("last.safetensors", "best.safetensors"):
+        assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_finished_run_is_not_trained_again(digits, tmp_path):
+    net = network(digits)
+    first = train(net, get_method("ibp"), digits, settings(), folder=tmp_path)
+    again = network(digits, seed=3)
+    second = train(again, get_method("ibp"), digits, settings(), folder=tmp_path, watch=lambda _: pytest.fail("ran"))
+    assert second == first
+    assert torch.equal(weights(again), weights(net))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda _: b"", lambda _: b"not a checkpoint"])
+def test_a_damaged_state_is_refused_by_name(digits, tmp_path, damage):
+    train(network(digits), get_method("nominal"), digits, settings(epochs=1), folder=tmp_path)
+    path = tmp_path / "state.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"state\.pt cannot be resumed from: .*delete it to start afresh"):
+        train(network(digits), get_method("nominal"), digits, settings(epochs=2), folder=tmp_path)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An objective whose loss is given in advance, one per step."""
+
+    plan: tuple[float, ...]
+    bound = None
+
+    def prepare(self, network, input_shape, classes):
+        values = iter(self.plan)
+
+        def loss(images, labels, point, generator):
+            value = F.cross_entropy(network(images), labels) * 0 + next(values)
+            return Losses(value, value.detach(), value.detach(), torch.tensor(0))
+
+        return loss
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch(digits, bad):
+    method = Method("planned", "", Planned((1.0,) * 4 + (1.0, bad, 1.0, bad)), Recipe(""))
+    with pytest.raises(TrainingError, match="not finite in epoch 2, batch 2"):
+        train(network(digits), method, digits, settings())
+
+
+def test_the_best_checkpoint_is_the_lowest_loss_at_the_final_eps(digits, tmp_path):
+    by_epoch = [0.1, 0.2, 2.0, 1.0, 1.5, 1.0]  # the ramp is over from epoch 4 on
+    plan = tuple(value for value in by_epoch for _ in range(4))
+    method = Method("planned", "", Planned(plan), Recipe("", eps=Ramp(0.0, 1.0, length=0.5)))
+    train(network(digits), method, digits, settings(epochs=6), folder=tmp_path, about={"method": "planned"})
+    for name, epoch in (("best", 4), ("last", 6)):
+        with safe_open(tmp_path / f"{name}.safetensors", "pt") as file:
+            assert json.loads(file.metadata()["etb"]) == {"method": "planned", "epoch": epoch}
+
+
+def test_micro_batches_add_up_to_the_batch(digits):
+    nets = []
+    for size in (None, 7):
+        method = get_method("ibp")
+        method = replace(method, recipe=replace(method.recipe, micro_batch=size, optimizer="sgd", learning_rate=0.1))
+        net = network(digits)
+        training = train(net, method, digits, settings())
+        nets.append((weights(net), training.epochs[-1].loss, training.epochs[-1].accuracy))
+    torch.testing.assert_close(nets[0], nets[1], rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norm_trains_under_a_bound_and_ends_in_eval_mode(digits):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 10))
+    training = train(net, get_method("ibp"), digits, settings())
+    assert not net.training
+    assert int(net[1].num_batches_tracked) == 16  # the clean images of each step, and nothing else
+    assert training.epochs[-1].eps == pytest.approx(0.05)
