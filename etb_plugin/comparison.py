@@ -18,7 +18,7 @@ from etb_plugin.bounds import prepare
 from etb_plugin.data import Dataset, load
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.evaluation import Exam, evaluate
-from etb_plugin.experiment import Evaluated, Experiment, Resolved, resolve_device
+from etb_plugin.experiment import Evaluated, Experiment, Resolved, eps_text, resolve_device
 from etb_plugin.networks import evaluating
 from etb_plugin.objectives import Method, get_method
 from etb_plugin.results import Result, write_results
@@ -87,8 +87,9 @@ class Comparison:
         """The experiment in one line."""
         e = self.experiment
         return (
-            f"{e.dataset}, {e.model} ({networks.parameters(self._network()):,} parameters), trained at eps {e.eps:.4g} "
-            f"for {e.epochs} epochs of {len(self.data.train):,} images; PGD {e.pgd_steps} steps x {e.pgd_restarts}"
+            f"{e.dataset}, {e.model} ({networks.parameters(self._network()):,} parameters), trained at eps "
+            f"{eps_text(e.eps)} for {e.epochs} epochs of {len(self.data.train):,} images; "
+            f"PGD {e.pgd_steps} steps x {e.pgd_restarts}"
         )
 
     def run(self, watch: Watch, *, evaluation: bool = True) -> list[Result]:

@@ -11,6 +11,9 @@ from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepar
 from etb_plugin.data import Split
 from etb_plugin.errors import ConfigError, SoundnessError
 
+_IMAGES_AT_ONCE = 25
+"""How many images a bound takes at once: full CROWN and the dual need gigabytes for a hundred."""
+
 
 @dataclass(frozen=True)
 class Exam:
@@ -116,9 +119,8 @@ def _one_sided(name: str, network: nn.Module, shape: tuple[int, ...]) -> Prepare
 @torch.no_grad()
 def _positive(bound: PreparedBound, box: Box, labels: Tensor, right: Tensor, classes: int) -> Tensor:
     """Return which of the `right` images have only positive margins by `bound`, [batch]."""
-    chosen = right.nonzero()[:, 0]
     positive = torch.zeros_like(right)
-    if len(chosen):
+    for chosen in right.nonzero()[:, 0].split(_IMAGES_AT_ONCE):
         margins = bound(box[chosen], margin_spec(labels[chosen], classes, box.lower.dtype)).lower
         positive[chosen] = (margins > 0).all(1)
     return positive

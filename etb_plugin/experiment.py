@@ -48,6 +48,14 @@ def _eps(value: object) -> float:
     return eps
 
 
+def eps_text(eps: float) -> str:
+    """Return a radius as people write it: 0.1, and 2/255 where that is what it is."""
+    levels = round(eps * 255)
+    if float(f"{eps:.3g}") != eps and math.isclose(eps * 255, levels):
+        return f"{levels}/255"
+    return f"{eps:.4g}"
+
+
 def _rate(value: object) -> float:
     rate = _number(value)
     if not (math.isfinite(rate) and rate > 0):

@@ -3,7 +3,7 @@
 import pytest
 
 from etb_plugin.errors import ConfigError
-from etb_plugin.experiment import read_experiment, resolve_device
+from etb_plugin.experiment import eps_text, read_experiment, resolve_device
 
 
 def from_file(tmp_path, text, **flags):
@@ -26,6 +26,11 @@ def test_fractions_and_lists_are_understood():
     assert experiment.eps == pytest.approx(8 / 255)
     assert experiment.eps_test == pytest.approx((2 / 255, 8 / 255))
     assert experiment.methods == ("ibp", "crown")
+
+
+@pytest.mark.parametrize("text", ["0", "0.1", "0.3", "0.2", "0.025", "2/255", "8/255", "1/255"])
+def test_a_radius_is_shown_as_it_was_written(text):
+    assert eps_text(read_experiment(None, {"eps": text}).eps) == text
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,9 @@ class LirpaNetwork:
 
 def _convert(network: nn.Module, example: Tensor, mode: str) -> BoundedModule:
     with evaluating(network), _kept_grad_flags(network), _refusals_named(network), _default_dtype(example.dtype):
-        return BoundedModule(network, example, bound_opts={"conv_mode": mode})
+        # auto_LiRPA 0.3 mixes up its two ways to store alphas where more than this share of a layer is unstable.
+        options = {"conv_mode": mode, "minimum_sparsity": 1.0}
+        return BoundedModule(network, example, bound_opts=options)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from etb_plugin.cli import options as o
+from etb_plugin.experiment import eps_text
 from etb_plugin.report.table import tightness_table
 from etb_plugin.tightness import compare_bounds
 
@@ -32,5 +33,5 @@ def command(
     """
     request = o.evaluation(context)
     for about, eps, rows in compare_bounds(checkpoint, methods.split(","), request):
-        heading = f"{about['method']}: {about['model']} on {about['dataset']}, {test_limit} images, eps {eps:.4g}"
+        heading = f"{about['method']}: {about['model']} on {about['dataset']}, {test_limit} images, eps {eps_text(eps)}"
         o.stdout().print(tightness_table(rows, heading))

@@ -45,7 +45,8 @@ TrainLimit = Annotated[
     int | None, typer.Option(help="Train on the first so many images only.", rich_help_panel=_TRAINING)
 ]
 EpsTest = Annotated[
-    str | None, typer.Option(help="Test radii, such as 0.1,0.2; the training one.", rich_help_panel=_EVALUATION)
+    str | None,
+    typer.Option(help="Test radii, such as 0.1,0.2; without it the training one.", rich_help_panel=_EVALUATION),
 ]
 TestLimit = Annotated[
     int | None, typer.Option(help="Test on the first so many images only.", rich_help_panel=_EVALUATION)
@@ -59,7 +60,7 @@ PgdRestarts = Annotated[
 Certify = Annotated[
     str | None,
     typer.Option(
-        help="Sound bounds that certify, such as ibp,crown; ibp, crown-ibp and those that are trained with.",
+        help="Sound bounds that certify; without it ibp, crown-ibp and the sound ones that are trained with.",
         rich_help_panel=_EVALUATION,
     ),
 ]

@@ -38,7 +38,7 @@ class Recipe:
 
     `eps` is a factor of the training eps; `kappa` is the objective's; the learning rate falls tenfold at each of
     the shares `decay_at`. A batch is worked through in parts of `micro_batch` images, whose gradients add up to the
-    batch's: less memory, and on a CPU faster, where an objective's rows outgrow the caches.
+    batch's: less memory, and on a CPU faster, where an objective's rows outgrow the caches. Batch norm sees the parts.
     """
 
     source: str

@@ -7,6 +7,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from etb_plugin.experiment import eps_text
 from etb_plugin.results import Result
 from etb_plugin.training import Progress as Step
 from etb_plugin.training import Training
@@ -55,7 +56,7 @@ class Live:
 
     def evaluating(self, name: str, eps: float, done: int, total: int) -> None:
         """Show how many test images are done."""
-        self._show(name, done, total, f"evaluating at eps {eps:.4g}: {done:,} of {total:,} images")
+        self._show(name, done, total, f"evaluating at eps {eps_text(eps)}: {done:,} of {total:,} images")
 
     def finished(self, name: str, training: Training | None, results: Sequence[Result]) -> None:
         """Leave one line per finished network."""

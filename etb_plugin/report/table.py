@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from etb_plugin.experiment import eps_text
 from etb_plugin.results import Result
 from etb_plugin.tightness import Tightness
 
@@ -28,13 +29,14 @@ def comparison_table(results: Sequence[Result], heading: str) -> RenderableType:
     for name in ("clean", "PGD", "PGD\nrobust"):
         table.add_column(name, justify="right")
     for name in certifiers:
-        table.add_column(f"certified\n{name}", justify="right", style=CERTIFIED, header_style=CERTIFIED)
+        header = "cert.\n" + name.replace("-", "-\n")
+        table.add_column(header, justify="right", style=CERTIFIED, header_style=CERTIFIED)
     table.add_column("expected\nno proof", justify="right", style=EXPECTED, header_style=EXPECTED)
     if trained:
         for name in ("s per\nepoch", "step x\nnominal", "peak\nMiB"):
             table.add_column(name, justify="right", style="dim")
     for eps, group in itertools.groupby(sorted(results, key=lambda r: r.eps_test), key=lambda r: r.eps_test):
-        table.add_row(f"[dim]eps {eps:.4g}[/]")
+        table.add_row(f"[dim]eps {eps_text(eps)}[/]")
         for result in group:
             table.add_row(
                 f" {result.method}",
@@ -66,7 +68,7 @@ def tightness_table(rows: Sequence[Tightness], heading: str) -> RenderableType:
 
 
 def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
 
 
 def _percent(share: float) -> str:
@@ -91,8 +93,8 @@ def _caption(results: Sequence[Result], trained: bool) -> str:
     lines = [
         f"Percent of {images:,} test images (95 % interval at most ±{half_width:.1f}); one seed. PGD robust: the "
         "prediction, right or wrong, stays.",
-        "Certified: proved by a sound bound for every point of the box. expected is NOT a certificate: it says how "
-        "often the expected bound's margins are positive.",
+        "cert.: certified, proved by a sound bound for every point of the box. expected is NOT a certificate: it says "
+        "how often the expected bound's margins are positive.",
     ]
     if trained:
         lines.append("Step: median, relative to a nominal step of the same network and batch timed just before.")

@@ -69,6 +69,16 @@ def test_tighter_bounds_lie_inside_looser_ones_and_alpha_crown_is_strictly_tight
         assert tighter.mean() < looser.mean()
 
 
+@pytest.mark.parametrize("network", ["mlp-10x3", "tiny"])
+def test_alpha_crown_takes_layers_whose_units_are_nearly_all_unstable(network):
+    """auto_LiRPA 0.3 by itself stops there with a mismatch of shapes."""
+    net, box = build(network, (1, 8, 8), 10, seed=0).eval(), Box.around(torch.rand(8, 1, 8, 8), 0.3)
+    got, crown, seen = (bound(name, net, box) for name in ("alpha-crown", "crown", "sampled"))
+    assert (got.lower <= seen.lower + 1e-4).all()
+    assert (got.upper >= seen.upper - 1e-4).all()
+    assert got.width.mean() <= crown.width.mean()
+
+
 @pytest.mark.parametrize("network", ["mlp-10x3", "tiny", "wk-resnet"])
 def test_the_dual_is_crown_with_equal_slopes(network):
     """Wong and Kolter's relaxation is CROWN's with the upper line's slope below as well: auto_LiRPA has it built in."""

@@ -124,7 +124,7 @@ def test_evaluate_takes_a_run_and_anyones_weights(run, tmp_path):
     )
     theirs = etb("evaluate", "w.pt", "--model", "mlp-12x1", "--dataset", "digits", *limits, cwd=tmp_path)
     assert theirs.returncode == 0, theirs.stderr
-    assert re.search(r"^  w +\d", theirs.stdout, re.MULTILINE)
+    assert re.search(r"^ *w +\d", theirs.stdout, re.MULTILINE)
     assert "Written" not in theirs.stdout
 
 
