@@ -1,6 +1,7 @@
 """What the bounds of auto_LiRPA share: converting a network once, calling it cleanly, naming what it refuses."""
 
 import contextlib
+import functools
 import logging
 import math
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from etb_plugin import compat
 from etb_plugin.bounds.tracing import example_input, refuse_training_mode
@@ -19,6 +21,7 @@ from etb_plugin.networks import evaluating, split_normalization
 compat.apply()
 with warnings.catch_warnings(record=True):  # torch.jit's deprecation, and a filter set for the whole process
     from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+    from auto_LiRPA.operators.pooling import BoundAveragePool
     from auto_LiRPA.utils import logger as lirpa_logger
 compat.patch_bounded_module(BoundedModule)
 
@@ -55,6 +58,8 @@ class LirpaNetwork:
         if {type(node).__name__.removeprefix("Bound") for node in self._bounded._modules.values()} - _PATCHES_TAKE:
             self._bounded = _convert(self._network, example, "matrix")
         self._bounded.eval()
+        _check_forward(self._bounded, self._network, example)
+        _repair_pooling(self._bounded)
         self._classes = self._bounded.final_shape[-1]
 
     def compute(
@@ -94,6 +99,52 @@ def _convert(network: nn.Module, example: Tensor, mode: str) -> BoundedModule:
         # auto_LiRPA 0.3 mixes up its two ways to store alphas where more than this share of a layer is unstable.
         options = {"conv_mode": mode, "minimum_sparsity": 1.0}
         return BoundedModule(network, example, bound_opts=options)
+
+
+@torch.no_grad()
+def _check_forward(bounded: BoundedModule, network: nn.Module, example: Tensor) -> None:
+    """Refuse a converted graph that does not compute the network: auto_LiRPA drops options of layers in silence."""
+    x = torch.rand(example.shape, generator=torch.Generator().manual_seed(0), dtype=example.dtype).to(example.device)
+    with evaluating(network), _kept_grad_flags(network), _default_dtype(example.dtype):
+        want, got = network(x), bounded(x)
+    if not torch.allclose(got, want, rtol=1e-3, atol=1e-3 * float(want.abs().max())):
+        suspects = [
+            f"layer '{name}' ({layer})" for name, layer in network.named_modules() if isinstance(layer, nn.AvgPool2d)
+        ]
+        raise UnsupportedLayer(
+            f"{', '.join(suspects) or 'a layer'}: auto_LiRPA's graph does not compute what the network does; it knows "
+            f"average pooling without ceil_mode, divisor_override and with count_include_pad only"
+        )
+
+
+def _repair_pooling(bounded: BoundedModule) -> None:
+    """Give overlapping, gapped or padded average pooling its own adjoint: auto_LiRPA's backward rule takes each
+    kernel for a tile of its own, and the bounds that come out are not sound."""
+    for node in bounded._modules.values():
+        if isinstance(node, BoundAveragePool) and (list(node.stride) != list(node.kernel_size) or any(node.padding)):
+            node.bound_backward = functools.partial(_pooling_backward, node)
+
+
+def _pooling_backward(
+    node: BoundAveragePool, lower: Tensor | None, upper: Tensor | None, *_: object, **__: object
+) -> tuple[list[tuple[Tensor | None, Tensor | None]], float, float]:
+    """Return the rows of both sides, [rows, batch, *input of the pooling], and no bias."""
+    channels, *size = node.input_shape[1:]
+    kernel = torch.ones(channels, 1, *node.kernel_size) / math.prod(node.kernel_size)
+
+    def transposed(rows: Tensor | None) -> Tensor | None:
+        if rows is None:
+            return None
+        over = [
+            n - ((out - 1) * s - 2 * p + k)
+            for n, out, s, p, k in zip(size, rows.shape[3:], node.stride, node.padding, node.kernel_size, strict=True)
+        ]
+        flat = F.conv_transpose2d(
+            rows.flatten(0, 1), kernel.to(rows), None, node.stride, node.padding, over, groups=channels
+        )
+        return flat.unflatten(0, rows.shape[:2])
+
+    return [(transposed(lower), transposed(upper))], 0.0, 0.0
 
 
 @contextlib.contextmanager
@@ -140,5 +191,7 @@ def _refusals_named(network: nn.Module) -> Iterator[None]:
         ]
         what = ", ".join(layers or sorted(f"operation {o}" for o in operations)) or str(error)
         raise UnsupportedLayer(f"{what}: auto_LiRPA has no rule for it") from error
+    except RuntimeError as error:  # an option of a layer that it drops may leave shapes that do not fit
+        raise UnsupportedLayer(f"auto_LiRPA cannot convert the network: {str(error).partition(chr(10))[0]}") from error
     finally:
         lirpa_logger.handlers, lirpa_logger.propagate = handlers, propagate

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from etb_plugin import Box, bound, margin_spec
 from etb_plugin.attacks import Pgd, pgd
@@ -93,6 +94,37 @@ def test_the_dual_is_crown_with_equal_slopes(network):
     dual = bound("dual", net, box)
     torch.testing.assert_close(dual.lower, lower, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(dual.upper, upper, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 1, 0), (3, 3, 0), (2, 3, 1)])
+@pytest.mark.parametrize("name", ["ibp", "crown-ibp", "crown", "alpha-crown", "expected"])
+def test_average_pooling_is_bounded_as_the_convolution_that_it_is(name, pooling):
+    """auto_LiRPA 0.3's own backward rule ignores stride and padding: bounds came out that were not sound."""
+    kernel, stride, padding = pooling
+    first, pool = nn.Conv2d(1, 3, 3, padding=1), nn.AvgPool2d(*pooling)
+    same = nn.Conv2d(3, 3, kernel, stride, padding, bias=False)
+    same.weight.data = torch.eye(3)[:, :, None, None].expand(-1, -1, kernel, kernel) / kernel**2
+    units = pool(torch.zeros(1, 3, 8, 8)).numel()
+    rest = (nn.ReLU(), nn.Flatten(), nn.Linear(units, 6), nn.ReLU(), nn.Linear(6, 4))
+    box = Box.around(torch.rand(3, 1, 8, 8), 0.2)
+    one, other = (bound(name, nn.Sequential(first, nn.ReLU(), layer, *rest).eval(), box) for layer in (pool, same))
+    torch.testing.assert_close((one.lower, one.upper), (other.lower, other.upper), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("option", [{"count_include_pad": False}, {"ceil_mode": True}, {"divisor_override": 3}])
+def test_average_pooling_that_auto_lirpa_gets_wrong_is_refused(option):
+    pool = nn.AvgPool2d(3, 2, 1, **option)
+    units = pool(torch.zeros(1, 1, 8, 8)).numel()
+    network, box = (
+        nn.Sequential(pool, nn.Flatten(), nn.Linear(units, 4)).eval(),
+        Box.around(torch.rand(2, 1, 8, 8), 0.1),
+    )
+    for name in ("ibp", "crown"):
+        with pytest.raises(UnsupportedLayer, match=r"average pooling without ceil_mode|cannot convert the network"):
+            bound(name, network, box)
+    inside, outside = (bound(name, network, box) for name in ("sampled", "expected"))
+    torch.testing.assert_close((outside.lower + outside.upper) / 2, network(box.center))  # affine: expected is exact
+    assert (outside.lower <= inside.lower + 1e-5).all()
 
 
 def test_elision_is_tighter_than_bounding_logits_first():
