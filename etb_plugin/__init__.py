@@ -8,10 +8,10 @@ Importing the package also adds `method="expected"` to auto_LiRPA's `BoundedModu
 The rooms, from the bottom: `networks`, `bounds`, `objectives`, `training`, `evaluation`, `comparison`, `cli`.
 """
 
-from etb_plugin.bounds import Box, Interval, bound, margin_spec
+from etb_plugin.bounds import Ball, Box, Interval, bound, margin_spec
 from etb_plugin.bounds.hook import register
 
 __version__ = "0.1.0"
-__all__ = ["Box", "Interval", "__version__", "bound", "margin_spec", "register"]
+__all__ = ["Ball", "Box", "Interval", "__version__", "bound", "margin_spec", "register"]
 
 register()

@@ -1,8 +1,9 @@
 """Bounds: functions from a network, a box and a spec to an interval.
 
 Words owned here: box, spec, interval, bound, sound (design, section 1). Start at `types` and `registry`;
-`expected` is the bound that this project exists for. `graph` holds the walks that `expected` and `dual` share,
-`lirpa` the conversion that the bounds of auto_LiRPA share. Everything else in the folder is one bound a file.
+`expected` is the bound that this project exists for, and `masks` its choice of pieces. `graph` holds the walks that
+`expected` and `dual` share, `lirpa` the conversion that the bounds of auto_LiRPA share. Everything else in the folder
+is one bound a file.
 """
 
 from etb_plugin.bounds.registry import (
@@ -15,13 +16,15 @@ from etb_plugin.bounds.registry import (
     prepare,
     register_bound,
 )
-from etb_plugin.bounds.types import Box, Interval, margin_spec, other_classes
+from etb_plugin.bounds.types import Ball, Box, Interval, Region, margin_spec, other_classes
 
 __all__ = [
+    "Ball",
     "BoundFunction",
     "Box",
     "Interval",
     "PreparedBound",
+    "Region",
     "bound",
     "bounds",
     "get_bound",

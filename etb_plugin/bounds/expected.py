@@ -1,147 +1,154 @@
 """The expected tight bound (Alsubaihi et al. 2019, equations 1, 3 and 6). Not a certificate.
 
 For f = A_L relu(... relu(A_1 x + b_1) ...) + b_L on the box of centre m and radius r, each activation is
-replaced by the diagonal M_i = diag(1{u_i >= 0}), u_i being an upper bound of its input. What is left is affine,
-G x + g, and its range over the box is (G m + g) -/+ |G| r. Theorem 1 makes that interval cover the true range
+replaced by the diagonal M_i = diag(1{u_i >= 0}), u_i being an upper bound of its input (`masks`). What is left is
+affine, G x + g, and its range over the box is (G m + g) -/+ |G| r. Theorem 1 makes that interval cover the true range
 *in expectation over random Gaussian weights* of a wide enough network; on a given network it may not.
+
+Ours, beyond the paper: l2 and l1 balls, |G| r then being eps times the rows' dual norm; and other elementwise
+piecewise linear activations (LeakyReLU, PReLU, hard tanh, ...), each replaced by the affine piece that holds at u_i.
 
 Two facts keep it cheap. G m + g is one forward pass of the masked network at m, so biases need no rows. And the
 rows of G come from one batched transposed pass, whose gradient is an ordinary one: masks carry no gradient and
-nothing is differentiated twice. Stored for the gradient: the rows at each layer, batch x rows x features.
-
-The name `masks` selects u_i:
-- "ibp" (the default; the paper's choice for convolutions, and the authors' code): interval bound propagation.
-- "blockwise" (equation 6): u_i = G_{i-1} m + g_{i-1} + |G_{i-1}| r, the bound's own upper end at that layer; exact to
-  the paper and quadratic in the number of units. Both agree on a network of two layers.
+nothing is differentiated twice. Stored for the gradient: the rows at each layer, batch x rows x features; without
+a gradient, the rows of two layers.
 """
 
-from collections.abc import Callable
+import re
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from etb_plugin.bounds.graph import Graph
+from etb_plugin.bounds.masks import MASKS, Pieces, step
 from etb_plugin.bounds.registry import BoundFunction, register_bound
 from etb_plugin.bounds.tracing import trace
-from etb_plugin.bounds.types import Box, check_spec
-from etb_plugin.errors import unknown_name
+from etb_plugin.bounds.types import Region, check_spec
+from etb_plugin.errors import ConfigError, unknown_name
 
 CENTERS = ("masked", "network")
-_ROWS_AT_ONCE = 2**24
-"""Elements of the rows that a blockwise layer may hold at the input, in any one step."""
+_ELEMENTS = 2**28
+"""Elements that the rows of a batch may hold at the widest layer unless `max_rows` says otherwise: 1 GiB of float32."""
 
 
 @register_bound(
     "expected",
     sound=False,
     differentiable=True,
-    takes="affine and ReLU layers in any graph: residual, batch norm (eval mode), average pooling, concatenation",
+    balls=True,
+    takes="affine and elementwise piecewise linear layers in any graph: residual, batch norm (eval mode), pooling, ...",
 )
 def expected(
-    network: nn.Module, input_shape: torch.Size, *, masks: str = "ibp", center: str = "masked"
+    network: nn.Module,
+    input_shape: torch.Size,
+    *,
+    masks: str = "ibp",
+    center: str = "masked",
+    rows: str = "all",
+    scale: float = 1.0,
+    projections: int = 50,
+    seed: int = 0,
+    max_rows: int | None = None,
 ) -> BoundFunction:
     """The expected tight bound of Alsubaihi et al. (equations 3 and 6). NOT a certificate.
 
-    `masks` is "ibp" or "blockwise" (see the module's text); `center` is "masked", the paper's G m + g, or
-    "network", which puts f(m) there as the authors' training code does. Cost: with masks="ibp" two forward passes
-    of the network, one of the masked network, and one transposed pass per row.
+    `masks` is "ibp", "blockwise", "sketch" (with `projections` and `seed`), "center" or "slope": see `bounds/masks.py`.
+    `center` is "masked", the paper's G m + g, or "network", which puts f(m) there as the authors' training code does.
+
+    `rows` "top-3" bounds only the 3 rows of the spec with the lowest centres; the others come back without width, at
+    their centres. For margins those are the classes that come nearest to the true one, and the cost falls with
+    their number. Ours; meant for training.
+
+    `scale` multiplies the interval's radius (see `calibration`). `max_rows` is how many rows (images x rows of the
+    spec) are worked on at once; by default as many as hold in 1 GiB.
+
+    Cost: with masks="ibp" two forward passes of the network, one of the masked network, and one transposed pass per
+    row.
     """
-    check_options(masks, center)
+    settings = Expected(masks, center, rows, scale, projections, seed, max_rows)
     graph = trace(network, input_shape)
-
-    def apply(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]:
-        return expected_interval(graph, box, spec, masks=masks, center=center)
-
-    return apply
+    return lambda region, spec: settings.interval(graph, region, spec)
 
 
-def check_options(masks: str, center: str) -> None:
-    """Raise ConfigError for a kind of masks or of centre that does not exist."""
-    if masks not in MASKS:
-        raise unknown_name("masks", masks, MASKS)
-    if center not in CENTERS:
-        raise unknown_name("center", center, CENTERS)
+@dataclass(frozen=True)
+class Expected:
+    """The options of the bound, checked; `interval` is the bound itself, on a graph from either front end."""
+
+    masks: str
+    center: str
+    rows: str
+    scale: float
+    projections: int
+    seed: int
+    max_rows: int | None
+
+    def __post_init__(self) -> None:
+        if self.masks not in MASKS:
+            raise unknown_name("masks", self.masks, MASKS)
+        if self.center not in CENTERS:
+            raise unknown_name("center", self.center, CENTERS)
+        if self.rows != "all" and not re.fullmatch(r"top-[1-9]\d*", self.rows):
+            raise ConfigError(f"unknown rows {self.rows!r}; write all, or top-3 for the 3 lowest margins")
+        if not self.scale >= 0:
+            raise ConfigError(f"scale is {self.scale}; it must be a number from 0 on")
+        for name in ("projections", "max_rows"):
+            value: Any = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"expected needs {name} >= 1, got {value}")
+
+    @property
+    def _top(self) -> int | None:
+        return None if self.rows == "all" else int(self.rows.removeprefix("top-"))
+
+    def interval(self, graph: Graph, region: Region, spec: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return lower and upper, [batch, rows]. Raises ConfigError for a spec that is not over the graph's classes."""
+        classes = graph.nodes[-1].shape[0]
+        check_spec(spec, classes)
+        if spec is None and self._top is not None:
+            raise ConfigError(f"rows={self.rows!r} picks margins: it needs a spec")
+        number = min(self._top or classes, classes if spec is None else spec.shape[1])
+        limit = self.max_rows or max(1, _ELEMENTS // max(node.shape.numel() for node in graph.nodes))
+        at_once = max(1, limit // number)
+        parts = [
+            self._interval(graph, region[i : i + at_once], None if spec is None else spec[i : i + at_once], limit)
+            for i in range(0, len(region), at_once)
+        ]
+        lower, upper = (torch.cat(ends) if len(parts) > 1 else ends[0] for ends in zip(*parts, strict=True))
+        return lower, upper
+
+    def _interval(self, graph: Graph, region: Region, spec: Tensor | None, limit: int) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            points = MASKS[self.masks](graph, region, self.projections, self.seed)
+        pieces = {i: activation.piece(*points[i]) for i, activation in graph.activations.items()}
+        middle = _forward(graph, region.center, pieces if self.center == "masked" else {})
+        if spec is None:
+            rows = torch.eye(middle.shape[1], dtype=middle.dtype, device=middle.device).unsqueeze(0)
+        else:
+            rows = spec.to(middle.dtype)
+            middle = torch.einsum("brk,bk->br", rows, middle)
+        if self._top is None or self._top >= rows.shape[1]:
+            deviation = self._deviation(graph, region, rows, pieces, limit)
+        else:
+            lowest = middle.detach().topk(self._top, dim=1, largest=False).indices
+            chosen = rows.gather(1, lowest.unsqueeze(2).expand(-1, -1, rows.shape[2]))
+            reached = self._deviation(graph, region, chosen, pieces, limit)
+            deviation = torch.zeros_like(middle).scatter(1, lowest, reached)
+        return middle - deviation, middle + deviation
+
+    def _deviation(self, graph: Graph, region: Region, rows: Tensor, pieces: Pieces, limit: int) -> Tensor:
+        """Return |G| r times the scale, [batch, rows], no more than `limit` rows at a time."""
+        slopes = {i: slope for i, (slope, _) in pieces.items()}
+        parts = [
+            region.deviation(graph.pull_back(len(graph.nodes) - 1, some, slopes)) for some in rows.split(limit, dim=1)
+        ]
+        return self.scale * (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).expand(len(region), -1)
 
 
-def expected_interval(graph: Graph, box: Box, spec: Tensor | None, *, masks: str, center: str) -> tuple[Tensor, Tensor]:
-    """Return lower and upper, [batch, rows], of the expected bound on `graph` (equations 3 and 6)."""
-    check_spec(spec, graph.nodes[-1].shape[0])
-    m, r = box.center, box.radius
-    with torch.no_grad():
-        slopes = MASKS[masks](graph, m, r)
-    middle = _masked_forward(graph, m, slopes if center == "masked" else {})
-    if spec is None:
-        rows = torch.eye(middle.shape[1], dtype=middle.dtype, device=middle.device).unsqueeze(0)
-    else:
-        rows = spec.to(middle.dtype)
-        middle = torch.einsum("brk,bk->br", rows, middle)
-    deviation = _spread(graph.pull_back(len(graph.nodes) - 1, rows, slopes), r)
-    return middle - deviation, middle + deviation
-
-
-def _spread(rows: Tensor, r: Tensor) -> Tensor:
-    """Return |rows| r, [batch, rows], for rows [batch or 1, rows, *input] and r [batch, *input]."""
-    return (rows.flatten(2).abs() @ r.flatten(1).unsqueeze(2)).squeeze(2)
-
-
-def _masked_forward(graph: Graph, m: Tensor, slopes: dict[int, Tensor]) -> Tensor:
-    """Return the output at `m` of the network whose activations are the diagonals `slopes`.
-
-    An activation without one is applied as it is, so that no slopes at all give f(m).
-    """
+def _forward(graph: Graph, m: Tensor, pieces: Pieces) -> Tensor:
+    """Return the output at `m` of the network whose activations are `pieces`; without any, of the network itself."""
     values = [m]
     for i in range(1, len(graph.nodes)):
-        values.append(_step(graph, i, values, slopes))
+        values.append(step(graph, i, values, pieces))
     return values[-1]
-
-
-def _step(graph: Graph, i: int, values: list[Tensor], slopes: dict[int, Tensor]) -> Tensor:
-    node = graph.nodes[i]
-    assert node.operation is not None
-    if i in slopes:
-        return values[node.inputs[0]] * slopes[i]
-    return node.operation.forward(*(values[j] for j in node.inputs))
-
-
-def _ibp_masks(graph: Graph, m: Tensor, r: Tensor) -> dict[int, Tensor]:
-    """u_i by interval bound propagation (section 4, "easy-to-compute IBP upper bounds")."""
-    intervals = graph.intervals(m, r)
-    slopes = {}
-    for i, relu in graph.activations.items():
-        center, radius = intervals[graph.nodes[i].inputs[0]]
-        slopes[i] = relu.slope(center + radius)
-    return slopes
-
-
-def _blockwise_masks(graph: Graph, m: Tensor, r: Tensor) -> dict[int, Tensor]:
-    """u_i = G_{i-1} m + g_{i-1} + |G_{i-1}| r (equation 6), layer after layer."""
-    slopes: dict[int, Tensor] = {}
-    activations, values = graph.activations, [m]
-    for i in range(1, len(graph.nodes)):
-        if i in activations:
-            source = graph.nodes[i].inputs[0]
-            upper = values[source] + _deviation_of_units(graph, source, slopes, r)
-            slopes[i] = activations[i].slope(upper)
-        values.append(_step(graph, i, values, slopes))
-    return slopes
-
-
-def _deviation_of_units(graph: Graph, position: int, slopes: dict[int, Tensor], r: Tensor) -> Tensor:
-    """Return |G| r for every unit of a node, [batch, *features], some units' rows at a time."""
-    shape = graph.nodes[position].shape
-    at_once = max(1, _ROWS_AT_ONCE // r.numel())
-    parts = []
-    for start in range(0, shape.numel(), at_once):
-        units = torch.arange(start, min(start + at_once, shape.numel()), device=r.device)
-        rows = torch.zeros(1, len(units), shape.numel(), dtype=r.dtype, device=r.device)
-        rows[0, torch.arange(len(units), device=r.device), units] = 1
-        rows = graph.pull_back(position, rows.unflatten(2, shape), slopes)
-        parts.append(_spread(rows, r))
-    return torch.cat(parts, dim=1).unflatten(1, shape)
-
-
-MASKS: dict[str, Callable[[Graph, Tensor, Tensor], dict[int, Tensor]]] = {
-    "ibp": _ibp_masks,
-    "blockwise": _blockwise_masks,
-}
-"""Kinds of masks: (graph, centre, radius) -> the diagonal of each activation, [batch, *features], by position."""

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etb_plugin.bounds.expected import check_options, expected_interval
-from etb_plugin.bounds.graph import Affine, Coherent, Conv, Graph, Linear, Node, Relu
+from etb_plugin.bounds.expected import Expected
+from etb_plugin.bounds.graph import Affine, Coherent, Conv, Graph, Linear, Node, PiecewiseLinear, Relu, leaky
 from etb_plugin.bounds.lirpa import BoundedModule
 from etb_plugin.bounds.registry import get_bound
-from etb_plugin.bounds.types import Box
+from etb_plugin.bounds.types import Ball, Box, Region
 from etb_plugin.errors import ConfigError, UnsupportedLayer
 
 METHOD = "expected"
@@ -57,19 +57,18 @@ def _expected(
         raise ConfigError(f"method='expected' takes no argument {min(unused)!r} of compute_bounds")
     entry, given = get_bound(METHOD), module.bound_opts.get(METHOD, {})
     entry.check_options(given)
-    options = {**entry.options, **given}
-    check_options(**options)
+    settings = Expected(**{**entry.options, **given})
     if x is not None:
         module._set_input(*x)
-    source, box = _input_box(module)
+    source, region = _input_region(module)
     module.get_forward_value(module[module.final_name])
     graph = _convert(module, source)
-    lower, upper = expected_interval(graph, box, C, **options)
+    lower, upper = settings.interval(graph, region, C)
     return (lower if bound_lower else None), (upper if bound_upper else None)
 
 
-def _input_box(module: Any) -> tuple[Any, Box]:
-    """Return auto_LiRPA's one perturbed input node, and the box around it."""
+def _input_region(module: Any) -> tuple[Any, Region]:
+    """Return auto_LiRPA's one perturbed input node, and the box or ball around it."""
     perturbed = [n for n in module._modules.values() if getattr(n, "perturbation", None) is not None]
     if len(perturbed) != 1 or getattr(perturbed[0], "input_index", None) is None:
         raise ConfigError(
@@ -77,8 +76,11 @@ def _input_box(module: Any) -> tuple[Any, Box]:
         )
     node = perturbed[0]
     ball, value = node.perturbation, torch.as_tensor(node.value.data)
-    if getattr(ball, "norm", None) != math.inf:
-        raise ConfigError(f"method='expected' takes l_inf boxes; got {ball}")
+    norm = getattr(ball, "norm", None)
+    if norm in (1, 2):
+        return node, Ball(value, ball.eps, norm)
+    if norm != math.inf:
+        raise ConfigError(f"method='expected' takes l_inf, l_2 and l_1 balls; got {ball}")
     lower = value - ball.eps if ball.x_L is None else ball.x_L
     upper = value + ball.eps if ball.x_U is None else ball.x_U
     return node, Box(lower.expand_as(value), upper.expand_as(value), ordered=True)
@@ -87,12 +89,12 @@ def _input_box(module: Any) -> tuple[Any, Box]:
 def _convert(module: Any, source: Any) -> Graph:
     """Return auto_LiRPA's graph as ours, from the perturbed input to the final node."""
     positions: dict[str, int] = {source.name: 0}
-    nodes = [Node(source.name, None, (), source.value.shape[1:])]
+    nodes = [Node(source.name, None, (), torch.Size(source.value.shape[1:]))]
     for node in _in_order(module):
         inputs = tuple(positions[n.name] for n in node.inputs if n.name in positions)
         if node.name in positions or not inputs or not node.perturbed:
             continue
-        nodes.append(Node(_label(node), _operation(node), inputs, node.forward_value.shape[1:]))
+        nodes.append(Node(_label(node), _operation(node), inputs, torch.Size(node.forward_value.shape[1:])))
         positions[node.name] = len(nodes) - 1
     if len(nodes[-1].shape) != 1:
         raise UnsupportedLayer(f"method='expected' needs outputs [batch, classes]; got {list(nodes[-1].shape)}")
@@ -121,12 +123,11 @@ def _kind(node: Any) -> str:
     return type(node).__name__.removeprefix("Bound")
 
 
-def _operation(node: Any) -> Affine | Relu:
+def _operation(node: Any) -> Affine | PiecewiseLinear:
     make = _OPERATIONS.get(_kind(node))
     if make is None:
         raise UnsupportedLayer(
-            f"layer {_label(node)} is neither affine nor piecewise linear with two pieces at zero (ReLU); "
-            f"method='expected' cannot take it"
+            f"layer {_label(node)} is neither affine nor elementwise piecewise linear; method='expected' cannot take it"
         )
     return make(node)
 
@@ -154,6 +155,10 @@ class _NodeMap(Coherent):
 
 def _coherent(node: Any) -> Affine:
     return _NodeMap(_NodeFunction(node))
+
+
+def _gather(node: Any) -> Affine:
+    return _NodeMap(_NodeFunction(node), gathering=True)
 
 
 def _scaled(node: Any) -> Affine:
@@ -211,17 +216,18 @@ def _keep(node: Any) -> Affine:
     return Coherent(lambda x: x, homogeneous=True)
 
 
-_OPERATIONS: dict[str, Callable[[Any], Affine | Relu]] = {
+_OPERATIONS: dict[str, Callable[[Any], Affine | PiecewiseLinear]] = {
     "Relu": lambda node: Relu(),
+    "LeakyRelu": lambda node: leaky(lambda: node.alpha),
     "Linear": _linear,
     "MatMul": _linear,
     "Conv": _conv,
     "BatchNormalization": _batch_norm,
     **dict.fromkeys(["Mul", "Div"], _scaled),
     **dict.fromkeys(["Identity", "Cast"], _keep),
-    **dict.fromkeys(["Add", "Sub", "Neg", "Concat", "ConcatFromSequence", "Pad", "CumSum"], _coherent),
+    **dict.fromkeys(["Add", "Sub", "Neg", "Concat", "ConcatFromSequence", "Pad"], _coherent),
     **dict.fromkeys(["Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand"], _coherent),
     **dict.fromkeys(["Slice", "Split", "Gather", "GatherElements"], _coherent),
-    **dict.fromkeys(["AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum"], _coherent),
+    **dict.fromkeys(["AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "CumSum"], _gather),
 }
 """auto_LiRPA's operations by class name without `Bound`, in 0.3 and in 0.7."""

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.bounds.types import Box, Interval
+from etb_plugin.bounds.types import Ball, Interval, Region
 from etb_plugin.errors import ConfigError, EtbError, unknown_name
 
-BoundFunction = Callable[[Box, Tensor | None], tuple[Tensor, Tensor]]
-"""(box, spec or None for the logits) -> lower and upper, both [batch, rows]."""
+BoundFunction = Callable[[Any, Tensor | None], tuple[Tensor, Tensor]]
+"""(box, or a ball where the bound takes them, spec or None for the logits) -> lower and upper, both [batch, rows]."""
 
 _registry: dict[str, "Registered"] = {}
 
@@ -41,6 +41,7 @@ class Registered:
     sound: bool
     differentiable: bool
     takes: str
+    balls: bool = False
     unsound_with: frozenset[str] = frozenset()
 
     @property
@@ -77,19 +78,22 @@ class PreparedBound:
     name: str
     sound: bool
     differentiable: bool
+    balls: bool
     input_shape: torch.Size
     _function: BoundFunction = field(repr=False)
 
-    def __call__(self, box: Box, spec: Tensor | None = None) -> Interval:
+    def __call__(self, box: Region, spec: Tensor | None = None) -> Interval:
         """Return the interval of the spec's rows (or of the logits) over `box`.
 
         Shapes: box [batch, *input], spec [batch, rows, classes], result [batch, rows]. Raises ConfigError
         where the shapes do not fit together.
         """
-        if box.lower.shape[1:] != self.input_shape:
+        if isinstance(box, Ball) and not self.balls:
+            raise ConfigError(f"bound {self.name!r} takes boxes only, no l{box.norm} balls")
+        if box.shape != self.input_shape:
             raise ConfigError(
                 f"bound {self.name!r} was prepared for inputs of shape {list(self.input_shape)}; "
-                f"the box has {list(box.lower.shape[1:])}"
+                f"the box has {list(box.shape)}"
             )
         if spec is not None and (spec.ndim != 3 or len(spec) != len(box)):
             raise ConfigError(
@@ -99,7 +103,13 @@ class PreparedBound:
 
 
 def register_bound(
-    name: str, *, sound: bool, differentiable: bool, takes: str, unsound_with: tuple[str, ...] = ()
+    name: str,
+    *,
+    sound: bool,
+    differentiable: bool,
+    takes: str,
+    balls: bool = False,
+    unsound_with: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., BoundFunction]], Callable[..., BoundFunction]]:
     """Register the decorated function as the bound `name`. Raises ConfigError where the name is taken."""
 
@@ -107,7 +117,7 @@ def register_bound(
         if name in _registry:
             first = _registry[name].prepare.__module__
             raise ConfigError(f"bound {name!r} is registered twice: in {first} and in {prepare.__module__}")
-        _registry[name] = Registered(name, prepare, sound, differentiable, takes, frozenset(unsound_with))
+        _registry[name] = Registered(name, prepare, sound, differentiable, takes, balls, frozenset(unsound_with))
         return prepare
 
     return register
@@ -135,10 +145,10 @@ def prepare(name: str, network: nn.Module, input_shape: tuple[int, ...] | torch.
     entry.check_options(options)
     shape = torch.Size(input_shape)
     function = entry.prepare(network, shape, **options)
-    return PreparedBound(name, entry.soundness(options), entry.differentiable, shape, function)
+    return PreparedBound(name, entry.soundness(options), entry.differentiable, entry.balls, shape, function)
 
 
-def bound(name: str, network: nn.Module, box: Box, spec: Tensor | None = None, **options: Any) -> Interval:
+def bound(name: str, network: nn.Module, box: Region, spec: Tensor | None = None, **options: Any) -> Interval:
     """Bound the logits of `network` over `box`, or the linear functions of them that `spec` gives.
 
     Shapes: box [batch, *input], spec [batch, rows, classes], result [batch, rows].
@@ -146,7 +156,7 @@ def bound(name: str, network: nn.Module, box: Box, spec: Tensor | None = None, *
     >>> box = Box.around(images, eps=0.1)
     >>> interval = bound("expected", network, box, margin_spec(labels, 10), masks="blockwise")
     """
-    return prepare(name, network, box.lower.shape[1:], **options)(box, spec)
+    return prepare(name, network, box.shape, **options)(box, spec)
 
 
 def load_bounds() -> None:

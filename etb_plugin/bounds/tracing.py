@@ -12,7 +12,20 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from etb_plugin.bounds.graph import Affine, Coherent, Conv, Graph, Linear, Node, Relu, Reshape, Sum
+from etb_plugin.bounds.graph import (
+    Affine,
+    Coherent,
+    Conv,
+    Graph,
+    Linear,
+    Node,
+    PiecewiseLinear,
+    Relu,
+    Reshape,
+    Sum,
+    clipped,
+    leaky,
+)
 from etb_plugin.errors import ConfigError, UnsupportedLayer
 
 _PROBE_BATCH = 2  # batch norm refuses a batch of one in some layouts; two also tells batch from features
@@ -89,7 +102,7 @@ class _Builder:
         else:
             self._append(node, operation, inputs)
 
-    def _append(self, node: fx.Node, operation: Affine | Relu | None, inputs: tuple[fx.Node, ...]) -> None:
+    def _append(self, node: fx.Node, operation: Affine | PiecewiseLinear | None, inputs: tuple[fx.Node, ...]) -> None:
         self.positions[node] = len(self.nodes)
         shape = self.values[node].shape[1:]
         self.nodes.append(Node(self._name(node), operation, tuple(self.positions[n] for n in inputs), shape))
@@ -107,7 +120,7 @@ class _Builder:
         target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         return f"'{node.name}' ({target})"
 
-    def _operation(self, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | Relu | None:
+    def _operation(self, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | PiecewiseLinear | None:
         """Return the operation of `node`, or None where it passes its input on unchanged."""
         if node.op == "call_module":
             layer = self.module.get_submodule(str(node.target))
@@ -117,8 +130,7 @@ class _Builder:
         elif (kind_of := _CALLS.get(node.target)) is not None:
             return kind_of(self, node, inputs)
         raise UnsupportedLayer(
-            f"layer {self._name(node)} is neither affine nor piecewise linear with two pieces at zero (ReLU); "
-            f"this bound cannot take it"
+            f"layer {self._name(node)} is neither affine nor elementwise piecewise linear; this bound cannot take it"
         )
 
     def closure(self, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Callable[..., Tensor]:
@@ -179,8 +191,7 @@ def _keep(builder: _Builder, node: fx.Node, _: Any) -> None:
 
 
 def _dropout(builder: _Builder, node: fx.Node, _: Any) -> None:
-    active = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
-    if active:
+    if _argument(node, 2, "training", True):
         raise UnsupportedLayer(f"layer {builder._name(node)} is random; pass training=False, or trace in eval mode")
 
 
@@ -188,8 +199,45 @@ def _relu(builder: _Builder, node: fx.Node, _: Any) -> Relu:
     return Relu()
 
 
-def _average(builder: _Builder, node: fx.Node, _: Any) -> Affine:
-    return Coherent(builder.closure(node, tuple(node.all_input_nodes)), homogeneous=True)
+def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    return node.kwargs.get(name, node.args[place] if len(node.args) > place else default)
+
+
+def _leaky(builder: _Builder, node: fx.Node, layer: Any) -> PiecewiseLinear:
+    return leaky(lambda: layer.negative_slope)
+
+
+def _prelu(builder: _Builder, node: fx.Node, layer: Any) -> PiecewiseLinear:
+    features = builder.values[node].ndim - 1
+    return leaky(lambda: layer.weight.view(-1, *[1] * (features - 1)))
+
+
+def _hardtanh(builder: _Builder, node: fx.Node, layer: Any) -> PiecewiseLinear:
+    return clipped(layer.min_val, layer.max_val)
+
+
+def _leaky_call(builder: _Builder, node: fx.Node, _: Any) -> PiecewiseLinear:
+    slope = _argument(node, 1, "negative_slope", 0.01)
+    return leaky(lambda: slope)
+
+
+def _hardtanh_call(builder: _Builder, node: fx.Node, _: Any) -> PiecewiseLinear:
+    return clipped(_argument(node, 1, "min_val", -1.0), _argument(node, 2, "max_val", 1.0))
+
+
+def _clamp(builder: _Builder, node: fx.Node, _: Any) -> PiecewiseLinear:
+    low, high = _argument(node, 1, "min", None), _argument(node, 2, "max", None)
+    if low == 0 and high is None:
+        return Relu()
+    if not all(isinstance(end, int | float) for end in (low, high)):
+        raise UnsupportedLayer(f"layer {builder._name(node)} needs two numbers to clamp to, or min=0 alone")
+    return clipped(low, high)
+
+
+def _gather(builder: _Builder, node: fx.Node, _: Any) -> Affine:
+    if builder.values[node].shape[0] != _PROBE_BATCH:
+        raise UnsupportedLayer(f"layer {builder._name(node)} mixes the batch into the features")
+    return Coherent(builder.closure(node, tuple(node.all_input_nodes)), homogeneous=True, gathering=True)
 
 
 def _scale_and_shift(builder: _Builder, node: fx.Node, _: Any) -> Affine:
@@ -222,20 +270,27 @@ def _quotient(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> 
     return Coherent(builder.closure(node, inputs), homogeneous=True)
 
 
-_LAYERS: dict[Any, Callable[[_Builder, fx.Node, Any], Affine | Relu | None]] = {
+_LAYERS: dict[Any, Callable[[_Builder, fx.Node, Any], Affine | PiecewiseLinear | None]] = {
     nn.Linear: _linear,
     nn.Conv1d | nn.Conv2d | nn.Conv3d: _conv,
     nn.ReLU: _relu,
     nn.Flatten | nn.Unflatten: _reshape,
     nn.Identity | nn.modules.dropout._DropoutNd: _keep,
-    nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d: _average,
-    nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d: _average,
+    nn.LeakyReLU: _leaky,
+    nn.PReLU: _prelu,
+    nn.Hardtanh: _hardtanh,
+    nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d: _gather,
+    nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d: _gather,
     nn.modules.batchnorm._BatchNorm: _scale_and_shift,
     nn.ZeroPad2d | nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d: _scale_and_shift,
 }
 
-_CALLS: dict[Any, Callable[[_Builder, fx.Node, Any], Affine | Relu | None]] = {
+_CALLS: dict[Any, Callable[[_Builder, fx.Node, Any], Affine | PiecewiseLinear | None]] = {
     **dict.fromkeys([torch.relu, F.relu, "relu"], _relu),
+    F.leaky_relu: _leaky_call,
+    F.hardtanh: _hardtanh_call,
+    F.relu6: lambda builder, node, _: clipped(0.0, 6.0),
+    **dict.fromkeys([torch.clamp, torch.clip, "clamp", "clip"], _clamp),
     **dict.fromkeys(
         [
             *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze),
@@ -247,9 +302,9 @@ _CALLS: dict[Any, Callable[[_Builder, fx.Node, Any], Affine | Relu | None]] = {
     F.dropout: _dropout,
     **dict.fromkeys([operator.add, operator.iadd, torch.add, "add"], _add),
     **dict.fromkeys([operator.sub, torch.sub, "sub"], _rearrange),
-    **dict.fromkeys([operator.neg, torch.neg, "neg", torch.cat, torch.concat, torch.mean, "mean"], _rearrange),
-    **dict.fromkeys([torch.sum, "sum", torch.permute, "permute", torch.transpose, "transpose"], _rearrange),
-    **dict.fromkeys([operator.getitem, F.pad, F.avg_pool2d, F.adaptive_avg_pool2d], _rearrange),
+    **dict.fromkeys([operator.neg, torch.neg, "neg", torch.cat, torch.concat], _rearrange),
+    **dict.fromkeys([torch.permute, "permute", torch.transpose, "transpose", operator.getitem, F.pad], _rearrange),
+    **dict.fromkeys([torch.mean, "mean", torch.sum, "sum", F.avg_pool2d, F.adaptive_avg_pool2d], _gather),
     **dict.fromkeys([operator.mul, torch.mul, "mul"], _product),
     **dict.fromkeys([operator.truediv, torch.div, "div"], _quotient),
 }

@@ -8,7 +8,7 @@ from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
 from torch import nn
 
 import etb_plugin
-from etb_plugin import Box, bound, margin_spec
+from etb_plugin import Ball, Box, bound, margin_spec
 from etb_plugin.errors import ConfigError, UnsupportedLayer
 from etb_plugin.networks import build
 from tests.conftest import Branching, fully_connected
@@ -19,7 +19,7 @@ def perturbed(box: Box) -> tuple[BoundedTensor]:
 
 
 @pytest.mark.parametrize("network", ["tiny", "wk-resnet", "cnn7-bn", "branching"])
-@pytest.mark.parametrize("masks", ["ibp", "blockwise"])
+@pytest.mark.parametrize("masks", ["ibp", "blockwise", "sketch", "center", "slope"])
 def test_compute_bounds_equals_bound(network, masks):
     if masks == "blockwise" and network in ("wk-resnet", "cnn7-bn"):
         pytest.skip("thousands of rows a layer: the smaller networks take the same path")
@@ -32,6 +32,24 @@ def test_compute_bounds_equals_bound(network, masks):
         scale = want.width.max().item()
         torch.testing.assert_close(lower, want.lower, rtol=1e-5, atol=1e-6 * scale)
         torch.testing.assert_close(upper, want.upper, rtol=1e-5, atol=1e-6 * scale)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")  # how auto_LiRPA finds the dual norm of 1
+@pytest.mark.parametrize("norm", [1, 2])
+def test_balls_are_taken_as_auto_lirpa_names_them(norm):
+    net, images = build("tiny", (1, 8, 8), 5, seed=0).eval(), torch.rand(3, 1, 8, 8)
+    x = (BoundedTensor(images, PerturbationLpNorm(norm=norm, eps=0.4)),)
+    lower, upper = BoundedModule(net, images).compute_bounds(x=x, method="expected")
+    want = bound("expected", net, Ball(images, 0.4, norm))
+    torch.testing.assert_close((lower, upper), (want.lower, want.upper), rtol=1e-4, atol=1e-5)
+
+
+def test_leaky_relus_are_taken_from_auto_lirpas_graph():
+    net = nn.Sequential(nn.Linear(4, 9), nn.LeakyReLU(0.2), nn.Linear(9, 7), nn.LeakyReLU(), nn.Linear(7, 3))
+    box = Box.around(torch.rand(2, 4), 0.2)
+    lower, upper = BoundedModule(net, box.center).compute_bounds(x=perturbed(box), method="expected")
+    want = bound("expected", net, box)
+    torch.testing.assert_close((lower, upper), (want.lower, want.upper))
 
 
 def test_other_methods_give_bit_for_bit_what_they_gave():
@@ -62,10 +80,10 @@ def test_a_side_not_asked_for_is_none_and_x_can_be_reused():
 def test_what_it_cannot_take_is_refused_by_name():
     box = Box.around(torch.rand(2, 4), 0.1)
     sigmoid = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
-    with pytest.raises(UnsupportedLayer, match=r"\(Sigmoid\) is neither affine nor piecewise linear"):
+    with pytest.raises(UnsupportedLayer, match=r"\(Sigmoid\) is neither affine nor elementwise piecewise linear"):
         BoundedModule(sigmoid, box.center).compute_bounds(x=perturbed(box), method="expected")
-    ball = (BoundedTensor(box.center, PerturbationLpNorm(norm=2, eps=0.1)),)
-    with pytest.raises(ConfigError, match="takes l_inf boxes"):
+    ball = (BoundedTensor(box.center, PerturbationLpNorm(norm=3, eps=0.1)),)
+    with pytest.raises(ConfigError, match="takes l_inf, l_2 and l_1 balls"):
         BoundedModule(fully_connected(4, 3), box.center).compute_bounds(x=ball, method="expected")
     graph = BoundedModule(fully_connected(4, 3), box.center, bound_opts={"expected": {"mask": "ibp"}})
     with pytest.raises(ConfigError, match="takes no option 'mask'; its options: masks, center"):

@@ -1,0 +1,172 @@
+"""The masks of the expected bound: which piece of each activation stays.
+
+A kind of masks gives, for each activation, the point whose piece stays (`PiecewiseLinear.piece`): the paper's
+diag(1{u >= 0}) where the point is an upper bound u of the activation's input. Nothing here carries a gradient.
+
+The paper's:
+- "ibp" (the default; its choice for convolutions, and the authors' code): u by interval bound propagation.
+- "blockwise" (equation 6): u_i = G_{i-1} m + g_{i-1} + |G_{i-1}| r, the bound's own upper end at that layer; one row
+  per unit, so quadratic in their number. Equal to "ibp" on a network of two layers.
+Ours:
+- "sketch": equation 6 with |G_{i-1}| r estimated from random projections, pushed forward through the masked network
+  for all layers at once. For a box the projections are Cauchy and the estimate is the median of their sizes
+  (Wong et al. 2018, scaling, section 3.2); for an l2 ball Gaussian, with their root mean square.
+- "center": the value at the region's centre, so that what is left is the local linear map there.
+- "slope": the mean slope over the region, P(z >= 0) for a ReLU, by moments: a point drawn uniformly, every unit taken
+  as normal and independent (the central-limit argument of propositions 1 and 2, applied to the mask).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from etb_plugin.bounds.graph import Affine, Graph, PiecewiseLinear
+from etb_plugin.bounds.types import Ball, Region
+from etb_plugin.errors import ConfigError
+
+Points = dict[int, tuple[Tensor, Tensor | None]]
+"""The arguments of `PiecewiseLinear.piece` for each activation by position, [batch, *features]."""
+Pieces = dict[int, tuple[Tensor, Tensor | None]]
+"""Slope and intercept of each activation by position, [batch, *features]; an intercept of None is 0."""
+
+_AT_ONCE = 2**24
+"""Elements of the rows that a step of blockwise may hold at the input."""
+
+
+def step(graph: Graph, i: int, values: list[Tensor], pieces: Pieces) -> Tensor:
+    """Return the value at node `i`, its activation replaced by its piece where it has one, and as it is elsewhere."""
+    node = graph.nodes[i]
+    assert node.operation is not None
+    if i not in pieces:
+        return node.operation.forward(*(values[j] for j in node.inputs))
+    slope, intercept = pieces[i]
+    value = values[node.inputs[0]] * slope
+    return value if intercept is None else value + intercept
+
+
+def ibp(graph: Graph, region: Region, projections: int, seed: int) -> Points:
+    """Return upper bounds by interval bound propagation (section 4, "easy-to-compute IBP upper bounds").
+
+    For a ball the layers before the first activation are bounded exactly, by the dual norm of their rows, as |A| r
+    is for a box.
+    """
+    known = {}
+    if isinstance(region, Ball):
+        prefix = graph.affine_prefix
+        behind = {j for i, node in enumerate(graph.nodes) if i not in prefix for j in node.inputs}
+        known = {j: _deviation_of_units(graph, j, {}, region) for j in (prefix & behind) - {0}}
+    intervals = graph.intervals(region.center, region.radius, known)
+    points: Points = {}
+    for i in graph.activations:
+        center, radius = intervals[graph.nodes[i].inputs[0]]
+        points[i] = center + radius, None
+    return points
+
+
+def blockwise(graph: Graph, region: Region, projections: int, seed: int) -> Points:
+    """Return the bound's own upper ends, layer after layer (equation 6)."""
+    points: Points = {}
+    pieces: Pieces = {}
+    activations, values = graph.activations, [region.center]
+    for i in range(1, len(graph.nodes)):
+        if i in activations:
+            source = graph.nodes[i].inputs[0]
+            slopes = {j: slope for j, (slope, _) in pieces.items()}
+            points[i] = values[source] + _deviation_of_units(graph, source, slopes, region), None
+            pieces[i] = activations[i].piece(*points[i])
+        values.append(step(graph, i, values, pieces))
+    return points
+
+
+def sketch(graph: Graph, region: Region, projections: int, seed: int) -> Points:
+    """Return the upper ends of equation 6, their deviations estimated from `projections` random columns."""
+    points: Points = {}
+    pieces: Pieces = {}
+    values = [region.center]
+    columns = {0: _projections(region, projections, seed)}
+    uses = Counter(j for node in graph.nodes for j in node.inputs)
+    for i, node in enumerate(graph.nodes[1:], start=1):
+        operation, inputs = node.operation, [columns[j] for j in node.inputs]
+        if isinstance(operation, PiecewiseLinear):
+            points[i] = values[node.inputs[0]] + _estimate(inputs[0], region), None
+            pieces[i] = operation.piece(*points[i])
+            columns[i] = inputs[0] * pieces[i][0].unsqueeze(1)
+        else:
+            assert isinstance(operation, Affine)
+            columns[i] = operation.push(*inputs)
+        values.append(step(graph, i, values, pieces))
+        uses.subtract(node.inputs)
+        for j in node.inputs:
+            if not uses[j]:
+                columns.pop(j, None)
+    return points
+
+
+def center(graph: Graph, region: Region, projections: int, seed: int) -> Points:
+    """Return the network's own values at the centre."""
+    values = [region.center]
+    for i in range(1, len(graph.nodes)):
+        values.append(step(graph, i, values, {}))
+    return {i: (values[graph.nodes[i].inputs[0]], None) for i in graph.activations}
+
+
+def slope(graph: Graph, region: Region, projections: int, seed: int) -> Points:
+    """Return mean and deviation of every activation's input, for a point drawn uniformly from the region."""
+    points: Points = {}
+    moments = [(region.center, region.variance)]
+    for i, node in enumerate(graph.nodes[1:], start=1):
+        inputs = [moments[j] for j in node.inputs]
+        if isinstance(node.operation, PiecewiseLinear):
+            mean, variance = inputs[0]
+            points[i] = mean, variance.sqrt()
+            moments.append(node.operation.moments(mean, variance))
+        else:
+            assert node.operation is not None
+            mean = node.operation.forward(*(mean for mean, _ in inputs))
+            moments.append((mean, node.operation.squared(*(variance for _, variance in inputs))))
+    return points
+
+
+def _deviation_of_units(graph: Graph, position: int, slopes: dict[int, Tensor], region: Region) -> Tensor:
+    """Return how far every unit of a node goes from its centre, [batch, *features], some units' rows at a time."""
+    like, shape = region.center, graph.nodes[position].shape
+    parts = []
+    for units in torch.arange(shape.numel(), device=like.device).split(max(1, _AT_ONCE // like.numel())):
+        rows = torch.nn.functional.one_hot(units, shape.numel()).to(like.dtype).unsqueeze(0)
+        parts.append(region.deviation(graph.pull_back(position, rows.unflatten(2, shape), slopes)))
+    return torch.cat(parts, dim=1).expand(len(region), -1).unflatten(1, shape)
+
+
+def _projections(region: Region, number: int, seed: int) -> Tensor:
+    """Return random columns [batch, number, *input] whose images under A are spread as wide as A's deviation."""
+    like = region.center
+    shape = (1, number, *like.shape[1:])
+    generator = torch.Generator(like.device).manual_seed(seed)
+    if isinstance(region, Ball):
+        if region.norm == 1:
+            raise ConfigError("masks='sketch' has no projections for l1 balls, whose dual norm is a maximum")
+        columns = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+    else:
+        uniform = torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
+        columns = torch.tan(math.pi * (uniform - 0.5))
+    return region.radius.unsqueeze(1) * columns
+
+
+def _estimate(columns: Tensor, region: Region) -> Tensor:
+    """Return the deviation that pushed columns [batch, number, *features] tell of, [batch, *features]."""
+    if isinstance(region, Ball):
+        return columns.square().mean(1).sqrt()
+    return columns.abs().median(1).values
+
+
+MASKS: dict[str, Callable[[Graph, Region, int, int], Points]] = {
+    "ibp": ibp,
+    "blockwise": blockwise,
+    "sketch": sketch,
+    "center": center,
+    "slope": slope,
+}
+"""Kinds of masks by name: (graph, region, number and seed of the projections) -> points."""
