@@ -87,6 +87,34 @@ def perturb(network: nn.Module, box: Box, labels: Tensor, settings: Pgd, generat
     return x
 
 
+def reach(
+    network: nn.Module, box: Box, spec: Tensor, settings: Pgd, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest value of each row of `spec` that PGD finds in the box, [batch, rows].
+
+    Each row is climbed and descended by itself, from random points, by the settings' steps and restarts (their losses
+    play no part): an inner estimate of the range. Shapes: spec [batch, rows, classes].
+    """
+    batch, rows, _ = spec.shape
+    both = torch.cat([spec, -spec], 1)
+    targets = both.flatten(0, 1)
+    lower, upper = (end.repeat_interleave(2 * rows, 0) for end in (box.lower, box.upper))
+    everywhere = Box(lower, upper, ordered=True)
+    best = torch.full((len(targets),), -torch.inf, dtype=spec.dtype, device=spec.device)
+
+    def value(logits: Tensor, _: Tensor) -> Tensor:
+        return (logits * targets).sum(1)
+
+    for _ in range(settings.restarts):
+        x = _random_point(everywhere, generator)
+        for i in range(settings.steps + 1):
+            gradient, logits = _gradient(network, x, targets, value)
+            best = torch.maximum(best, value(logits, targets))
+            x = _moved(x, gradient, everywhere, settings.step_at(i))
+    upper, negated = best.view(batch, 2, rows).unbind(1)
+    return -negated, upper
+
+
 def _descend(
     network: nn.Module,
     box: Box,

@@ -1,4 +1,4 @@
-"""Tightness: how wide each bound's intervals are on a batch, beside IBP's, and what they cost."""
+"""Tightness: how wide each bound's intervals are on a batch, what they cost, and what calibration they need."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from etb_plugin.bounds import Box, PreparedBound, margin_spec, prepare
+from etb_plugin.attacks import Pgd
+from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepare
+from etb_plugin.calibration import Calibration, calibrate, conformal_factor
 from etb_plugin.errors import ConfigError
 from etb_plugin.experiment import Evaluated, resolve_device
 from etb_plugin.trained import restore
@@ -53,6 +55,39 @@ def compare_bounds(
             box, spec = Box.around(images, eps), margin_spec(labels, data.classes, images.dtype)
             reference = bounds["ibp"](box, spec).width.mean()
             yield about, eps, [_measured(name, bounds[name], box, spec, reference) for name in names]
+
+
+def calibrate_bounds(
+    path: Path, names: Sequence[str], request: Evaluated, alpha: float
+) -> Iterator[tuple[dict[str, Any], float, dict[str, Calibration]]]:
+    """Yield, for each network in `path` and each test eps, the calibration of every bound in `names`.
+
+    The first half of `request.test_limit` test images calibrates, the second half checks. Raises like
+    `compare_bounds`, and ConfigError for a bound that takes no scale.
+    """
+    for name in names:
+        if "scale" not in get_bound(name.partition(":")[0]).options:
+            raise ConfigError(f"bound {name!r} has no scale to calibrate; expected has")
+    data, networks = restore(
+        path,
+        dataset=request.dataset,
+        model=request.model,
+        data_dir=request.data_dir,
+        test_limit=request.test_limit,
+        device=resolve_device(request.device),
+    )
+    conformal_factor(torch.zeros(len(data.test) // 2), alpha)
+    attack = Pgd(request.pgd_steps, request.pgd_restarts)
+    for trained in networks:
+        prepared = _prepared(names, trained.network, data.input_shape)
+        for eps in request.eps_test or (trained.about["eps"] or data.source.default_eps,):
+            found = {
+                name: calibrate(
+                    bound, trained.network, data.test, data.classes, eps, alpha, attack=attack, seed=request.seed
+                )
+                for name, bound in prepared.items()
+            }
+            yield trained.about, eps, found
 
 
 def _prepared(names: Sequence[str], network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, PreparedBound]:

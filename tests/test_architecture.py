@@ -15,7 +15,7 @@ FLOORS = (
     {"bounds"},
     {"attacks"},
     {"objectives"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "calibration"},
     {"experiment", "results", "trained"},
     {"comparison", "tightness"},
     {"report"},

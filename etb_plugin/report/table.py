@@ -2,13 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from etb_plugin.calibration import Calibration
 from etb_plugin.experiment import eps_text
 from etb_plugin.results import Result
 from etb_plugin.tightness import Tightness
@@ -64,6 +65,23 @@ def tightness_table(rows: Sequence[Tightness], heading: str) -> RenderableType:
         )
         table.add_row(row.name, sound, *figures)
     caption = "Widths of the margins f_y - f_j, all images and classes. A bound that is not sound proves nothing."
+    return Group(Text(heading, "bold"), table, Text(caption, "dim"))
+
+
+def calibration_table(found: Mapping[str, Calibration], alpha: float, heading: str) -> RenderableType:
+    """Return one line per bound: the factor of its radius, and the coverage of fresh images without and with it."""
+    table = _table()
+    table.add_column("bound", no_wrap=True)
+    for name in ("factor", "covered\nas it is", f"covered\nscaled (aim {_percent(1 - alpha)})"):
+        table.add_column(name, justify="right", style=EXPECTED, header_style=EXPECTED)
+    for name, c in found.items():
+        table.add_row(name, f"{c.factor:.4g}", f"{_percent(c.covered_before)} %", f"{_percent(c.covered_after)} %")
+    one = next(iter(found.values()))
+    caption = (
+        f"Factor found on {one.images} test images, coverage counted on {one.fresh_images} others: the share whose "
+        f"margins, as far as PGD and samples reach, lie inside in every class. Coverage of this attack is NOT a "
+        f"certificate."
+    )
     return Group(Text(heading, "bold"), table, Text(caption, "dim"))
 
 

@@ -143,6 +143,26 @@ def test_train_leaves_weights_that_compare_and_evaluate_take_up(tmp_path):
     assert float(rows["expected"][1]) / float(rows["ibp"][1]) == pytest.approx(float(rows["expected"][2]), rel=0.01)
 
 
+def test_bounds_are_calibrated_and_never_called_certified(run, tmp_path):
+    folder, _ = run
+    flags = (
+        "--calibrate",
+        "--alpha",
+        "0.2",
+        "--test-limit",
+        "60",
+        "--pgd-steps",
+        "3",
+        "--methods",
+        "expected:masks=slope",
+    )
+    done = etb("bounds", "--checkpoint", str(folder / "mine"), *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^ *expected:masks=slope +[\d.]+ +[\d.]+ % +[\d.]+ %$", done.stdout, re.MULTILINE)) == 2
+    assert "NOT a certificate" in re.sub(r"\s+", " ", done.stdout)
+    assert not re.search("certified|cert\\.", done.stdout)
+
+
 def test_kill_9_in_the_middle_costs_at_most_an_epoch(tmp_path):
     """The same command, killed once weights exist and given again, ends with the unbroken run's figures."""
     flags = ("--methods", "ibp", "--model", "mlp-64x3", "--epochs", "60", "--test-limit", "50", "--pgd-steps", "2")
@@ -223,6 +243,7 @@ def test_the_public_surface_is_the_designs():
         (("evaluate", "none.pt", "--model", "tiny", "--dataset", "digits"), r"there is no file of weights none\.pt"),
         (("bounds", "--checkpoint", "none"), r"there is no file of weights none"),
         (("comparre",), r"comparre"),
+        (("bounds", "--checkpoint", "x", "--calibrate", "--methods", "crown"), r"bound 'crown' has no scale"),
     ],
 )
 def test_a_wrong_call_is_one_line_or_two(refused, arguments, complaint):

@@ -1,0 +1,111 @@
+"""Calibration: how much wider the expected interval has to be to cover what attacks and samples reach.
+
+Split conformal prediction (Vovk et al. 2005; Lei et al. 2018, theorem 2.2). The score of an image is the least factor
+of the expected interval's radius at which the interval covers every margin that the network was seen to reach on the
+image's box. With n calibration images, `factor` is the ceil((n + 1) (1 - alpha))-th smallest score. If the calibration
+images and a new one are exchangeable,
+
+    P(the new image's score <= factor) >= 1 - alpha,
+
+over the draw of all n + 1 images together; without ties it is at most 1 - alpha + 1 / (n + 1) as well. The statement
+is about images, not about weights, and relative to this attack and these samples with their seeds: a stronger attack
+may reach further. It is coverage, never a certificate.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from etb_plugin.attacks import Pgd, reach
+from etb_plugin.bounds import Box, PreparedBound, margin_spec, prepare
+from etb_plugin.data import Split
+from etb_plugin.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The factor of the radius, the share of fresh images covered without and with it, and how many images."""
+
+    factor: float
+    covered_before: float
+    covered_after: float
+    images: int
+    fresh_images: int
+
+
+def conformal_factor(scores: Tensor, alpha: float) -> float:
+    """Return the ceil((n + 1) (1 - alpha))-th smallest of n scores.
+
+    Raises ConfigError for an alpha outside (0, 1), and where n is too small for it: n >= 1 / alpha - 1 is needed.
+    """
+    if not 0 < alpha < 1:
+        raise ConfigError(f"alpha is {alpha}; it must lie between 0 and 1")
+    # Guard the ceiling against a product such as 10.000000000000002.
+    rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)
+    if rank > len(scores):
+        raise ConfigError(
+            f"{len(scores)} images are too few for alpha {alpha:g}: calibration needs {math.ceil(1 / alpha - 1 - 1e-9)}"
+        )
+    return float(scores.sort().values[rank - 1])
+
+
+def scores(interval_lower: Tensor, interval_upper: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Return the least factor of each interval's radius that covers [lower, upper] in every row, [batch].
+
+    All are [batch, rows]. Where the radius is 0 it is 1 for a range inside and infinite for any other.
+    """
+    center, radius = (interval_lower + interval_upper) / 2, (interval_upper - interval_lower) / 2
+    beyond = torch.maximum(upper - center, center - lower).clamp(min=0)
+    factor = torch.where(radius > 0, beyond / radius, torch.where(beyond > 0, torch.inf, 1.0))
+    return factor.amax(1)
+
+
+def calibrate(
+    expected: PreparedBound,
+    network: nn.Module,
+    split: Split,
+    classes: int,
+    eps: float,
+    alpha: float,
+    *,
+    attack: Pgd,
+    samples: int = 1000,
+    seed: int = 0,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+) -> Calibration:
+    """Calibrate `expected` on the first half of `split` at radius `eps` (pixel units), and check on the second.
+
+    Raises ConfigError for an alpha that the first half is too small for.
+    """
+    half = len(split) // 2
+    conformal_factor(torch.zeros(half), alpha)  # refused before the work
+    generator = torch.Generator(split.labels.device).manual_seed(seed)
+    sampled = prepare("sampled", network, tuple(split.images.shape[1:]), samples=samples, seed=seed)
+    parts, done = [], 0
+    for images, labels in split.batches(_IMAGES_AT_ONCE):
+        box, spec = Box.around(images, eps), margin_spec(labels, classes, images.dtype)
+        with torch.no_grad():
+            interval = expected(box, spec)
+        inside = sampled(box, spec)
+        low, high = reach(network, box, spec, attack, generator)
+        low, high = torch.minimum(low, inside.lower), torch.maximum(high, inside.upper)
+        parts.append(scores(interval.lower, interval.upper, low, high))
+        done += len(labels)
+        watch(done, len(split))
+    every = torch.cat(parts)
+    known, fresh = every[:half], every[half:]
+    factor = conformal_factor(known, alpha)
+    return Calibration(
+        factor,
+        covered_before=float((fresh <= 1).double().mean()),
+        covered_after=float((fresh <= factor).double().mean()),
+        images=half,
+        fresh_images=len(fresh),
+    )
+
+
+_IMAGES_AT_ONCE = 25
+"""Each image is attacked in every margin and both directions at once."""
