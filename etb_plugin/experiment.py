@@ -191,6 +191,11 @@ def read_evaluation(flags: Mapping[str, Any]) -> Evaluated:
     return _validated(Evaluated, {}, flags, {})
 
 
+def read_mapping(file: Path) -> dict[str, Any]:
+    """Return the keys of a YAML file. Raises ConfigError that names the file and line where it is none."""
+    return _read_yaml(file)[0]
+
+
 def _validated(
     schema: type[Schema], values: Mapping[str, Any], flags: Mapping[str, Any], places: Mapping[str, str]
 ) -> Schema:

@@ -19,6 +19,7 @@ FLOORS = (
     {"experiment", "results", "trained"},
     {"comparison", "tightness"},
     {"report"},
+    {"studies"},
     {"cli"},
 )
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

@@ -1,6 +1,5 @@
 """The bound `sampled`: the range that points of the box are seen to reach. An inner estimate."""
 
-import itertools
 from collections.abc import Iterator
 
 import torch
@@ -11,18 +10,18 @@ from etb_plugin.bounds.tracing import refuse_training_mode
 from etb_plugin.bounds.types import Box, check_spec
 from etb_plugin.errors import ConfigError
 
-_ALL_CORNERS_UP_TO = 14
-"""Input elements up to which every corner is visited: 2^14 points."""
 _AT_ONCE = 2**22
 """Input elements that one forward pass may hold."""
 
 
 @register_bound("sampled", sound=False, differentiable=False, takes="any network")
-def sampled(network: nn.Module, input_shape: torch.Size, *, samples: int = 1000, seed: int = 0) -> BoundFunction:
+def sampled(
+    network: nn.Module, input_shape: torch.Size, *, samples: int = 1000, corners: int = 14, seed: int = 0
+) -> BoundFunction:
     """The range over sampled points of the box: an inner estimate, the reference for coverage. NOT a certificate.
 
     Takes `samples` uniform points, the centre, and as many random corners, or all 2^n corners where the input has
-    n <= 14 elements. Equal seeds visit equal points. Cost: one forward pass per point; no gradient.
+    n <= `corners` elements. Equal seeds visit equal points. Cost: one forward pass per point; no gradient.
     """
     if samples < 1:
         raise ConfigError(f"sampled needs samples >= 1, got {samples}")
@@ -32,7 +31,7 @@ def sampled(network: nn.Module, input_shape: torch.Size, *, samples: int = 1000,
     def apply(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]:
         generator = torch.Generator(box.lower.device).manual_seed(seed)
         lower = upper = None
-        for points in _points(box, input_shape, samples, generator):
+        for points in _points(box, input_shape, samples, corners, generator):
             values = network(points.flatten(0, 1)).unflatten(0, points.shape[:2])
             check_spec(spec, values.shape[2])
             if spec is not None:
@@ -47,17 +46,18 @@ def sampled(network: nn.Module, input_shape: torch.Size, *, samples: int = 1000,
     return apply
 
 
-def _points(box: Box, shape: torch.Size, samples: int, generator: torch.Generator) -> Iterator[Tensor]:
+def _points(box: Box, shape: torch.Size, samples: int, corners: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield points [batch, some, *input] of the box: the centre, uniform ones, then corners."""
     lower, width = box.lower.unsqueeze(1), (box.upper - box.lower).unsqueeze(1)
     at_once = max(1, _AT_ONCE // box.lower.numel())
     yield box.center.unsqueeze(1)
     for weights in _uniform(samples, at_once, box, generator):
         yield lower + width * weights
-    if shape.numel() <= _ALL_CORNERS_UP_TO:
-        corners = torch.tensor(list(itertools.product((0.0, 1.0), repeat=shape.numel())))
-        for weights in corners.to(lower).view(1, -1, *shape).split(at_once, dim=1):
-            yield torch.where(weights > 0, box.upper.unsqueeze(1), lower)
+    if shape.numel() <= corners:
+        bits = torch.arange(shape.numel(), device=lower.device)
+        for some in torch.arange(2 ** shape.numel(), device=lower.device).split(at_once):
+            high = (some.unsqueeze(1) >> bits & 1).bool().view(1, -1, *shape)
+            yield torch.where(high, box.upper.unsqueeze(1), lower)
     else:
         for weights in _uniform(samples, at_once, box, generator):
             yield torch.where(weights > 0.5, box.upper.unsqueeze(1), lower)

@@ -1,11 +1,11 @@
-"""What is seen while a comparison runs: a line with a bar on a terminal, plain lines elsewhere."""
+"""What is seen while a comparison or a study runs: a line with a bar on a terminal, plain lines elsewhere."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from etb_plugin.experiment import eps_text
 from etb_plugin.results import Result
@@ -77,6 +77,36 @@ class Live:
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)
+
+
+class CaseProgress:
+    """The watch of a study on `console`: a bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed} of {task.total} cases, {task.fields[case]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task(name, total=None, case="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, done: int, total: int, case: Mapping[str, Any]) -> None:
+        """Show how many cases are done, and which one runs."""
+        text = ", ".join(f"{key} {value}" for key, value in case.items())
+        self._progress.update(self._task, completed=done, total=total, case=text)
 
 
 def duration(seconds: float) -> str:

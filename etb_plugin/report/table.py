@@ -85,6 +85,16 @@ def calibration_table(found: Mapping[str, Calibration], alpha: float, heading: s
     return Group(Text(heading, "bold"), table, Text(caption, "dim"))
 
 
+def claims_table(claims: Sequence[tuple[str, str, str, str]], heading: str) -> RenderableType:
+    """Return one line per claim (what is said, where, the published figure, the one measured)."""
+    table = _table()
+    for name in ("claim", "published", "measured here"):
+        table.add_column(name, style="bold" if name == "measured here" else None)
+    for text, source, published, measured in claims:
+        table.add_row(Text.assemble(text, ("\n" + source, "dim")), published, measured)
+    return Group(Text(heading, "bold"), table)
+
+
 def _table() -> Table:
     return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
 

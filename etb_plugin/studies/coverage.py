@@ -1,0 +1,121 @@
+"""Study `coverage`: the share of the true range that the expected interval covers (figure 1)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from etb_plugin.report.plots import figure, line
+from etb_plugin.studies.random_networks import gaussian_box, gaussian_network, ranges
+from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
+
+_SOURCE = "Alsubaihi et al. 2019"
+
+
+def cases(parameters: Parameters) -> list[Case]:
+    """Figure 1a: a hidden layer of k units on n inputs. Figure 1b: `layers` affine layers, n units in each."""
+    wide = [{"figure": "1a", "n": n, "k": k} for k in parameters["k"] for n in parameters["n"]]
+    deep = [{"figure": "1b", "n": n, "layers": layers} for n in parameters["deep_n"] for layers in parameters["layers"]]
+    return [*wide, *deep]
+
+
+def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
+    """Return Gamma over random networks (mean, standard error, minimum, share of 1), and the mean slack of the two ends
+    relative to the mean true width."""
+    generator = torch.Generator().manual_seed(parameters["seed"])
+    n = case["n"]
+    widths = [n, case["k"], 1] if case["figure"] == "1a" else [n] * case["layers"] + [1]
+    shares, slack, width = [], torch.zeros(2, dtype=torch.float64), 0.0
+    for _ in range(parameters["runs"]):
+        network = gaussian_network(widths, generator)
+        found = ranges(network, gaussian_box((n,), parameters["eps"], generator), parameters["samples"])
+        shares.append(found.gamma[0].item())
+        slack += found.slack[:, 0]
+        width += found.true.width.item()
+    values = torch.tensor(shares)
+    return {
+        "gamma": values.mean().item(),
+        "gamma_error": (values.std() / len(values) ** 0.5).item(),
+        "gamma_min": values.min().item(),
+        "whole": (values > 1 - 1e-9).double().mean().item(),
+        "slack": (slack / width).tolist(),
+    }
+
+
+def claims(rows: Sequence[Row], parameters: Parameters) -> list[Claim]:
+    """Return the two statements of section 4 with the figures found."""
+    wide = [r for r in rows if r["figure"] == "1a"]
+    reach = min((r for r in wide if r["n"] >= 15), key=lambda r: r["gamma"], default=None)
+    largest = max(parameters["n"])
+    deep = {n: [r["gamma"] for r in rows if r["figure"] == "1b" and r["n"] == n] for n in parameters["deep_n"]}
+    return [
+        Claim(
+            f"Gamma at n >= 15, k up to {max(parameters['k'])}: the least mean",
+            f"{_SOURCE}, figure 1a and section 4",
+            "1 (a super set)",
+            f"{reach['gamma']:.4f} (n = {reach['n']}, k = {reach['k']})" if reach else "n >= 15 not measured",
+        ),
+        Claim(
+            "The ends lie outside the true ones in expectation: the least mean slack, relative to the true width",
+            f"{_SOURCE}, theorem 1",
+            "at least 0 for large n",
+            f"{min(min(r['slack']) for r in wide if r['n'] >= largest):+.4f} at n = {largest}",
+        ),
+        Claim(
+            "Gamma in deeper networks grows with n: mean over depths",
+            f"{_SOURCE}, figure 1b",
+            "n = 20 better than n = 10",
+            ", ".join(f"n = {n}: {sum(values) / len(values):.4f}" for n, values in deep.items()),
+        ),
+    ]
+
+
+def draw(rows: Sequence[Row], parameters: Parameters) -> Figure:
+    """Draw Gamma against n for each k, and against the depth for each n."""
+    made, (left, right) = figure(2)
+    for i, k in enumerate(parameters["k"]):
+        chosen = [r for r in rows if r["figure"] == "1a" and r["k"] == k]
+        line(left, i, [r["n"] for r in chosen], [r["gamma"] for r in chosen], f"k = {k}")
+    for i, n in enumerate(parameters["deep_n"]):
+        chosen = [r for r in rows if r["figure"] == "1b" and r["n"] == n]
+        line(right, i, [r["layers"] for r in chosen], [r["gamma"] for r in chosen], f"n = k = {n}")
+    left.set(xlabel="input dimension n", ylabel="share Γ of the true range covered", title="two layers, k hidden units")
+    right.set(xlabel="affine layers", title="deeper, blockwise masks")
+    for axis in (left, right):
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.legend(frameon=False)
+    return made
+
+
+register_study(
+    Study(
+        "coverage",
+        "How much of the true range does the expected interval cover, against n, k and depth?",
+        f"{_SOURCE}, figure 1",
+        quick={
+            "n": [2, 5, 10, 15],
+            "k": [10, 100, 1000],
+            "deep_n": [10, 15],
+            "layers": [2, 4, 6, 8],
+            "eps": 0.1,
+            "runs": 30,
+            "samples": 2000,
+            "seed": 0,
+        },
+        full={
+            "n": [2, 5, 10, 15, 20],
+            "k": [10, 50, 100, 500, 1000],
+            "deep_n": [10, 20],
+            "layers": [2, 3, 4, 5, 6, 7, 8, 9, 10],
+            "eps": 0.1,
+            "runs": 1000,
+            "samples": 1_000_000,
+            "seed": 0,
+        },
+        cases=cases,
+        measure=measure,
+        claims=claims,
+        draw=draw,
+    )
+)
