@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from etb_plugin.attacks import Pgd, reach
-from etb_plugin.bounds import Box, bound, margin_spec, prepare
-from etb_plugin.calibration import calibrate, conformal_factor, scores
+from etb_plugin.bounds import Box, Interval, bound, margin_spec, prepare
+from etb_plugin.calibration import calibrate, conformal_factor, factors
 from etb_plugin.data import load
 from etb_plugin.errors import ConfigError
 from etb_plugin.networks import build
@@ -53,7 +53,7 @@ def test_a_score_is_the_least_factor_that_covers_every_row():
         torch.tensor([[-0.5, 1.0], [-2.0, 2.1], [1.0, 2.0], [0.5, 2.0]]),
         torch.tensor([[0.5, 5.0], [4.0, 2.4], [1.0, 2.5], [1.0, 2.5]]),
     )
-    assert scores(lower, upper, low, high).tolist() == [1.5, 2.0, 1.0, math.inf]
+    assert factors(Interval(lower, upper, False), low, high).amax(1).tolist() == [1.5, 2.0, 1.0, math.inf]
 
 
 def test_attacks_reach_the_true_range_of_an_affine_network_and_never_beyond():

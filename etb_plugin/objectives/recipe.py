@@ -45,6 +45,7 @@ class Recipe:
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 1e-3
     momentum: float = 0.0
+    weight_decay: float = 0.0
     decay_at: tuple[float, ...] = ()
     eps: Ramp = Ramp(1.0, 1.0)
     kappa: Ramp = Ramp(1.0, 1.0)

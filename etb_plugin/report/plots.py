@@ -34,6 +34,11 @@ def line(axis: Axes, number: int, x: list[float], y: list[float], label: str) ->
     axis.plot(x, y, label=label, color=colour, marker=marker, linestyle=dash, markersize=4.5, linewidth=1.4)
 
 
+def shared_legend(made: Figure, axis: Axes) -> None:
+    """Put the legend of `axis`, whose series all plots of the figure share, to the right of them all."""
+    made.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+
+
 def save_figure(made: Figure, path: Path) -> None:
     """Write `path`.png (200 dots an inch) and `path`.pdf, each whole or not at all."""
     for ending, options in (("png", {"dpi": 200}), ("pdf", {"metadata": {"CreationDate": None}})):

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 
 from etb_plugin.bounds import bound
-from etb_plugin.report.plots import figure, line
+from etb_plugin.report.plots import figure, line, shared_legend
 from etb_plugin.studies.random_networks import gaussian_box, gaussian_convolutions, gaussian_network
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
 
@@ -71,7 +71,7 @@ def draw(rows: Sequence[Row], parameters: Parameters) -> Figure:
         axes[2 * row + 1].set(ylabel="width of IBP / expected", title=name, yscale="log")
     for axis in axes:
         axis.set_xlabel("affine layers")
-        axis.legend(frameon=False)
+    shared_legend(made, axes[0])
     return made
 
 

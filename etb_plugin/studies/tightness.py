@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from etb_plugin.bounds import bound
-from etb_plugin.report.plots import figure, line
+from etb_plugin.report.plots import figure, line, shared_legend
 from etb_plugin.studies.random_networks import gaussian_box, gaussian_network
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
 
@@ -72,8 +72,7 @@ def draw(rows: Sequence[Row], parameters: Parameters) -> Figure:
             xlabel=label, ylabel="width of IBP minus expected", title=fixed[vary], xscale="log", yscale="log"
         )
         axes[2 * row + 1].set(xlabel=label, ylabel="width of IBP / expected", title=fixed[vary], xscale="log")
-    for axis in axes:
-        axis.legend(frameon=False)
+    shared_legend(made, axes[0])
     return made
 
 

@@ -103,14 +103,16 @@ def train(
     folder: Path | None = None,
     about: Mapping[str, Any] | None = None,
     watch: Callable[[Progress], None] = lambda _: None,
+    after_epoch: Callable[[Epoch], None] = lambda _: None,
 ) -> Training:
     """Train `network` in place, on the device that it and `data` are on, and leave it in eval mode.
 
     With a `folder` every epoch leaves there state.pt, last.safetensors and best.safetensors (the epoch with the
     lowest mean loss among those at the final eps and kappa; the test images have no say), and a run that finds a
     state.pt goes on from it, to the same bits as if it had never stopped. `about` is kept with the weights.
-    Equal seeds give equal runs; torch's own generators are left as they were. Raises TrainingError, naming epoch
-    and batch, where the loss is not finite, and CheckpointError for a state.pt that cannot be read.
+    `after_epoch` may look at the network before the epoch is saved, and leaves it as it was. Equal seeds give equal
+    runs; torch's own generators are left as they were. Raises TrainingError, naming epoch and batch, where the loss
+    is not finite, and CheckpointError for a state.pt that cannot be read.
     """
     device = data.train.images.device
     generator = torch.Generator(device).manual_seed(settings.seed)
@@ -132,6 +134,7 @@ def train(
             settled = [e["loss"] for e in state.epochs if schedule.settled(int(e["epoch"]))]
             is_best = schedule.settled(epoch.epoch) and epoch.loss < min(settled, default=math.inf)
             state.epochs.append(asdict(epoch))
+            after_epoch(epoch)
             state.costs["peak_memory_mib"] = max(memory.mib(), state.costs.get("peak_memory_mib", 0.0))
             if folder is not None:
                 for name in ("last", "best") if is_best else ("last",):
@@ -216,8 +219,8 @@ class _Sums:
 
 def _optimizer(network: nn.Module, recipe: Recipe, rate: float) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(network.parameters(), rate, momentum=recipe.momentum)
-    return torch.optim.Adam(network.parameters(), rate)
+        return torch.optim.SGD(network.parameters(), rate, recipe.momentum, weight_decay=recipe.weight_decay)
+    return torch.optim.Adam(network.parameters(), rate, weight_decay=recipe.weight_decay)
 
 
 def _nominal_step_ms(network: nn.Module, data: Dataset, settings: Settings) -> float:

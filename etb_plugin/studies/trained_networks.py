@@ -1,0 +1,54 @@
+"""Networks that a study trains: kept in the study's folder, and trained once."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from etb_plugin import networks
+from etb_plugin.data import Dataset, load
+from etb_plugin.objectives import Method
+from etb_plugin.studies.registry import Parameters
+from etb_plugin.training import Epoch, Settings, train
+
+
+def dataset(parameters: Parameters) -> Dataset:
+    """Return the data set that the parameters name, on the CPU."""
+    return load(
+        parameters["dataset"],
+        data_dir=parameters["data_dir"],
+        train_limit=parameters["train_limit"],
+        test_limit=parameters["images"],
+    )
+
+
+def untrained(data: Dataset, model: str, seed: int) -> nn.Module:
+    """Return a new network for `data`, in eval mode."""
+    network = networks.build(model, data.input_shape, data.classes, normalization=data.source.normalization, seed=seed)
+    return network.eval()
+
+
+def trained(
+    method: Method,
+    data: Dataset,
+    parameters: Parameters,
+    folder: Path,
+    *,
+    seed: int,
+    after_epoch: Callable[[nn.Module, Epoch], None] = lambda network, epoch: None,
+    **recipe: Any,
+) -> nn.Module:
+    """Return the parameters' model trained by `method`, its recipe changed by `recipe`; from `folder` where it is done.
+
+    `after_epoch` sees the network, in training mode, after each epoch that is trained now.
+    """
+    method = replace(method, recipe=replace(method.recipe, **recipe))
+    settings = Settings(parameters["eps_train"], parameters["epochs"], seed=seed)
+    digest = hashlib.sha256(repr((method, settings, parameters["model"], data.digest())).encode()).hexdigest()[:8]
+    network = untrained(data, parameters["model"], seed)
+    place = folder / "cells" / f"{method.name}-seed{seed}-{digest}"
+    train(network, method, data, settings, folder=place, after_epoch=lambda epoch: after_epoch(network, epoch))
+    return network.eval()
