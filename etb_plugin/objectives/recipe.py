@@ -36,9 +36,10 @@ class Ramp:
 class Recipe:
     """Defaults of a method. `source` says where they come from.
 
-    `eps` is a factor of the training eps; `kappa` is the objective's; the learning rate falls tenfold at each of
-    the shares `decay_at`. A batch is worked through in parts of `micro_batch` images, whose gradients add up to the
-    batch's: less memory, and on a CPU faster, where an objective's rows outgrow the caches. Batch norm sees the parts.
+    `eps` is a factor of the training eps; `kappa` and `mix` are the objective's; the learning rate falls tenfold at
+    each of the shares `decay_at`. A batch is worked through in parts of `micro_batch` images, whose gradients add up
+    to the batch's: less memory, and on a CPU faster, where an objective's rows outgrow the caches. Batch norm sees
+    the parts.
     """
 
     source: str
@@ -49,4 +50,5 @@ class Recipe:
     decay_at: tuple[float, ...] = ()
     eps: Ramp = Ramp(1.0, 1.0)
     kappa: Ramp = Ramp(1.0, 1.0)
+    mix: Ramp = Ramp(0.0, 0.0)
     micro_batch: int | None = None

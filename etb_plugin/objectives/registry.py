@@ -16,10 +16,12 @@ from etb_plugin.objectives.recipe import Recipe
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the schedule: the radius eps (pixel units) and the weight kappa of the objective's two parts."""
+    """One point of the schedule: the radius eps (pixel units), the weight kappa of the objective's two parts, and where
+    it stands between two bounds, `mix` from 0 to 1."""
 
     eps: float
     kappa: float
+    mix: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -55,18 +55,19 @@ class WorstCase:
             robust = clean
             if robust_weight and point.eps:
                 with evaluating(network):
-                    z = self._worst_logits(bounded, Box.around(images, point.eps), labels, classes)
+                    z = worst_logits(bounded, Box.around(images, point.eps), labels, classes, self.elision)
                 robust = F.cross_entropy(z / self.temperature, labels)
             total = clean_weight * clean + robust_weight * robust
             return Losses(total, clean.detach(), robust.detach(), (logits.argmax(1) == labels).sum())
 
         return loss
 
-    def _worst_logits(self, bounded: PreparedBound, box: Box, labels: Tensor, classes: int) -> Tensor:
-        """Return z, [batch, classes]."""
-        others = other_classes(labels, classes)
-        if not self.elision:
-            interval = bounded(box)
-            return torch.where(others, interval.upper, interval.lower)
-        margins = bounded(box, margin_spec(labels, classes, box.lower.dtype)).lower
-        return torch.zeros_like(others, dtype=margins.dtype).masked_scatter(others, -margins)
+
+def worst_logits(bounded: PreparedBound, box: Box, labels: Tensor, classes: int, elision: bool = True) -> Tensor:
+    """Return the worst-case logits z over the box, [batch, classes], as `WorstCase` says."""
+    others = other_classes(labels, classes)
+    if not elision:
+        interval = bounded(box)
+        return torch.where(others, interval.upper, interval.lower)
+    margins = bounded(box, margin_spec(labels, classes, box.lower.dtype)).lower
+    return torch.zeros_like(others, dtype=margins.dtype).masked_scatter(others, -margins)

@@ -24,15 +24,16 @@ class Schedule:
         return self.epochs * self.batches
 
     def point(self, step: int) -> Point:
-        """Return eps and kappa at `step`, counted from 0."""
+        """Return eps, kappa and mix at `step`, counted from 0."""
         progress = step / self.steps
-        return Point(self.eps * self.recipe.eps.at(progress), self.recipe.kappa.at(progress))
+        recipe = self.recipe
+        return Point(self.eps * recipe.eps.at(progress), recipe.kappa.at(progress), recipe.mix.at(progress))
 
     def rate(self, step: int) -> float:
         """Return the learning rate at `step`."""
         return self.learning_rate * 0.1 ** sum(step / self.steps >= share for share in self.recipe.decay_at)
 
     def settled(self, epoch: int) -> bool:
-        """Whether eps and kappa hold their final values throughout `epoch`, counted from 1."""
+        """Whether eps, kappa and mix hold their final values throughout `epoch`, counted from 1."""
         progress = (epoch - 1) / self.epochs
-        return self.recipe.eps.settled(progress) and self.recipe.kappa.settled(progress)
+        return all(ramp.settled(progress) for ramp in (self.recipe.eps, self.recipe.kappa, self.recipe.mix))

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from etb_plugin.bounds import Box, bound, margin_spec
+from etb_plugin.bounds import Box, bound, margin_spec, other_classes
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.networks import build
-from etb_plugin.objectives import Point, get_method, methods
-from etb_plugin.objectives.worst_case import WorstCase
+from etb_plugin.objectives import Point, get_method, methods, sabr, worst_case
+from etb_plugin.objectives.adversarial import Adversarial
+from etb_plugin.objectives.worst_case import WorstCase, worst_logits
 from tests.conftest import fully_connected
 
 POINT = Point(eps=0.05, kappa=0.3)
@@ -100,7 +101,7 @@ def test_margins_of_a_sound_bound_give_a_larger_loss_than_any_sampled_point(case
 @pytest.mark.parametrize("point", [Point(0.0, 0.3), Point(0.1, 1.0)])
 def test_a_bound_without_radius_or_weight_is_not_computed(case, point, monkeypatch):
     network, images, labels = case
-    monkeypatch.setattr(WorstCase, "_worst_logits", lambda *_: pytest.fail("the bound was computed"))
+    monkeypatch.setattr(worst_case, "worst_logits", lambda *_: pytest.fail("the bound was computed"))
     losses = loss_of(WorstCase("ibp"), *case, point=point)
     torch.testing.assert_close(losses.total, F.cross_entropy(network(images), labels))
 
@@ -132,10 +133,46 @@ def test_a_network_that_the_bound_cannot_take_is_refused_by_layer():
         get_method("dual").objective.prepare(network, (1, 16, 16), 10)
 
 
+def test_small_boxes_lie_in_the_large_one_and_give_a_smaller_loss_than_it(case, monkeypatch):
+    images = case[1]
+    boxes = []
+    monkeypatch.setattr(sabr, "worst_logits", lambda b, box, *rest: boxes.append(box) or worst_logits(b, box, *rest))
+    point = Point(0.05, 0.0)
+    small = loss_of(get_method("sabr").objective, *case, point=point)
+    large = loss_of(WorstCase("ibp"), *case, point=point)
+    outer = Box.around(images, 0.05)
+    assert (boxes[0].lower >= outer.lower - 1e-12).all()
+    assert (boxes[0].upper <= outer.upper + 1e-12).all()
+    torch.testing.assert_close(boxes[0].radius, 0.4 * outer.radius)
+    assert small.clean < small.robust < large.robust
+
+
+def test_adversarial_and_bound_losses_are_added_up(case):
+    mtl, pgd = get_method("mtl-ibp").objective, Adversarial(get_method("mtl-ibp").objective.attack)
+    only_attack, only_bound = (loss_of(mtl, *case, point=Point(0.05, kappa)).total for kappa in (1.0, 0.0))
+    torch.testing.assert_close(only_attack, loss_of(pgd, *case, point=Point(0.05, 1.0)).total)
+    torch.testing.assert_close(only_bound, loss_of(WorstCase("ibp"), *case, point=Point(0.05, 0.0)).total)
+    both = loss_of(mtl, *case, point=Point(0.05, 0.7)).total
+    torch.testing.assert_close(both, 0.7 * only_attack + 0.3 * only_bound)
+
+
+def test_the_annealed_bound_goes_from_the_expected_to_ibp(case, monkeypatch):
+    objective = get_method("expected-ibp").objective
+    for mix, name in ((0.0, "expected"), (1.0, "ibp")):
+        got = loss_of(objective, *case, point=Point(0.05, 0.3, mix)).total
+        torch.testing.assert_close(got, loss_of(WorstCase(name), *case, point=Point(0.05, 0.3)).total)
+    network, images, labels = case
+    box, spec = Box.around(images, 0.05), margin_spec(labels, 3, torch.float64)
+    lower = [bound(name, network, box, spec).lower for name in ("expected", "ibp")]
+    z = torch.zeros(4, 3).double().masked_scatter(other_classes(labels, 3), -(0.75 * lower[0] + 0.25 * lower[1]))
+    got = loss_of(objective, *case, point=Point(0.05, 0.3, 0.25)).robust
+    torch.testing.assert_close(got, F.cross_entropy(z, labels).detach())
+
+
 def test_every_method_says_where_its_defaults_come_from():
     assert {"nominal", "pgd", "ibp", "crown-ibp", "crown", "expected", "dual", "dual-projected"} <= set(methods())
     for method in methods().values():
-        assert any(year in method.recipe.source for year in ("2018", "2019", "2020"))
+        assert any(year in method.recipe.source for year in ("2018", "2019", "2020", "2023", "2024"))
         assert len(method.summary) < 120
 
 

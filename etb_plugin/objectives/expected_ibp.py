@@ -1,0 +1,66 @@
+"""The method `expected-ibp` (ours): the expected interval annealed into IBP's, so that training ends sound."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from etb_plugin.bounds import Box, prepare
+from etb_plugin.networks import evaluating
+from etb_plugin.objectives.ibp import RECIPE
+from etb_plugin.objectives.recipe import Ramp
+from etb_plugin.objectives.registry import Loss, Losses, Method, Point, register_method
+from etb_plugin.objectives.worst_case import worst_logits
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """The convex form of `WorstCase` on logits between two bounds': (1 - mix) z of `first` + mix z of `bound`.
+
+    At mix 1 `first` is not computed, and the loss is that of `bound` alone.
+    """
+
+    first: str = "expected"
+    bound: str = "ibp"
+
+    @property
+    def bound_options(self) -> Mapping[str, Any]:
+        return {}
+
+    def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
+        with evaluating(network):
+            first, last = (prepare(name, network, input_shape) for name in (self.first, self.bound))
+
+        def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
+            logits = network(images)
+            clean = F.cross_entropy(logits, labels)
+            robust = clean
+            if point.eps and point.kappa < 1:
+                box = Box.around(images, point.eps)
+                with evaluating(network):
+                    z = point.mix * worst_logits(last, box, labels, classes) if point.mix else torch.zeros_like(logits)
+                    if point.mix < 1:
+                        z = z + (1 - point.mix) * worst_logits(first, box, labels, classes)
+                robust = F.cross_entropy(z, labels)
+            total = point.kappa * clean + (1 - point.kappa) * robust
+            return Losses(total, clean.detach(), robust.detach(), (logits.argmax(1) == labels).sum())
+
+        return loss
+
+
+register_method(
+    Method(
+        "expected-ibp",
+        "starts on the expected bound and ends on IBP's: ours, a certificate at the end of training only",
+        Annealed(),
+        replace(
+            RECIPE,
+            source="ours: eps and kappa as ibp (Gowal et al. 2019), the interval moving from the expected one to IBP's "
+            "over the same half of the run",
+            mix=Ramp(0.0, 1.0, wait=0.05, length=0.5),
+        ),
+    )
+)
