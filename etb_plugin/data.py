@@ -114,10 +114,16 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.split) // self.size)
 
+    def order(self) -> Tensor:
+        """Draw the order of one epoch, [images]."""
+        return torch.randperm(len(self.split), generator=self.generator, device=self.split.labels.device)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device = self.split.labels.device
-        order = torch.randperm(len(self.split), generator=self.generator, device=device)
-        for chosen in order.split(self.size):
+        return self.cut(self.order())
+
+    def cut(self, order: Tensor, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of an epoch in `order`, from batch `start` on."""
+        for chosen in order.split(self.size)[start:]:
             yield pixels(self._augmented(self.split.images[chosen])), self.split.labels[chosen]
 
     def _augmented(self, images: Tensor) -> Tensor:

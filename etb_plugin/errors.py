@@ -28,6 +28,14 @@ class TrainingError(EtbError):
     """Training cannot go on; the message names epoch and batch."""
 
 
+class Stopped(EtbError):
+    """A signal asked the work to stop, and it did between two batches. `status` is the exit status for it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("stopped between two batches; the same command goes on from there")
+        self.status = 128 + number
+
+
 class SoundnessError(EtbError):
     """A sound bound and an attack contradict each other: a bug in the code."""
 

@@ -73,7 +73,7 @@ def test_a_run_leaves_what_the_design_lists(tmp_path):
     assert [float(row["certified_crown-ibp"]) for row in rows] == [r.certified_accuracy["crown-ibp"] for r in results]
     for cell in (folder / "cells").iterdir():
         assert {p.name for p in cell.iterdir()} == {
-            *("result.json", "state.pt", "last.safetensors", "best.safetensors")
+            *("result.json", "state.pt", "metrics.jsonl", "last.safetensors", "best.safetensors")
         }
 
 

@@ -3,8 +3,8 @@
 import typer
 
 from etb_plugin.cli import options as o
+from etb_plugin.cli.stopping import StoppableLive
 from etb_plugin.comparison import Comparison
-from etb_plugin.report.live import Live
 from etb_plugin.report.table import comparison_table
 
 
@@ -36,7 +36,7 @@ def command(
     Example: etb compare --dataset cifar10 --methods ibp,expected,crown --eps 2/255
     """
     comparison = Comparison(o.experiment(context, file))
-    with Live(o.stderr()) as live:
+    with StoppableLive(o.stderr()) as live:
         results = comparison.run(live)
     o.stdout().print(comparison_table(results, comparison.title))
     o.stdout().print(f"Written: {comparison.experiment.folder}/results.json and results.csv", soft_wrap=True)

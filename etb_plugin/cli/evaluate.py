@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from etb_plugin.cli import options as o
+from etb_plugin.cli.stopping import StoppableLive
 from etb_plugin.comparison import Reevaluation
-from etb_plugin.report.live import Live
 from etb_plugin.report.table import comparison_table
 
 
@@ -36,7 +36,7 @@ def command(
     Example: etb evaluate weights.pt --model wk-small --dataset mnist --eps-test 0.1 --certify ibp,crown
     """
     evaluation = Reevaluation(weights, o.evaluation(context))
-    with Live(o.stderr()) as live:
+    with StoppableLive(o.stderr()) as live:
         results = evaluation.run(live, Path(out) if out is not None else None)
     o.stdout().print(comparison_table(results, evaluation.title))
     if out is not None:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from etb_plugin import __version__
 from etb_plugin.cli import bounds, compare, evaluate, methods, models, study, train
-from etb_plugin.errors import CheckpointError, ConfigError, DataError, EtbError, UnsupportedLayer
+from etb_plugin.errors import CheckpointError, ConfigError, DataError, EtbError, Stopped, UnsupportedLayer
 
 _REFUSALS = (ConfigError, DataError, UnsupportedLayer, CheckpointError)
 """Errors of the call or of a file: nothing was started, exit status 2. Any other is a failure of the work: 1."""
@@ -79,8 +79,12 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), text))
-        status = 2 if isinstance(error, (*_REFUSALS, typer.TyperException)) else 1
+        label = "" if isinstance(error, Stopped) else "error: "
+        Console(stderr=True, soft_wrap=True).print(Text.assemble((label, "bold red"), text))
+        refused = isinstance(error, (*_REFUSALS, typer.TyperException))
+        if isinstance(error, Stopped):
+            sys.exit(error.status)
+        status = 2 if refused else 1
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -3,9 +3,9 @@
 import typer
 
 from etb_plugin.cli import options as o
+from etb_plugin.cli.stopping import StoppableLive
 from etb_plugin.comparison import Comparison
 from etb_plugin.experiment import read_experiment
-from etb_plugin.report.live import Live
 
 
 def command(
@@ -30,7 +30,7 @@ def command(
     Example: etb train --method expected --dataset mnist --eps 0.1 --epochs 20
     """
     comparison = Comparison(read_experiment(None, {**context.params, "methods": method}))
-    with Live(o.stderr()) as live:
+    with StoppableLive(o.stderr()) as live:
         comparison.run(live, evaluation=False)
     folder = comparison.experiment.folder
     o.stdout().print(f"Trained: {comparison.title}", soft_wrap=True, highlight=False)

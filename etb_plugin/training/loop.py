@@ -1,6 +1,7 @@
-"""The loop: one for every method, on any device, resumable after every epoch."""
+"""The loop: one for every method, on any device, resumable after every epoch and wherever it is asked to stop."""
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -13,13 +14,14 @@ import torch
 from torch import nn
 
 from etb_plugin.data import Batches, Dataset
-from etb_plugin.errors import TrainingError
+from etb_plugin.errors import Stopped, TrainingError
 from etb_plugin.networks.checkpoints import save_weights
 from etb_plugin.objectives import Loss, Losses, Method, Point, Recipe
 from etb_plugin.objectives.nominal import Nominal
+from etb_plugin.runs import write_file
 from etb_plugin.training.cost import PeakMemory, StepTimer
 from etb_plugin.training.schedule import Schedule
-from etb_plugin.training.state import State
+from etb_plugin.training.state import Partial, State
 
 _WATCH_EVERY = 0.25
 """Seconds between two looks at the loss: each look waits for the device."""
@@ -109,10 +111,11 @@ def train(
 
     With a `folder` every epoch leaves there state.pt, last.safetensors and best.safetensors (the epoch with the
     lowest mean loss among those at the final eps and kappa; the test images have no say), and a run that finds a
-    state.pt goes on from it, to the same bits as if it had never stopped. `about` is kept with the weights.
-    `after_epoch` may look at the network before the epoch is saved, and leaves it as it was. Equal seeds give equal
-    runs; torch's own generators are left as they were. Raises TrainingError, naming epoch and batch, where the loss
-    is not finite, and CheckpointError for a state.pt that cannot be read.
+    state.pt goes on from it, to the same bits as if it had never stopped; metrics.jsonl has a line for each epoch.
+    Where `watch` raises Stopped, which it may after any batch, state.pt is written first. `about` is kept with the
+    weights. `after_epoch` may look at the network before the epoch is saved, and leaves it as it was. Equal seeds give
+    equal runs; torch's own generators are left as they were. Raises TrainingError, naming epoch and batch, where the
+    loss is not finite, and CheckpointError for a state.pt that cannot be read.
     """
     device = data.train.images.device
     generator = torch.Generator(device).manual_seed(settings.seed)
@@ -130,7 +133,12 @@ def train(
         memory = PeakMemory(device)
         network.train()
         while len(state.epochs) < settings.epochs:
-            epoch = _epoch(state, loss, batches, schedule, method.recipe.micro_batch, watch)
+            try:
+                epoch = _epoch(state, loss, batches, schedule, method.recipe.micro_batch, watch)
+            except Stopped:
+                if folder is not None:
+                    state.save(folder / "state.pt")
+                raise
             settled = [e["loss"] for e in state.epochs if schedule.settled(int(e["epoch"]))]
             is_best = schedule.settled(epoch.epoch) and epoch.loss < min(settled, default=math.inf)
             state.epochs.append(asdict(epoch))
@@ -139,7 +147,11 @@ def train(
             if folder is not None:
                 for name in ("last", "best") if is_best else ("last",):
                     save_weights(network, folder / f"{name}.safetensors", {**(about or {}), "epoch": epoch.epoch})
+                write_file(folder / "metrics.jsonl", "".join(json.dumps(e) + "\n" for e in state.epochs))
                 state.save(folder / "state.pt")
+            done, left = len(state.epochs) * len(batches), (settings.epochs - len(state.epochs)) * epoch.seconds
+            pace = len(data.train) / epoch.seconds
+            watch(Progress(epoch.epoch, done, schedule.steps, epoch.loss, epoch.accuracy, epoch.eps, pace, left))
     network.eval()
     return Training(tuple(Epoch(**e) for e in state.epochs), **state.costs)  # type: ignore[arg-type]
 
@@ -152,12 +164,15 @@ def _epoch(
     micro_batch: int | None,
     watch: Callable[[Progress], None],
 ) -> Epoch:
-    """Run one epoch. Sums stay on the device; only a look at them, a few times a second, waits for it."""
-    number, step = len(state.epochs) + 1, len(state.epochs) * len(batches)
-    sums = _Sums(number, batches.split.labels.device)
+    """Run one epoch, or the rest of one. Sums stay on the device; only a look at them, a few times a second, waits
+    for it."""
+    partial = state.partial = state.partial or Partial(batches.order())
+    number, step = len(state.epochs) + 1, len(state.epochs) * len(batches) + partial.batches
+    sums = _Sums(number, batches.split.labels.device, partial)
     timer = StepTimer(batches.split.labels.device)
-    begun = looked = time.perf_counter()
-    for images, labels in batches:
+    begun = time.perf_counter() - partial.seconds
+    looked = time.perf_counter()
+    for images, labels in batches.cut(partial.order, partial.batches):
         point, rate = schedule.point(step), schedule.rate(step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
@@ -172,27 +187,29 @@ def _epoch(
         sums.batches += 1
         step += 1
         now = time.perf_counter()
-        if now - looked >= _WATCH_EVERY:
+        # Not behind the last batch: an epoch is stopped in the middle, or finished.
+        if now - looked >= _WATCH_EVERY and sums.batches < len(batches):
             looked = now
             mean, _, _, accuracy = sums.read()
+            sums.keep(partial, now - begun)
             pace = (now - begun) / sums.batches
             left = pace * (schedule.steps - step)
             images_per_second = sums.images / (now - begun)
             watch(Progress(number, step, schedule.steps, mean, accuracy, point.eps, images_per_second, left))
     mean, clean, robust, accuracy = sums.read()
     seconds = time.perf_counter() - begun
-    watch(Progress(number, step, schedule.steps, mean, accuracy, point.eps, sums.images / seconds, 0.0))
     step_ms = timer.median_ms()
+    state.partial = None
     return Epoch(number, mean, clean, robust, accuracy, point.eps, point.kappa, rate, seconds, step_ms)
 
 
 class _Sums:
     """Running sums of an epoch, on the device, and the first batch whose loss is not finite."""
 
-    def __init__(self, epoch: int, device: torch.device) -> None:
-        self.images = self.batches = 0  # finished ones
+    def __init__(self, epoch: int, device: torch.device, partial: Partial) -> None:
+        self.images, self.batches = partial.images, partial.batches  # finished ones
         self._epoch = epoch
-        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self._sums = torch.tensor(partial.sums, dtype=torch.float64, device=device)
         self._first_bad = torch.full((), -1, device=device)
 
     def add(self, losses: Losses, count: int) -> None:
@@ -204,6 +221,11 @@ class _Sums:
             [total * count, losses.clean * count, losses.robust * count, losses.correct.to(total.dtype)]
         )
         self.images += count
+
+    def keep(self, partial: Partial, seconds: float) -> None:
+        """Write where the epoch stands into `partial`."""
+        partial.batches, partial.images, partial.seconds = self.batches, self.images, seconds
+        partial.sums = tuple(self._sums.tolist())
 
     def read(self) -> tuple[float, float, float, float]:
         """Return the mean loss, its clean and robust parts, and the accuracy. Waits for the device."""

@@ -1,4 +1,4 @@
-"""The state of a run: everything that the next epoch depends on, so that a resumed run equals an unbroken one."""
+"""The state of a run: everything that the next batch depends on, so that a resumed run equals an unbroken one."""
 
 import io
 import pickle
@@ -8,25 +8,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from etb_plugin.errors import CheckpointError
 from etb_plugin.runs import write_file
 
+_UNREADABLE = (
+    *(RuntimeError, ValueError, KeyError, TypeError, AttributeError),
+    *(EOFError, OSError, pickle.UnpicklingError),
+)
+VERSION = 1
+"""Of the layout of a state; a state of another one is refused."""
+
+
+@dataclass
+class Partial:
+    """An epoch that is not finished: its order of images [n], the batches done, sums over them, and its seconds."""
+
+    order: Tensor
+    batches: int = 0
+    images: int = 0
+    sums: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    seconds: float = 0.0
+
 
 @dataclass
 class State:
-    """Network, optimizer and generators; the records of the epochs done, and the costs, are for the report."""
+    """Network, optimizer, generators and the epoch begun; the records of the epochs done, and the costs, are for the
+    report."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     epochs: list[dict[str, float]] = field(default_factory=list)
     costs: dict[str, float] = field(default_factory=dict)
+    partial: Partial | None = None
 
     def save(self, path: Path) -> None:
         """Write the state to `path`, whole or not at all."""
         content = {
+            "version": VERSION,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -35,6 +56,7 @@ class State:
             "cuda": torch.cuda.get_rng_state() if self.generator.device.type == "cuda" else None,
             "epochs": self.epochs,
             "costs": self.costs,
+            "partial": None if self.partial is None else vars(self.partial),
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -45,6 +67,11 @@ class State:
         try:
             with warnings.catch_warnings(action="ignore"):  # what is no state is refused below
                 content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            if content.get("version") != VERSION:
+                raise CheckpointError(
+                    f"{path} has layout {content.get('version')}, and this version of etb reads {VERSION}; delete it "
+                    f"to start afresh, or use the version that wrote it"
+                )
             self.network.load_state_dict(content["network"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.generator.set_state(content["generator"])
@@ -52,7 +79,9 @@ class State:
             if content["cuda"] is not None:
                 torch.cuda.set_rng_state(content["cuda"])
             self.epochs, self.costs = content["epochs"], content["costs"]
-        except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
+            partial = content["partial"]
+            self.partial = None if partial is None else Partial(**partial)
+        except _UNREADABLE as error:
             raise CheckpointError(
                 f"{path} cannot be resumed from: it is damaged, or of another run; delete it to start afresh"
             ) from error

@@ -185,6 +185,45 @@ def test_kill_9_in_the_middle_costs_at_most_an_epoch(tmp_path):
     assert cells[0] == cells[1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_between_batches_and_the_same_command_goes_on(tmp_path, number):
+    flags = ("--method", "pgd", "--model", "mlp-64x3", "--epochs", "30")
+    command = [sys.executable, "-c", "from etb_plugin.cli import main; main()", "train", *flags, "--out", "r"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob("r/cells/*/metrics.jsonl")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert out == ""
+    assert err.splitlines()[-1] == "stopped between two batches; the same command goes on from there"
+    final = []
+    for folder in ("r", "whole"):
+        done = etb("train", *flags, "--out", folder, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (weights,) = (tmp_path / folder).glob("cells/*/last.safetensors")
+        final.append(weights.read_bytes())
+    assert final[0] == final[1]
+
+
+@pytest.mark.slow
+def test_twenty_random_kills_change_nothing(tmp_path):
+    flags = ("--methods", "ibp", "--model", "mlp-64x3", "--epochs", "200", "--test-limit", "50", "--pgd-steps", "2")
+    command = [sys.executable, "-c", "from etb_plugin.cli import main; main()", "compare", *flags, "--out", "r"]
+    pauses = np.random.default_rng(0).uniform(2.0, 4.5, 20)
+    for pause in pauses:
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            time.sleep(pause)
+            process.send_signal(signal.SIGKILL)
+    weights = []
+    for folder in ("r", "whole"):
+        assert etb("compare", *flags, "--out", folder, cwd=tmp_path).returncode == 0
+        (file,) = (tmp_path / folder).glob("cells/*/last.safetensors")
+        weights.append(file.read_bytes())
+    assert weights[0] == weights[1]
+
+
 def test_methods_and_models_list_what_is_registered(tmp_path):
     shown = etb("methods", cwd=tmp_path).stdout
     for name in (*methods(), *bounds()):

@@ -1,6 +1,8 @@
 """The loop: schedules, repeatability, resume to the last bit, and failures that say where."""
 
 import json
+import os
+import signal
 from dataclasses import asdict, dataclass, replace
 
 import pytest
@@ -10,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from etb_plugin.data import load
-from etb_plugin.errors import CheckpointError, TrainingError
+from etb_plugin.errors import CheckpointError, Stopped, TrainingError
 from etb_plugin.networks import build
 from etb_plugin.objectives import Losses, Method, Ramp, Recipe, get_method
 from etb_plugin.training import Settings, train
@@ -133,6 +135,56 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_last_bit(digits, name, tmp_
     assert records(parts) == records(whole)
     for file in ("last.safetensors", "best.safetensors"):
         assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["ibp", "pgd", "dual-projected"])
+@pytest.mark.parametrize("steps", [(1,), (3,), (4, 5, 8, 15), (6, 7)])
+def test_a_run_stopped_between_batches_goes_on_to_the_same_bits(digits, name, steps, tmp_path, monkeypatch):
+    """Four batches an epoch; stops in the middle and at ends of epochs, and several times."""
+    monkeypatch.setattr("etb_plugin.training.loop._WATCH_EVERY", 0.0)
+    method, data = get_method(name), replace(digits, source=replace(digits.source, crop_padding=1, flip=True))
+    unbroken = network(digits)
+    whole = train(unbroken, method, data, settings(), folder=tmp_path / "whole")
+    for step in steps:
+
+        def stop(progress, step=step):
+            if progress.step == step:
+                raise Stopped(signal.SIGTERM)
+
+        start = network(digits, seed=0 if step == steps[0] else 7)
+        with pytest.raises(Stopped):
+            train(start, method, data, settings(), folder=tmp_path / "parts", watch=stop)
+    resumed, seen = network(digits, seed=8), []
+    parts = train(resumed, method, data, settings(), folder=tmp_path / "parts", watch=lambda p: seen.append(p.step))
+    assert seen[0] == steps[-1] + 1
+    assert torch.equal(weights(resumed), weights(unbroken))
+    assert records(parts) == records(whole)
+    lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert [line["loss"] for line in lines] == [epoch.loss for epoch in whole.epochs]
+
+
+def test_a_state_of_another_layout_is_refused(digits, tmp_path):
+    train(network(digits), get_method("nominal"), digits, settings(epochs=1), folder=tmp_path)
+    content = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save({**content, "version": 99}, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"has layout 99, and this version of etb reads 1"):
+        train(network(digits), get_method("nominal"), digits, settings(epochs=2), folder=tmp_path)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(digits, tmp_path, monkeypatch):
+    train(network(digits), get_method("nominal"), digits, settings(epochs=1), folder=tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            train(network(digits), get_method("nominal"), digits, settings(epochs=2), folder=tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert len(train(network(digits), get_method("nominal"), digits, settings(epochs=2), folder=tmp_path).epochs) == 2
 
 
 def test_a_finished_run_is_not_trained_again(digits, tmp_path):
