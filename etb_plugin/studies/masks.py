@@ -81,7 +81,7 @@ def _bounded(case: Case, data: Dataset, parameters: Parameters, folder: Path) ->
 
 def _trained(case: Case, data: Dataset, parameters: Parameters, folder: Path) -> Row:
     """Clean accuracy; at each eps that under PGD, and the share that stands there and falls to transfer or corners."""
-    network = trained(_method(case), data, parameters, folder, seed=case["seed"])
+    network = trained(_method(case, parameters), data, parameters, folder, seed=case["seed"])
     others = [
         trained(get_method(name), data, parameters, folder, seed=case["seed"])
         for name in ("nominal", "pgd")
@@ -104,11 +104,11 @@ def _trained(case: Case, data: Dataset, parameters: Parameters, folder: Path) ->
     return {"clean": right / len(data.test), "pgd": accuracy, "fallen": fallen}
 
 
-def _method(case: Case) -> Method:
+def _method(case: Case, parameters: Parameters) -> Method:
     name = case["objective"]
     if name in ("nominal", "pgd"):
         return get_method(name)
-    objective = WorstCase("expected", {"masks": name}, form="additive")
+    objective = WorstCase("expected", {"masks": name, "rows": parameters["rows"]}, form="additive")
     kappa = case["kappa"]
     recipe = replace(get_method("expected").recipe, kappa=Ramp(kappa, kappa))
     return Method(f"{name}-kappa{kappa:g}", "", objective, recipe)
@@ -143,7 +143,7 @@ def claims(rows: Sequence[Row], parameters: Parameters) -> list[Claim]:
     """Return each objective's accuracies, means over seeds, each kappa by itself."""
     source = (
         f"ours; {parameters['model']} on {parameters['dataset']}, trained at {parameters['eps_train']:g}, "
-        f"{len(parameters['seeds'])} seeds, {parameters['images']} images, PGD {parameters['pgd_steps']} x "
+        f"rows {parameters['rows']}, {len(parameters['seeds'])} seeds, {parameters['images']} images, PGD {parameters['pgd_steps']} x "
         f"{parameters['pgd_restarts']}, both losses"
     )
     radii = " / ".join(f"{eps:g}" for eps in parameters["eps"])
@@ -205,6 +205,7 @@ _SIZES = {
     "eps_train": 0.1,
     "samples": 500,
     "corners": 100,
+    "rows": "all",
     "data_dir": None,
 }
 
