@@ -143,8 +143,8 @@ def claims(rows: Sequence[Row], parameters: Parameters) -> list[Claim]:
     """Return each objective's accuracies, means over seeds, each kappa by itself."""
     source = (
         f"ours; {parameters['model']} on {parameters['dataset']}, trained at {parameters['eps_train']:g}, "
-        f"rows {parameters['rows']}, {len(parameters['seeds'])} seeds, {parameters['images']} images, PGD {parameters['pgd_steps']} x "
-        f"{parameters['pgd_restarts']}, both losses"
+        f"rows {parameters['rows']}, {len(parameters['seeds'])} seeds, {parameters['images']} images, "
+        f"PGD {parameters['pgd_steps']} x {parameters['pgd_restarts']}, both losses"
     )
     radii = " / ".join(f"{eps:g}" for eps in parameters["eps"])
     made = []
