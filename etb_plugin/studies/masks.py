@@ -1,7 +1,8 @@
 """Study `masks` (ours): the kinds of masks compared, on trained networks and as training objectives.
 
 Gradient masking would flatter a method under PGD, so that every trained network is also put to examples that break
-other networks, and to random corners: an image that stands under PGD and falls to those is counted.
+other networks, to random corners, and to the Square attack, which takes no gradients (`square_queries`; the extra
+[attacks]): an image that stands under PGD and falls to those is counted.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from etb_plugin.bounds import Box, margin_spec, prepare
 from etb_plugin.bounds.masks import MASKS
 from etb_plugin.bounds.tracing import trace
 from etb_plugin.data import Dataset
+from etb_plugin.errors import ConfigError
 from etb_plugin.objectives import Method, Ramp, get_method
 from etb_plugin.objectives.worst_case import WorstCase
 from etb_plugin.report.plots import COLOURS, MARKERS, figure, line
@@ -95,6 +98,8 @@ def _trained(case: Case, data: Dataset, parameters: Parameters, folder: Path) ->
             box = Box.around(images, eps)
             _, broken = pgd(network, box, labels, attack, torch.Generator().manual_seed(case["seed"]))
             elsewhere = _broken_by_others(network, others, box, labels, attack, parameters["corners"], case["seed"])
+            if parameters["square_queries"]:
+                elsewhere |= _broken_by_square(network, images, labels, eps, parameters["square_queries"], case["seed"])
             stands += int((~broken).sum())
             falls += int((~broken & elsewhere).sum())
         accuracy.append(stands / len(data.test))
@@ -128,6 +133,29 @@ def _broken_by_others(
         side = torch.rand(box.lower.shape, generator=generator) < 0.5
         broken |= network(torch.where(side, box.lower, box.upper)).argmax(1) != labels
     return broken
+
+
+def _broken_by_square(
+    network: nn.Module, images: Tensor, labels: Tensor, eps: float, queries: int, seed: int
+) -> Tensor:
+    """Return which images the gradient-free Square attack breaks (Andriushchenko et al. 2020, by ART), [batch]."""
+    try:
+        from art.attacks.evasion import SquareAttack
+        from art.estimators.classification import PyTorchClassifier
+    except ImportError as error:
+        raise ConfigError("square_queries needs the extra [attacks]: pip install 'etb_plugin[attacks]'") from error
+    classes = network(images[:1]).shape[1]
+    shape = tuple(images.shape[1:])
+    model = PyTorchClassifier(network, nn.CrossEntropyLoss(), shape, classes, clip_values=(0.0, 1.0), device_type="cpu")
+    before = np.random.get_state()  # ART draws from numpy's global generator
+    np.random.seed(seed)
+    try:
+        attack = SquareAttack(model, norm=np.inf, max_iter=queries, eps=eps, nb_restarts=1, verbose=False)
+        attacked = torch.from_numpy(attack.generate(images.numpy(), labels.numpy()))
+    finally:
+        np.random.set_state(before)
+    with torch.no_grad():
+        return network(attacked).argmax(1) != labels
 
 
 def _runs(rows: Sequence[Row], objective: str) -> dict[float, list[Row]]:
@@ -206,6 +234,7 @@ _SIZES = {
     "samples": 500,
     "corners": 100,
     "rows": "all",
+    "square_queries": 0,
     "data_dir": None,
 }
 
@@ -243,6 +272,7 @@ register_study(
             "bounded_images": 100,
             "pgd_steps": 200,
             "pgd_restarts": 10,
+            "square_queries": 1000,
         },
         cases=cases,
         measure=measure,

@@ -32,7 +32,7 @@ TINY = {
     "masks": {
         **{"model": "mlp-16x2", "train_limit": 100, "epochs": 1, "images": 20, "bounded_images": 5, "seeds": [0, 1]},
         **{"networks": ["untrained", "nominal"], "train_masks": ["ibp", "slope"], "pgd_steps": 3, "samples": 20},
-        "corners": 5,
+        **{"corners": 5, "square_queries": 5},
     },
 }
 
