@@ -20,7 +20,7 @@ FLOORS = (
     {"comparison", "tightness"},
     {"report"},
     {"studies"},
-    {"cli"},
+    {"cli", "__main__"},
 )
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
 FILES = sorted(p for p in (ROOT / "etb_plugin").rglob("*.py") if p != ROOT / "etb_plugin/__init__.py")

@@ -26,7 +26,7 @@ QUICK = ("--model", "mlp-12x2", "--epochs", "2", "--train-limit", "200", "--test
 
 def etb(*arguments, cwd, **kwargs):
     return subprocess.run(
-        [sys.executable, "-c", "from etb_plugin.cli import main; main()", *arguments],
+        [sys.executable, "-m", "etb_plugin", *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
