@@ -4,7 +4,7 @@ Three famous methods are three combinations of the parts in this room:
 
     ibp        WorstCase("ibp", form="convex")          eps and kappa ramp up
     crown-ibp  WorstCase("crown-ibp", form="convex")    the same ramps
-    expected   WorstCase("expected", form="additive")   nothing ramps
+    expected   WorstCase("expected", {"masks": "center"}, form="additive")   nothing ramps
 
 An *objective* is prepared for one network and gives (images, labels, point of the schedule) -> loss and its parts.
 A *recipe* is plain numbers. A *method* is what `--methods` names: an objective and a recipe; one file here each,

@@ -1,7 +1,7 @@
 """The method `expected-ibp` (ours): the expected interval annealed into IBP's, so that training ends sound."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class Annealed:
     """
 
     first: str = "expected"
+    first_options: Mapping[str, Any] = field(default_factory=lambda: {"masks": "center"})
     bound: str = "ibp"
 
     @property
@@ -32,7 +33,8 @@ class Annealed:
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         with evaluating(network):
-            first, last = (prepare(name, network, input_shape) for name in (self.first, self.bound))
+            first = prepare(self.first, network, input_shape, **self.first_options)
+            last = prepare(self.bound, network, input_shape)
 
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
             logits = network(images)
