@@ -1,7 +1,8 @@
 """The methods `expected` and `expected-ibp-masks`: training on the expected tight bound (Alsubaihi et al. 2019).
 
 Neither certifies anything. They differ in the masks only: ours keep the pieces that hold at the image, and trained
-more robust networks in `etb study masks` (compare/results); the paper's keep those at IBP's upper ends.
+more robust networks in `etb study masks` from some hundred steps on (compare/results); the paper's keep those at IBP's
+upper ends.
 """
 
 from etb_plugin.objectives.recipe import Recipe
@@ -25,7 +26,7 @@ register_method(
 register_method(
     Method(
         "expected-ibp-masks",
-        "the expected tight bound as published, masks from IBP: less robust in our study, and no certificate",
+        "the expected tight bound as published, masks from IBP: ahead in very short runs, and no certificate",
         WorstCase("expected", form="additive"),
         RECIPE,
     )
