@@ -33,7 +33,7 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
         shares.append(found.gamma[0].item())
         slack += found.slack[:, 0]
         width += found.true.width.item()
-    values = torch.tensor(shares)
+    values = torch.tensor(shares, dtype=torch.float64)
     return {
         "gamma": values.mean().item(),
         "gamma_error": (values.std() / len(values) ** 0.5).item(),

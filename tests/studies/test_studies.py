@@ -116,6 +116,14 @@ def test_gamma_is_the_covered_share():
         assert high <= found.ibp.upper[0, i]
 
 
+def test_wholly_covered_networks_are_counted(tmp_path):
+    study = get_study("coverage")
+    parameters = study.parameters(full=False, changes={**TINY["coverage"], "eps": 2.0, "runs": 10})
+    row = study.measure({"figure": "1a", "n": 12, "k": 50}, parameters, tmp_path)
+    assert 0.5 <= row["whole"] <= 1
+    assert row["gamma_min"] <= row["gamma"] <= 1
+
+
 def test_the_failure_example_is_the_papers_and_breaks_even_at_one_half(tmp_path):
     claims = run("failure", tmp_path)
     assert claims[0].measured == claims[0].published == "[-20, 39980]; [-20, 0]"
