@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.attacks import Pgd, reach
-from etb_plugin.bounds import Box, Interval, PreparedBound, margin_spec, prepare
-from etb_plugin.data import Split
+from etb_plugin.bounds import Box, Interval, PreparedBound, bound, margin_spec
+from etb_plugin.data import Dataset
 from etb_plugin.errors import ConfigError
 
 ROUNDING = 1e-3
 """A factor may exceed 1 by so much and count as covered: where a network is linear, float32 meets an interval's end."""
+_IMAGES_AT_ONCE = 25
+"""Each image is attacked in every margin and both directions at once."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,28 @@ def factors(interval: Interval, lower: Tensor, upper: Tensor) -> Tensor:
     return torch.where(radius > 0, beyond / radius, torch.where(beyond > 0, torch.inf, 1.0))
 
 
+def covered(interval: Interval, lower: Tensor, upper: Tensor) -> Tensor:
+    """Return the share of each row's range [lower, upper] that the interval covers, [batch, rows].
+
+    Alsubaihi et al. (2019, section 4) call it Gamma.
+    """
+    meet = torch.minimum(interval.upper, upper) - torch.maximum(interval.lower, lower)
+    return meet.clamp(min=0) / (upper - lower)
+
+
+def reached(
+    network: nn.Module, box: Box, spec: Tensor, attack: Pgd, generator: torch.Generator, *, samples: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Return the range of every row as far as PGD and samples reach, [batch, rows]: an inner estimate."""
+    sampled = bound("sampled", network, box, spec, samples=samples, seed=seed)
+    low, high = reach(network, box, spec, attack, generator)
+    return torch.minimum(low, sampled.lower), torch.maximum(high, sampled.upper)
+
+
 def calibrate(
     expected: PreparedBound,
     network: nn.Module,
-    split: Split,
-    classes: int,
+    data: Dataset,
     eps: float,
     alpha: float,
     *,
@@ -78,22 +97,19 @@ def calibrate(
     seed: int = 0,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
-    """Calibrate `expected` on the first half of `split` at radius `eps` (pixel units), and check on the second.
+    """Calibrate `expected` on the first half of the test images at radius `eps` (pixel units), check on the second.
 
     Raises ConfigError for an alpha that the first half is too small for.
     """
-    half = len(split) // 2
+    split, half = data.test, len(data.test) // 2
     conformal_factor(torch.zeros(half), alpha)  # refused before the work
     generator = torch.Generator(split.labels.device).manual_seed(seed)
-    sampled = prepare("sampled", network, tuple(split.images.shape[1:]), samples=samples, seed=seed)
     parts, done = [], 0
     for images, labels in split.batches(_IMAGES_AT_ONCE):
-        box, spec = Box.around(images, eps), margin_spec(labels, classes, images.dtype)
+        box, spec = Box.around(images, eps), margin_spec(labels, data.classes, images.dtype)
         with torch.no_grad():
             interval = expected(box, spec)
-        inside = sampled(box, spec)
-        low, high = reach(network, box, spec, attack, generator)
-        low, high = torch.minimum(low, inside.lower), torch.maximum(high, inside.upper)
+        low, high = reached(network, box, spec, attack, generator, samples=samples, seed=seed)
         parts.append(factors(interval, low, high).amax(1))
         done += len(labels)
         watch(done, len(split))
@@ -107,7 +123,3 @@ def calibrate(
         images=half,
         fresh_images=len(fresh),
     )
-
-
-_IMAGES_AT_ONCE = 25
-"""Each image is attacked in every margin and both directions at once."""

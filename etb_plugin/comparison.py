@@ -145,21 +145,13 @@ class Reevaluation:
     """Networks from disk, checked and ready to be evaluated. Raises like Comparison, and CheckpointError."""
 
     def __init__(self, path: Path, request: Evaluated) -> None:
-        device = resolve_device(request.device)
-        self.data, self.trained = restore(
-            path,
-            dataset=request.dataset,
-            model=request.model,
-            data_dir=request.data_dir,
-            test_limit=request.test_limit,
-            device=device,
-        )
+        self.data, self.trained = restore(path, request)
         about = self.trained[0].about
         eps = self.data.source.default_eps if about["eps"] is None else about["eps"]
         self.exam = request.exam((eps,), ("ibp", "crown-ibp"))
         for trained in self.trained:
             _check_bounds(trained.network, self.data, trained.about["model"], self.exam)
-        known = {"dataset": about["dataset"], "model": about["model"], "device": device}
+        known = {"dataset": about["dataset"], "model": about["model"], "device": resolve_device(request.device)}
         self.request = request.model_copy(
             update={**known, "eps_test": self.exam.eps_test, "certify": self.exam.certify}
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.attacks import Pgd, fgsm, pgd
-from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepare
+from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepare, prepare_lower
 from etb_plugin.data import Split
 from etb_plugin.errors import ConfigError, SoundnessError
 
@@ -71,7 +71,7 @@ def evaluate(
     """
     check_certifiers(exam.certify)
     shape = tuple(split.images.shape[1:])
-    certifiers = {name: _one_sided(name, network, shape) for name in exam.certify}
+    certifiers = {name: prepare_lower(name, network, shape) for name in exam.certify}
     expected = prepare("expected", network, shape)
     generator = torch.Generator(split.labels.device).manual_seed(exam.seed)
     sums: dict[str, int] = dict.fromkeys(("clean", "fgsm", "pgd", "stable", "expected", *certifiers), 0)
@@ -109,11 +109,6 @@ def evaluate(
         certified_accuracy={name: share[name] for name in certifiers},
         expected_accuracy=share["expected"],
     )
-
-
-def _one_sided(name: str, network: nn.Module, shape: tuple[int, ...]) -> PreparedBound:
-    spare = {"lower_only": True} if "lower_only" in get_bound(name).options else {}
-    return prepare(name, network, shape, **spare)
 
 
 @torch.no_grad()

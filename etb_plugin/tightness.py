@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepare
-from etb_plugin.calibration import Calibration, calibrate, conformal_factor
+from etb_plugin.calibration import Calibration, calibrate
+from etb_plugin.data import Dataset
 from etb_plugin.errors import ConfigError
-from etb_plugin.experiment import Evaluated, resolve_device
+from etb_plugin.experiment import Evaluated
 from etb_plugin.trained import restore
 
 
@@ -39,19 +40,12 @@ def compare_bounds(
     The batch is the first `request.test_limit` test images. A name is "name" or "name:option=value:...". Raises
     ConfigError, DataError, CheckpointError or UnsupportedLayer before the first row where something cannot work.
     """
-    data, networks = restore(
-        path,
-        dataset=request.dataset,
-        model=request.model,
-        data_dir=request.data_dir,
-        test_limit=request.test_limit,
-        device=resolve_device(request.device),
-    )
+    data, networks = restore(path, request)
     images, labels = next(data.test.batches(len(data.test)))
     prepared = [_prepared(["ibp", *names], trained.network, data.input_shape) for trained in networks]
     for trained, bounds in zip(networks, prepared, strict=True):
         about = trained.about
-        for eps in request.eps_test or (about["eps"] or data.source.default_eps,):
+        for eps in _radii(request, about, data):
             box, spec = Box.around(images, eps), margin_spec(labels, data.classes, images.dtype)
             reference = bounds["ibp"](box, spec).width.mean()
             yield about, eps, [_measured(name, bounds[name], box, spec, reference) for name in names]
@@ -68,26 +62,21 @@ def calibrate_bounds(
     for name in names:
         if "scale" not in get_bound(name.partition(":")[0]).options:
             raise ConfigError(f"bound {name!r} has no scale to calibrate; expected has")
-    data, networks = restore(
-        path,
-        dataset=request.dataset,
-        model=request.model,
-        data_dir=request.data_dir,
-        test_limit=request.test_limit,
-        device=resolve_device(request.device),
-    )
-    conformal_factor(torch.zeros(len(data.test) // 2), alpha)
+    data, networks = restore(path, request)
     attack = Pgd(request.pgd_steps, request.pgd_restarts)
     for trained in networks:
         prepared = _prepared(names, trained.network, data.input_shape)
-        for eps in request.eps_test or (trained.about["eps"] or data.source.default_eps,):
+        for eps in _radii(request, trained.about, data):
             found = {
-                name: calibrate(
-                    bound, trained.network, data.test, data.classes, eps, alpha, attack=attack, seed=request.seed
-                )
+                name: calibrate(bound, trained.network, data, eps, alpha, attack=attack, seed=request.seed)
                 for name, bound in prepared.items()
             }
             yield trained.about, eps, found
+
+
+def _radii(request: Evaluated, about: dict[str, Any], data: Dataset) -> tuple[float, ...]:
+    """Return the test radii: those asked for, or the training one. A radius of 0 would have no widths to compare."""
+    return request.eps_test or (about["eps"] or data.source.default_eps,)
 
 
 def _prepared(names: Sequence[str], network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, PreparedBound]:

@@ -9,6 +9,7 @@ from torch import nn
 from etb_plugin import networks
 from etb_plugin.data import Dataset, load
 from etb_plugin.errors import CheckpointError, ConfigError
+from etb_plugin.experiment import Evaluated, resolve_device
 from etb_plugin.networks.checkpoints import load_weights, read_weights
 
 
@@ -34,27 +35,20 @@ def describe(method: str, model: str, dataset: str, eps: float, seed: int, data:
     }
 
 
-def restore(
-    path: Path,
-    *,
-    dataset: str | None = None,
-    model: str | None = None,
-    data_dir: str | None = None,
-    test_limit: int | None = None,
-    device: str = "cpu",
-) -> tuple[Dataset, list[Trained]]:
+def restore(path: Path, request: Evaluated) -> tuple[Dataset, list[Trained]]:
     """Return the networks in `path`, a file of weights or a run folder, in eval mode, and the data they are for.
 
     Our files say which architecture and data set they are for. Others need `model` and `dataset`, and their network
     sees pixels in [0, 1], not normalised. Raises CheckpointError where there are no weights or they do not fit, and
-    ConfigError where architecture or data set is not known.
+    ConfigError where architecture, data set or device is not known.
     """
+    device, model = resolve_device(request.device), request.model
     files = _files(path)
     contents = [read_weights(file) for file in files]
-    dataset = dataset or contents[0][1].get("dataset")
+    dataset = request.dataset or contents[0][1].get("dataset")
     if dataset is None:
         raise ConfigError(f"{path} does not say which data set it is for: name one by --dataset")
-    data = load(dataset, data_dir=data_dir, test_limit=test_limit, device=device)
+    data = load(dataset, data_dir=request.data_dir, test_limit=request.test_limit, device=device)
     trained = []
     for file, (weights, known) in zip(files, contents, strict=True):
         about = known or _unknown(file, model, dataset, data)

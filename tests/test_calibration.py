@@ -76,7 +76,7 @@ def test_calibration_covers_fresh_images():
     expected = prepare("expected", network, digits.input_shape, masks="center")
     seen = []
     found = calibrate(
-        expected, network, digits.test, 10, 0.1, 0.2, attack=Pgd(steps=10), samples=50, watch=lambda *a: seen.append(a)
+        expected, network, digits, 0.1, 0.2, attack=Pgd(steps=10), samples=50, watch=lambda *a: seen.append(a)
     )
     assert (found.images, found.fresh_images, seen[-1]) == (60, 60, (120, 120))
     assert found.covered_before < 0.5 < found.covered_after

@@ -14,6 +14,7 @@ from etb_plugin.bounds.registry import (
     get_bound,
     load_bounds,
     prepare,
+    prepare_lower,
     register_bound,
 )
 from etb_plugin.bounds.types import Ball, Box, Interval, Region, margin_spec, other_classes
@@ -32,6 +33,7 @@ __all__ = [
     "margin_spec",
     "other_classes",
     "prepare",
+    "prepare_lower",
     "register_bound",
 ]
 

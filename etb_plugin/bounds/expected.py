@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.bounds.graph import Graph
-from etb_plugin.bounds.masks import MASKS, Pieces, step
+from etb_plugin.bounds.masks import MASKS, Pieces, walk
 from etb_plugin.bounds.registry import BoundFunction, register_bound
 from etb_plugin.bounds.tracing import trace
 from etb_plugin.bounds.types import Region, check_spec
@@ -122,7 +122,7 @@ class Expected:
         with torch.no_grad():
             points = MASKS[self.masks](graph, region, self.projections, self.seed)
         pieces = {i: activation.piece(*points[i]) for i, activation in graph.activations.items()}
-        middle = _forward(graph, region.center, pieces if self.center == "masked" else {})
+        middle = walk(graph, region.center, pieces if self.center == "masked" else {})[-1]
         if spec is None:
             rows = torch.eye(middle.shape[1], dtype=middle.dtype, device=middle.device).unsqueeze(0)
         else:
@@ -144,11 +144,3 @@ class Expected:
             region.deviation(graph.pull_back(len(graph.nodes) - 1, some, slopes)) for some in rows.split(limit, dim=1)
         ]
         return self.scale * (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).expand(len(region), -1)
-
-
-def _forward(graph: Graph, m: Tensor, pieces: Pieces) -> Tensor:
-    """Return the output at `m` of the network whose activations are `pieces`; without any, of the network itself."""
-    values = [m]
-    for i in range(1, len(graph.nodes)):
-        values.append(step(graph, i, values, pieces))
-    return values[-1]

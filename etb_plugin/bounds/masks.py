@@ -47,6 +47,14 @@ def step(graph: Graph, i: int, values: list[Tensor], pieces: Pieces) -> Tensor:
     return value if intercept is None else value + intercept
 
 
+def walk(graph: Graph, m: Tensor, pieces: Pieces) -> list[Tensor]:
+    """Return the values at all nodes for the input `m`, activations replaced by those of `pieces`."""
+    values = [m]
+    for i in range(1, len(graph.nodes)):
+        values.append(step(graph, i, values, pieces))
+    return values
+
+
 def ibp(graph: Graph, region: Region, projections: int, seed: int) -> Points:
     """Return upper bounds by interval bound propagation (section 4, "easy-to-compute IBP upper bounds").
 
@@ -107,9 +115,7 @@ def sketch(graph: Graph, region: Region, projections: int, seed: int) -> Points:
 
 def center(graph: Graph, region: Region, projections: int, seed: int) -> Points:
     """Return the network's own values at the centre."""
-    values = [region.center]
-    for i in range(1, len(graph.nodes)):
-        values.append(step(graph, i, values, {}))
+    values = walk(graph, region.center, {})
     return {i: (values[graph.nodes[i].inputs[0]], None) for i in graph.activations}
 
 

@@ -148,6 +148,14 @@ def prepare(name: str, network: nn.Module, input_shape: tuple[int, ...] | torch.
     return PreparedBound(name, entry.soundness(options), entry.differentiable, entry.balls, shape, function)
 
 
+def prepare_lower(
+    name: str, network: nn.Module, input_shape: tuple[int, ...] | torch.Size, **options: Any
+) -> PreparedBound:
+    """Make a bound ready as `prepare` does, for its lower ends only: half the work where it can spare the others."""
+    spare = {"lower_only": True} if "lower_only" in get_bound(name).options else {}
+    return prepare(name, network, input_shape, **{**spare, **options})
+
+
 def bound(name: str, network: nn.Module, box: Region, spec: Tensor | None = None, **options: Any) -> Interval:
     """Bound the logits of `network` over `box`, or the linear functions of them that `spec` gives.
 

@@ -179,11 +179,14 @@ def _conv(builder: _Builder, node: fx.Node, layer: Any) -> Affine:
     return Conv(lambda: layer.weight, lambda: layer.bias, layer.stride, padding, layer.dilation, layer.groups)
 
 
-def _reshape(builder: _Builder, node: fx.Node, _: Any) -> Affine:
-    shape = builder.values[node].shape
-    if shape[0] != _PROBE_BATCH:
+def _check_batch(builder: _Builder, node: fx.Node) -> None:
+    if builder.values[node].shape[0] != _PROBE_BATCH:
         raise UnsupportedLayer(f"layer {builder._name(node)} mixes the batch into the features")
-    return Reshape(shape[1:])
+
+
+def _reshape(builder: _Builder, node: fx.Node, _: Any) -> Affine:
+    _check_batch(builder, node)
+    return Reshape(builder.values[node].shape[1:])
 
 
 def _keep(builder: _Builder, node: fx.Node, _: Any) -> None:
@@ -235,8 +238,7 @@ def _clamp(builder: _Builder, node: fx.Node, _: Any) -> PiecewiseLinear:
 
 
 def _gather(builder: _Builder, node: fx.Node, _: Any) -> Affine:
-    if builder.values[node].shape[0] != _PROBE_BATCH:
-        raise UnsupportedLayer(f"layer {builder._name(node)} mixes the batch into the features")
+    _check_batch(builder, node)
     return Coherent(builder.closure(node, tuple(node.all_input_nodes)), homogeneous=True, gathering=True)
 
 
@@ -245,8 +247,7 @@ def _scale_and_shift(builder: _Builder, node: fx.Node, _: Any) -> Affine:
 
 
 def _rearrange(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
-    if builder.values[node].shape[0] != _PROBE_BATCH:
-        raise UnsupportedLayer(f"layer {builder._name(node)} mixes the batch into the features")
+    _check_batch(builder, node)
     return Coherent(builder.closure(node, inputs))
 
 

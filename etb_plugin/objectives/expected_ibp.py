@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from etb_plugin.bounds import Box, prepare
+from etb_plugin.bounds import Box, prepare_lower
 from etb_plugin.networks import evaluating
 from etb_plugin.objectives.ibp import RECIPE
 from etb_plugin.objectives.recipe import Ramp
 from etb_plugin.objectives.registry import Loss, Losses, Method, Point, register_method
-from etb_plugin.objectives.worst_case import worst_logits
+from etb_plugin.objectives.worst_case import weighed, worst_logits
 
 
 @dataclass(frozen=True)
@@ -33,22 +32,17 @@ class Annealed:
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         with evaluating(network):
-            first = prepare(self.first, network, input_shape, **self.first_options)
-            last = prepare(self.bound, network, input_shape)
+            first = prepare_lower(self.first, network, input_shape, **self.first_options)
+            last = prepare_lower(self.bound, network, input_shape)
 
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
-            logits = network(images)
-            clean = F.cross_entropy(logits, labels)
-            robust = clean
-            if point.eps and point.kappa < 1:
+            def worst() -> Tensor:
                 box = Box.around(images, point.eps)
-                with evaluating(network):
-                    z = point.mix * worst_logits(last, box, labels, classes) if point.mix else torch.zeros_like(logits)
-                    if point.mix < 1:
-                        z = z + (1 - point.mix) * worst_logits(first, box, labels, classes)
-                robust = F.cross_entropy(z, labels)
-            total = point.kappa * clean + (1 - point.kappa) * robust
-            return Losses(total, clean.detach(), robust.detach(), (logits.argmax(1) == labels).sum())
+                ends = ((point.mix, last), (1 - point.mix, first))
+                parts = [share * worst_logits(bound, box, labels, classes) for share, bound in ends if share]
+                return torch.stack(parts).sum(0)
+
+            return weighed(network, images, labels, (point.kappa, 1 - point.kappa), point.eps, worst)
 
         return loss
 

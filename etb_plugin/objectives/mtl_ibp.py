@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etb_plugin.attacks import Pgd, perturb
-from etb_plugin.bounds import Box, prepare
+from etb_plugin.bounds import Box, prepare_lower
 from etb_plugin.networks import evaluating
 from etb_plugin.objectives.ibp import RECIPE
 from etb_plugin.objectives.recipe import Ramp
@@ -34,7 +34,7 @@ class AdversarialAndBound:
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         with evaluating(network):
-            bounded = prepare(self.bound, network, input_shape)
+            bounded = prepare_lower(self.bound, network, input_shape)
 
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
             box = Box.around(images, point.eps)

@@ -6,15 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from etb_plugin.attacks import Pgd, perturb
-from etb_plugin.bounds import Box, prepare
+from etb_plugin.bounds import Box, prepare_lower
 from etb_plugin.networks import evaluating
 from etb_plugin.objectives.ibp import RECIPE
 from etb_plugin.objectives.recipe import Ramp
 from etb_plugin.objectives.registry import Loss, Losses, Method, Point, register_method
-from etb_plugin.objectives.worst_case import worst_logits
+from etb_plugin.objectives.worst_case import weighed, worst_logits
 
 
 @dataclass(frozen=True)
@@ -35,23 +34,18 @@ class SmallBox:
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         with evaluating(network):
-            bounded = prepare(self.bound, network, input_shape)
+            bounded = prepare_lower(self.bound, network, input_shape)
 
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
-            logits = network(images)
-            clean = F.cross_entropy(logits, labels)
-            robust = clean
-            if point.eps and point.kappa < 1:
-                with evaluating(network):
-                    # The attack moves in the box that is left when the small one is taken off at each side.
-                    outer = Box.around(images, point.eps)
-                    radius = self.share * outer.radius
-                    room = Box(outer.lower + radius, outer.upper - radius, ordered=True)
-                    center = perturb(network, room, labels, self.attack, generator)
-                    z = worst_logits(bounded, Box(center - radius, center + radius, ordered=True), labels, classes)
-                robust = F.cross_entropy(z, labels)
-            total = point.kappa * clean + (1 - point.kappa) * robust
-            return Losses(total, clean.detach(), robust.detach(), (logits.argmax(1) == labels).sum())
+            def worst() -> Tensor:
+                # The attack moves in the box that is left when the small one is taken off at each side.
+                outer = Box.around(images, point.eps)
+                radius = self.share * outer.radius
+                room = Box(outer.lower + radius, outer.upper - radius, ordered=True)
+                center = perturb(network, room, labels, self.attack, generator)
+                return worst_logits(bounded, Box(center - radius, center + radius, ordered=True), labels, classes)
+
+            return weighed(network, images, labels, (point.kappa, 1 - point.kappa), point.eps, worst)
 
         return loss
 

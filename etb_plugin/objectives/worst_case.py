@@ -1,6 +1,6 @@
 """The objective of every bound: cross-entropy on the worst-case logits that a bound gives."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from etb_plugin.bounds import Box, PreparedBound, bounds, margin_spec, other_classes, prepare
+from etb_plugin.bounds import Box, PreparedBound, margin_spec, other_classes, prepare, prepare_lower
 from etb_plugin.networks import evaluating
 from etb_plugin.objectives.registry import Loss, Losses, Point
 
@@ -43,24 +43,40 @@ class WorstCase:
         return (kappa, 1 - kappa) if self.form == "convex" else (1.0, kappa)
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
-        # One side is enough for margins, and half the work where a bound can spare the other.
-        one_side = {"lower_only": True} if self.elision and "lower_only" in bounds()[self.bound].options else {}
+        prepare_ends = prepare_lower if self.elision else prepare  # margins need their lower ends only
         with evaluating(network):
-            bounded = prepare(self.bound, network, input_shape, **{**one_side, **self.options})
+            bounded = prepare_ends(self.bound, network, input_shape, **self.options)
 
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
-            logits = network(images)
-            clean = F.cross_entropy(logits, labels)
-            clean_weight, robust_weight = self.weights(point.kappa)
-            robust = clean
-            if robust_weight and point.eps:
-                with evaluating(network):
-                    z = worst_logits(bounded, Box.around(images, point.eps), labels, classes, self.elision)
-                robust = F.cross_entropy(z / self.temperature, labels)
-            total = clean_weight * clean + robust_weight * robust
-            return Losses(total, clean.detach(), robust.detach(), (logits.argmax(1) == labels).sum())
+            def worst() -> Tensor:
+                box = Box.around(images, point.eps)
+                return worst_logits(bounded, box, labels, classes, self.elision) / self.temperature
+
+            return weighed(network, images, labels, self.weights(point.kappa), point.eps, worst)
 
         return loss
+
+
+def weighed(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    weights: tuple[float, float],
+    eps: float,
+    worst: Callable[[], Tensor],
+) -> Losses:
+    """Return the clean cross-entropy and that of the logits `worst()`, by their `weights`.
+
+    `worst` is called in eval mode, and not at all where it has no weight or eps is 0: its loss is then the clean one.
+    """
+    logits = network(images)
+    clean = robust = F.cross_entropy(logits, labels)
+    if weights[1] and eps:
+        with evaluating(network):
+            z = worst()
+        robust = F.cross_entropy(z, labels)
+    total = weights[0] * clean + weights[1] * robust
+    return Losses(total, clean.detach(), robust.detach(), (logits.argmax(1) == labels).sum())
 
 
 def worst_logits(bounded: PreparedBound, box: Box, labels: Tensor, classes: int, elision: bool = True) -> Tensor:

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from etb_plugin.experiment import eps_text
 from etb_plugin.results import Result
@@ -16,21 +16,11 @@ _WORTH_SAYING = 30.0
 """Seconds from which, off a terminal, the expected duration of a training is announced."""
 
 
-class Live:
-    """The Watch of a comparison on `console`. Used as a context manager."""
+class _Bars:
+    """Bars of progress on a terminal while the context holds, nothing elsewhere."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description:<15}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[status]}"),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._announced: set[str] = set()
+    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -40,6 +30,17 @@ class Live:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+class Live(_Bars):
+    """The Watch of a comparison on `console`. Used as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        status = TextColumn("{task.fields[status]}")
+        super().__init__(console, TextColumn("{task.description:<15}"), BarColumn(bar_width=20), status)
+        self._console = console
+        self._tasks: dict[str, TaskID] = {}
+        self._announced: set[str] = set()
 
     def training(self, name: str, progress: Step) -> None:
         """Show loss, accuracy, eps, images a second and time left."""
@@ -79,29 +80,15 @@ class Live:
         self._console.print(line, highlight=False, soft_wrap=True)
 
 
-class CaseProgress:
+class CaseProgress(_Bars):
     """The watch of a study on `console`: a bar on a terminal, nothing elsewhere."""
 
     def __init__(self, console: Console, name: str) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed} of {task.total} cases, {task.fields[case]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
+        cases = TextColumn("{task.completed} of {task.total} cases, {task.fields[case]}")
+        super().__init__(
+            console, TextColumn("{task.description}"), BarColumn(bar_width=20), cases, TimeRemainingColumn()
         )
         self._task = self._progress.add_task(name, total=None, case="")
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def __call__(self, done: int, total: int, case: Mapping[str, Any]) -> None:
         """Show how many cases are done, and which one runs."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from matplotlib.figure import Figure
@@ -66,7 +67,7 @@ def claims(rows: Sequence[Row], parameters: Parameters) -> list[Claim]:
             "Gamma in deeper networks grows with n: mean over depths",
             f"{_SOURCE}, figure 1b",
             "n = 20 better than n = 10",
-            ", ".join(f"n = {n}: {sum(values) / len(values):.4f}" for n, values in deep.items()),
+            ", ".join(f"n = {n}: {fmean(values):.4f}" for n, values in deep.items()),
         ),
     ]
 

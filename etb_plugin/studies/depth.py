@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from matplotlib.figure import Figure
@@ -40,7 +41,7 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
         expected, ibp = bound("expected", network, box, masks=masks).width, bound("ibp", network, box).width
         ratios.append((ibp / expected).mean().item())
         differences.append((ibp - expected).mean().item())
-    return {"ratio": sum(ratios) / len(ratios), "difference": sum(differences) / len(differences)}
+    return {"ratio": fmean(ratios), "difference": fmean(differences)}
 
 
 def claims(rows: Sequence[Row], parameters: Parameters) -> list[Claim]:

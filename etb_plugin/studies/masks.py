@@ -19,14 +19,15 @@ from etb_plugin.attacks import Pgd, pgd
 from etb_plugin.bounds import Box, margin_spec, prepare
 from etb_plugin.bounds.masks import MASKS
 from etb_plugin.bounds.tracing import trace
-from etb_plugin.data import Dataset
+from etb_plugin.calibration import covered, reached
+from etb_plugin.data import Dataset, pixels
 from etb_plugin.errors import ConfigError
 from etb_plugin.objectives import Method, Ramp, get_method
 from etb_plugin.objectives.worst_case import WorstCase
 from etb_plugin.report.plots import COLOURS, MARKERS, figure, line
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
 from etb_plugin.studies.trained_networks import dataset, trained, untrained
-from etb_plugin.studies.violations import reached, violation
+from etb_plugin.studies.violations import violation
 
 
 def cases(parameters: Parameters) -> list[Case]:
@@ -64,20 +65,20 @@ def _bounded(case: Case, data: Dataset, parameters: Parameters, folder: Path) ->
     else:
         network = trained(get_method(case["network"]), data, parameters, folder, seed=seed)
     some = slice(parameters["bounded_images"])
-    images, labels = data.test.images[some].float() / 255, data.test.labels[some]
+    images, labels = pixels(data.test.images[some]), data.test.labels[some]
     box, spec = Box.around(images, parameters["eps_train"]), margin_spec(labels, data.classes)
-    low, high = reached(network, box, spec, {**parameters, "seed": seed})
+    attack, generator = Pgd(parameters["pgd_steps"]), torch.Generator().manual_seed(seed)
+    low, high = reached(network, box, spec, attack, generator, samples=parameters["samples"], seed=seed)
     with torch.no_grad():
         interval = prepare("expected", network, data.input_shape, masks=case["masks"])(box, spec)
         graph = trace(network, torch.Size(data.input_shape))
         points = MASKS[case["masks"]](graph, box, 50, seed)
         on = [graph.activations[i].piece(*points[i])[0].mean().item() for i in points]
         ibp = prepare("ibp", network, data.input_shape)(box, spec)
-    meet = (torch.minimum(interval.upper, high) - torch.maximum(interval.lower, low)).clamp(min=0)
     return {
         "on": on,
         "ratio": (interval.width.mean() / ibp.width.mean()).item(),
-        "gamma": (meet / (high - low)).mean().item(),
+        "gamma": covered(interval, low, high).mean().item(),
         **violation(interval, low, high),
     }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from matplotlib.figure import Figure
@@ -68,14 +69,10 @@ def claims(rows: Sequence[Row], parameters: Parameters) -> list[Claim]:
                     f"n = {n}, eps = {eps:g}: IBP's mean width; IBP / expected; Gamma",
                     f"Alsubaihi et al. 2019, {table}",
                     "-" if published is None else f"{published:g}; -; -",
-                    f"{_mean(widths):.4g}; {_mean(ratio):.3g}; {_mean(gamma):.3f}",
+                    f"{fmean(widths):.4g}; {fmean(ratio):.3g}; {fmean(gamma):.3f}",
                 )
             )
     return made
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def draw(rows: Sequence[Row], parameters: Parameters) -> Figure:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.bounds import Box, Interval, bound
+from etb_plugin.calibration import covered
 
 
 def gaussian_network(widths: list[int], generator: torch.Generator) -> nn.Sequential:
@@ -62,9 +63,7 @@ class Ranges:
     @property
     def gamma(self) -> Tensor:
         """The share of the true range that the expected interval covers, [outputs] (section 4)."""
-        upper = torch.minimum(self.expected.upper, self.true.upper)
-        meet = upper - torch.maximum(self.expected.lower, self.true.lower)
-        return (meet.clamp(min=0) / self.true.width)[0]
+        return covered(self.expected, self.true.lower, self.true.upper)[0]
 
     @property
     def slack(self) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from matplotlib.figure import Figure
@@ -38,7 +39,7 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
         expected, ibp = (bound(name, network, box).width.item() for name in ("expected", "ibp"))
         ratios.append(ibp / expected)
         differences.append(ibp - expected)
-    return {"ratio": sum(ratios) / len(ratios), "difference": sum(differences) / len(differences)}
+    return {"ratio": fmean(ratios), "difference": fmean(differences)}
 
 
 def claims(rows: Sequence[Row], parameters: Parameters) -> list[Claim]:

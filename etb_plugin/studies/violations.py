@@ -8,9 +8,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from etb_plugin.attacks import Pgd, reach
+from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box, Interval, margin_spec, prepare
-from etb_plugin.calibration import ROUNDING, factors
+from etb_plugin.calibration import ROUNDING, factors, reached
 from etb_plugin.data import Dataset
 from etb_plugin.networks import evaluating
 from etb_plugin.objectives import get_method
@@ -19,14 +19,6 @@ from etb_plugin.runs import read_json, write_json
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
 from etb_plugin.studies.trained_networks import dataset, trained
 from etb_plugin.training import Epoch
-
-
-def reached(network: nn.Module, box: Box, spec: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
-    """Return the range of every margin as far as PGD and samples reach, [batch, rows]."""
-    sampled = prepare("sampled", network, box.shape, samples=parameters["samples"])(box, spec)
-    generator = torch.Generator().manual_seed(parameters["seed"])
-    low, high = reach(network, box, spec, Pgd(parameters["pgd_steps"]), generator)
-    return torch.minimum(low, sampled.lower), torch.maximum(high, sampled.upper)
 
 
 def violation(interval: Interval, low: Tensor, high: Tensor) -> dict[str, float]:
@@ -69,7 +61,9 @@ def _looked(network: nn.Module, data: Dataset, epoch: int, parameters: Parameter
     found = []
     for eps in parameters["eps"]:
         box = Box.around(images, eps)
-        low, high = reached(network, box, spec, parameters)
+        seed, attack = parameters["seed"], Pgd(parameters["pgd_steps"])
+        generator = torch.Generator().manual_seed(seed)
+        low, high = reached(network, box, spec, attack, generator, samples=parameters["samples"], seed=seed)
         interval = prepare("expected", network, data.input_shape, masks=parameters["masks"])(box, spec)
         found.append({"epoch": epoch, "eps": eps, **violation(interval, low, high)})
     return found
