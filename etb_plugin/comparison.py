@@ -1,13 +1,14 @@
 """Comparisons: the cells of an experiment, run one after the other, and their results.
 
 A *cell* is one method trained once. It keeps its own folder, named by a hash of all that determines its weights;
-a finished cell is never run twice, and a half-trained one goes on from its last epoch.
+a finished cell is never run twice, and a half-trained one goes on from its last epoch. A method with a grid has a
+cell for each point; the one that does best on the validation images is put to the test images, the others never.
 """
 
 import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,16 +16,16 @@ from torch import nn
 
 from etb_plugin import networks
 from etb_plugin.bounds import prepare
-from etb_plugin.data import Dataset, load
+from etb_plugin.data import Dataset, Split, load
 from etb_plugin.errors import UnsupportedLayer
-from etb_plugin.evaluation import Exam, evaluate
+from etb_plugin.evaluation import Evaluation, Exam, evaluate
 from etb_plugin.experiment import Evaluated, Experiment, Resolved, eps_text, resolve_device
 from etb_plugin.networks import evaluating
-from etb_plugin.objectives import Method, get_method
-from etb_plugin.results import Result, write_results
+from etb_plugin.objectives import Method
+from etb_plugin.results import Candidate, Result, write_results
 from etb_plugin.runs import claimed, read_json, write_json
 from etb_plugin.trained import describe, restore
-from etb_plugin.training import Progress, Settings, Training, train
+from etb_plugin.training import Progress, Settings, Training, check_training, train
 
 
 class Watch(Protocol):
@@ -42,19 +43,27 @@ class Watch(Protocol):
 
 @dataclass(frozen=True)
 class Cell:
-    """One method of an experiment, with all that determines its weights."""
+    """One method of an experiment, with all that determines its weights; `changes` to its defaults are in `method`."""
 
     experiment: Resolved
     method: Method
+    eps: float
+    changes: Mapping[str, Any]
     data_digest: str
 
     @property
     def id(self) -> str:
         """A readable name and a hash."""
         e = self.experiment
-        parts = (e.dataset, self.data_digest, e.model, e.eps, e.epochs, e.batch_size, e.lr, e.seed, e.device)
+        parts = (e.dataset, self.data_digest, e.model, self.eps, e.epochs, e.batch_size, e.lr, e.seed, e.device)
         digest = hashlib.sha256(repr((*parts, self.method)).encode()).hexdigest()[:8]
         return f"{self.method.name}-{e.model}-seed{e.seed}-{digest}"
+
+    @property
+    def settings(self) -> Settings:
+        """What the run is trained with, besides the method."""
+        e = self.experiment
+        return Settings(self.eps, e.epochs, e.batch_size, None if "learning_rate" in self.changes else e.lr, e.seed)
 
 
 class Comparison:
@@ -72,24 +81,36 @@ class Comparison:
             data_dir=resolved.data_dir,
             train_limit=resolved.train_limit,
             test_limit=resolved.test_limit,
+            validation=resolved.validation,
             device=resolved.device,
         )
         digest = self.data.digest()
-        self.cells = [Cell(resolved, get_method(name), digest) for name in resolved.methods]
+        self.entries = {
+            variant.label: [
+                Cell(resolved, *variant.at(changes, resolved.eps), changes, digest) for changes in variant.points()
+            ]
+            for variant in resolved.methods
+        }
         network = self._network()
         for cell in self.cells:
             with _refusal_of(f"method {cell.method.name!r}", resolved.model):
-                cell.method.objective.prepare(network, self.data.input_shape, self.data.classes)
+                check_training(network, cell.method, self.data, cell.settings)
         _check_bounds(network, self.data, resolved.model, self.exam)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every cell, those of grids included."""
+        return [cell for cells in self.entries.values() for cell in cells]
 
     @property
     def title(self) -> str:
         """The experiment in one line."""
         e = self.experiment
+        aside = f"; grids chosen by {e.select} on {e.validation:,} other training images" if e.validation else ""
         return (
             f"{e.dataset}, {e.model} ({networks.parameters(self._network()):,} parameters), trained at eps "
             f"{eps_text(e.eps)} for {e.epochs} epochs of {len(self.data.train):,} images; "
-            f"PGD {e.pgd_steps} steps x {e.pgd_restarts}"
+            f"PGD {e.pgd_steps} steps x {e.pgd_restarts}{aside}"
         )
 
     def run(self, watch: Watch, *, evaluation: bool = True) -> list[Result]:
@@ -99,39 +120,72 @@ class Comparison:
         running again goes on from there.
         """
         results: list[Result] = []
+        grids: dict[str, list[Candidate]] = {}
         described = self.experiment.model_dump(mode="json", exclude_none=True)
         with claimed(self.experiment.folder, described):
-            for cell in self.cells:
-                results += self._run(cell, watch, evaluation)
+            for label, cells in self.entries.items():
+                chosen = cells[0]
+                if len(cells) > 1:
+                    grids[label] = self._candidates(label, cells, watch)
+                    chosen = cells[max(range(len(cells)), key=lambda i: grids[label][i].score)]
+                results += self._run(label, chosen, watch, evaluation)
                 if results:
-                    write_results(self.experiment.folder, described, self.experiment.device, results)
+                    write_results(self.experiment.folder, described, self.experiment.device, results, grids)
         return results
 
-    def _run(self, cell: Cell, watch: Watch, evaluation: bool) -> list[Result]:
-        name, folder, e = cell.method.name, self.experiment.folder / "cells" / cell.id, self.experiment
-        done = folder / "result.json"
+    def _candidates(self, label: str, cells: list[Cell], watch: Watch) -> list[Candidate]:
+        """Train every cell of a grid and return how each does on the validation images."""
+        e = self.experiment
+        assert self.data.validation is not None
+        exam = replace(self.exam, certify=self.exam.certify if e.select == "certified" else ())
+        candidates = []
+        for number, cell in enumerate(cells, start=1):
+            name = f"{label} {number}/{len(cells)}"
+            done = self._folder(cell) / "validation.json"
+            if not done.exists():
+                network, training = self._trained(name, cell, watch)
+                found = _evaluations(network, self.data.validation, self.data.classes, exam, name, watch)
+                write_json(done, [asdict(evaluation) for evaluation in found])
+                watch.finished(name, training, [])
+            evaluations = [Evaluation(**row) for row in read_json(done)]
+            score = sum(_score(evaluation, e.select) for evaluation in evaluations) / len(evaluations)
+            candidates.append(Candidate(dict(cell.changes), score, evaluations))
+        return candidates
+
+    def _run(self, label: str, cell: Cell, watch: Watch, evaluation: bool) -> list[Result]:
+        done = self._folder(cell) / "result.json"
         if done.exists():
             results = [Result(**row) for row in read_json(done)]
-            watch.finished(name, None, results)
+            watch.finished(label, None, results)
             return results
-        about = describe(name, e.model, e.dataset, e.eps, e.seed, self.data)
-        settings = Settings(e.eps, e.epochs, e.batch_size, e.lr, e.seed)
+        network, training = self._trained(label, cell, watch)
+        results = []
+        if evaluation:
+            found = _evaluations(network, self.data.test, self.data.classes, self.exam, label, watch)
+            results = _results(network, found, self._about(label, cell), training)
+            write_json(done, [asdict(result) for result in results])
+        watch.finished(label, training, results)
+        return results
+
+    def _trained(self, label: str, cell: Cell, watch: Watch) -> tuple[nn.Module, Training]:
         network = self._network()
         training = train(
             network,
             cell.method,
             self.data,
-            settings,
-            folder=folder,
-            about=about,
-            watch=lambda progress: watch.training(name, progress),
+            cell.settings,
+            folder=self._folder(cell),
+            about=self._about(label, cell),
+            watch=lambda progress: watch.training(label, progress),
         )
-        results = []
-        if evaluation:
-            results = _evaluated(network, self.data, self.exam, about, training, watch)
-            write_json(done, [asdict(result) for result in results])
-        watch.finished(name, training, results)
-        return results
+        return network, training
+
+    def _about(self, label: str, cell: Cell) -> dict[str, Any]:
+        e = self.experiment
+        return describe(label, e.model, e.dataset, cell.eps, e.seed, self.data) | {"changes": dict(cell.changes)}
+
+    def _folder(self, cell: Cell) -> Path:
+        return self.experiment.folder / "cells" / cell.id
 
     def _network(self) -> nn.Module:
         e, source = self.experiment, self.data.source
@@ -168,32 +222,42 @@ class Reevaluation:
         results: list[Result] = []
         with claimed(out, described) if out is not None else contextlib.nullcontext():
             for trained in self.trained:
-                some = _evaluated(trained.network, self.data, self.exam, trained.about, None, watch)
-                watch.finished(trained.about["method"], None, some)
+                name = trained.about["method"]
+                found = _evaluations(trained.network, self.data.test, self.data.classes, self.exam, name, watch)
+                some = _results(trained.network, found, trained.about, None)
+                watch.finished(name, None, some)
                 results += some
             if out is not None:
-                write_results(out, described, self.request.device, results)
+                write_results(out, described, self.request.device, results, {})
         return results
 
 
-def _evaluated(
-    network: nn.Module,
-    data: Dataset,
-    exam: Exam,
-    about: Mapping[str, Any],
-    training: Training | None,
-    watch: Watch,
-) -> list[Result]:
-    """Return one result for each test eps."""
-    results = []
+def _evaluations(
+    network: nn.Module, split: Split, classes: int, exam: Exam, name: str, watch: Watch
+) -> list[Evaluation]:
+    """Return one evaluation for each test eps."""
+    found = []
     for eps in exam.eps_test:
 
         def seen(done: int, total: int, eps: float = eps) -> None:
-            watch.evaluating(about["method"], eps, done, total)
+            watch.evaluating(name, eps, done, total)
 
-        evaluation = evaluate(network, data.test, data.classes, exam, eps, watch=seen)
-        results.append(Result.of(about, evaluation, training, networks.parameters(network)))
-    return results
+        found.append(evaluate(network, split, classes, exam, eps, watch=seen))
+    return found
+
+
+def _results(
+    network: nn.Module, evaluations: Sequence[Evaluation], about: Mapping[str, Any], training: Training | None
+) -> list[Result]:
+    size = networks.parameters(network)
+    return [Result.of(about, evaluation, training, size) for evaluation in evaluations]
+
+
+def _score(evaluation: Evaluation, select: str) -> float:
+    """Return what a grid's point is chosen by."""
+    if select == "certified":
+        return max(evaluation.certified_accuracy.values())
+    return evaluation.clean_accuracy if select == "clean" else evaluation.pgd_accuracy
 
 
 def _check_bounds(network: nn.Module, data: Dataset, model: str, exam: Exam) -> None:

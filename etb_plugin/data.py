@@ -86,6 +86,7 @@ class Dataset:
     test: Split
     classes: int
     source: Source = field(default=_OWN)
+    validation: Split | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -95,7 +96,7 @@ class Dataset:
     def digest(self) -> str:
         """Return a short hash of all images and labels: equal names may hold different data."""
         content = hashlib.sha256()
-        for split in (self.train, self.test):
+        for split in (self.train, self.test, *([self.validation] if self.validation is not None else [])):
             content.update(split.images.cpu().numpy().tobytes())
             content.update(split.labels.cpu().numpy().tobytes())
         return content.hexdigest()[:8]
@@ -167,12 +168,14 @@ def load(
     data_dir: str | Path | None = None,
     train_limit: int | None = None,
     test_limit: int | None = None,
+    validation: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Dataset:
     """Return the data set `name`, or the one in a file `path/to/file.npz`, on `device`.
 
-    `data_dir` defaults to the environment variable ETB_DATA_DIR, then to `data`. The limits keep the first
-    examples. Raises ConfigError for an unknown name and DataError where files are missing or unreadable.
+    `data_dir` defaults to the environment variable ETB_DATA_DIR, then to `data`. With `validation` the last so many
+    training images are set aside; the limits keep the first examples of the rest. Raises ConfigError for an unknown
+    name and DataError where files are missing or unreadable.
     """
     source = describe(name)
     folder = Path(data_dir or os.environ.get("ETB_DATA_DIR") or "data")
@@ -185,22 +188,28 @@ def load(
     else:
         arrays = _find(name, source, folder)
     classes = _classes(name, source, arrays)
+    aside = None
+    if validation is not None:
+        if not 1 <= validation < len(arrays["y_train"]):
+            raise ConfigError(f"validation is {validation}; {name} has {len(arrays['y_train'])} training images")
+        aside = _split(arrays["x_train"][-validation:], arrays["y_train"][-validation:], name, device)
+        for key in ("x_train", "y_train"):
+            arrays[key] = arrays[key][:-validation]
     for part, limit in (("train", train_limit), ("test", test_limit)):
         if limit is not None and limit < 1:
             raise ConfigError(f"the {part} limit is {limit}; it must be at least 1")
         for key in (f"x_{part}", f"y_{part}"):
             arrays[key] = arrays[key][:limit]
-    x_train, x_test = (_channels_first(arrays[k], name) for k in ("x_train", "x_test"))
-    y_train, y_test = (torch.from_numpy(arrays[k].astype(np.int64)) for k in ("y_train", "y_test"))
-    if x_train.shape[1:] != x_test.shape[1:]:
-        raise DataError(f"{name}: training images {list(x_train.shape[1:])}, test images {list(x_test.shape[1:])}")
-    return Dataset(
-        Path(name).stem,
-        Split(x_train.to(device), y_train.to(device)),
-        Split(x_test.to(device), y_test.to(device)),
-        classes=classes,
-        source=source,
-    )
+    train, test = (_split(arrays[f"x_{part}"], arrays[f"y_{part}"], name, device) for part in ("train", "test"))
+    if train.images.shape[1:] != test.images.shape[1:]:
+        shapes = [list(split.images.shape[1:]) for split in (train, test)]
+        raise DataError(f"{name}: training images {shapes[0]}, test images {shapes[1]}")
+    return Dataset(Path(name).stem, train, test, classes=classes, source=source, validation=aside)
+
+
+def _split(images: np.ndarray, labels: np.ndarray, name: str, device: torch.device | str) -> Split:
+    tensor = _channels_first(images, name)
+    return Split(tensor.to(device), torch.from_numpy(labels.astype(np.int64)).to(device))
 
 
 def _classes(name: str, source: Source, arrays: Arrays) -> int:

@@ -6,15 +6,24 @@ record; `Experiment.resolved` fills what was left open.
 
 import difflib
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from etb_plugin import data
 from etb_plugin.attacks import Pgd
@@ -22,7 +31,7 @@ from etb_plugin.bounds import bounds
 from etb_plugin.errors import ConfigError
 from etb_plugin.evaluation import Exam, check_certifiers
 from etb_plugin.networks import check_network
-from etb_plugin.objectives import get_method
+from etb_plugin.objectives import Method, get_method
 
 
 def _number(value: object) -> float:
@@ -105,16 +114,108 @@ class Evaluated(BaseModel):
         return Exam(self.eps_test or eps_test, Pgd(self.pgd_steps, self.pgd_restarts), certify, self.seed)
 
 
+def named_options(text: str) -> tuple[str, dict[str, Any]]:
+    """Read `name:key=value:key=value`, values as in YAML. Raises ConfigError where a key has no value."""
+    name, *options = text.split(":")
+    values: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r}: write an option as {name}:key=value")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{text!r}: {value!r} is no value; write a number, a word, or a YAML file") from None
+    return name, values
+
+
+class Variant(BaseModel):
+    """A method, some of its numbers changed, or a grid of them.
+
+    Written as `ibp`, as `ibp:elision=false:eps=0.2`, or in a file as a mapping: `ibp: {kappa: 0.5, name: mine,
+    grid: {eps: [0.1, 0.2]}}`. The keys are those of `Method.changeable`, and `eps`, the training radius.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    name: str | None = None
+    changes: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            method, changes = named_options(value)
+            return {"method": method, "changes": changes}
+        if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), dict):
+            ((method, changes),) = value.items()
+            special = {key: changes[key] for key in ("name", "grid") if key in changes}
+            return {"method": method, "changes": {k: v for k, v in changes.items() if k not in special}, **special}
+        raise ValueError(f"{value!r} is no method; write ibp, ibp:kappa=0.5 or ibp: {{kappa: 0.5}}")
+
+    @model_serializer
+    def _plain(self) -> Any:
+        special = {key: value for key, value in (("name", self.name), ("grid", self.grid)) if value}
+        return {self.method: {**self.changes, **special}} if self.changes or special else self.method
+
+    @property
+    def label(self) -> str:
+        """What the row is called: `name`, or the method and its changes."""
+        return self.name or changed_text(self.method, self.changes)
+
+    def points(self) -> list[dict[str, Any]]:
+        """Return the changes of every point of the grid; those of the method alone where there is none."""
+        return [
+            {**self.changes, **dict(zip(self.grid, values, strict=True))}
+            for values in itertools.product(*self.grid.values())
+        ]
+
+    def at(self, changes: Mapping[str, Any], eps: float) -> tuple[Method, float]:
+        """Return the changed method and its training radius, `eps` unless changed. Raises ConfigError."""
+        own = {key: value for key, value in changes.items() if key != "eps"}
+        method = get_method(self.method).changed(own)
+        try:
+            return method, _eps(changes["eps"]) if "eps" in changes else eps
+        except ValueError as error:
+            raise ConfigError(f"method {self.method!r}: eps: {error}") from None
+
+
+def changed_text(name: str, changes: Mapping[str, Any]) -> str:
+    """Return a method with its changes in one line."""
+    return " ".join((name, *(f"{key}={_value_text(value)}" for key, value in changes.items())))
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, dict):  # a ramp
+        return f"{value.get('start')}→{value.get('end')}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _variants(value: object) -> list[Any]:
+    items = _listed(value)
+    return [Variant.model_validate(item) for item in items]
+
+
 class Experiment(Evaluated):
-    """A comparison: one data set and architecture, several methods."""
+    """A comparison: one data set and architecture, several methods.
+
+    With `validation` the last so many training images are set aside: the best point of each grid is chosen on them
+    (by `select`, the mean over the test radii), and no network is trained on them.
+    """
 
     dataset: str = "digits"
-    methods: Names = ("nominal", "pgd", "ibp", "expected", "crown-ibp")
+    methods: Annotated[tuple[Variant, ...], BeforeValidator(_variants), Field(validate_default=True)] = (
+        *("nominal", "pgd", "ibp", "expected", "crown-ibp"),  # type: ignore[assignment]
+    )
     eps: Eps | None = None
     epochs: Count | None = None
     batch_size: Count = 100
     lr: Rate | None = None
     train_limit: Count | None = None
+    validation: Count | None = None
+    select: Literal["clean", "pgd", "certified"] = "pgd"
 
     def resolved(self) -> "Resolved":
         """Return the experiment with nothing left open. Raises ConfigError for names that do not exist.
@@ -122,7 +223,16 @@ class Experiment(Evaluated):
         Certifiers default to ibp, crown-ibp and whatever sound bounds the methods train with.
         """
         source = data.describe(self.dataset)
-        objectives = [get_method(name).objective for name in self.methods]
+        for label in (labels := [variant.label for variant in self.methods]):
+            if labels.count(label) > 1:
+                raise ConfigError(f"methods: {label!r} is there twice; give one of them a name")
+        for variant in self.methods:
+            if variant.grid and self.validation is None:
+                raise ConfigError(
+                    f"method {variant.label!r} has a grid, and nothing to choose on: set validation, the number of "
+                    f"training images to set aside"
+                )
+        objectives = [variant.at(changes, 0.0)[0].objective for variant in self.methods for changes in variant.points()]
         trained_with = [
             o.bound for o in objectives if o.bound is not None and bounds()[o.bound].soundness(o.bound_options)
         ]

@@ -2,10 +2,11 @@
 
 import csv
 import io
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ _PACKAGES = ("etb_plugin", "torch", "auto_LiRPA", "convex_adversarial", "numpy")
 class Result:
     """One row of a comparison. Accuracies are shares in [0, 1], eps in pixel units, memory in MiB.
 
-    What training cost is None where the network was not trained here. Raises SoundnessError unless every certified
-    accuracy <= PGD accuracy <= clean accuracy.
+    `changes` are those to the method's defaults. What training cost is None where the network was not trained here.
+    Raises SoundnessError unless every certified accuracy <= PGD accuracy <= clean accuracy.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Result:
     nominal_step_ms: float | None
     peak_memory_mib: float | None
     parameters: int
+    changes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         pgd = ("PGD", self.pgd_accuracy)
@@ -82,23 +84,41 @@ class Result:
             eps_train=about["eps"],
             eps_test=measured.pop("eps"),
             parameters=parameters,
+            changes=about.get("changes", {}),
             **costs,
             **measured,
         )
 
 
-def write_results(folder: Path, experiment: Mapping[str, Any], device: str, results: Sequence[Result]) -> None:
+@dataclass(frozen=True)
+class Candidate:
+    """One point of a method's grid: its changes, the validation images' evaluations, and what it is chosen by."""
+
+    changes: dict[str, Any]
+    score: float
+    validation: list[Evaluation]
+
+
+def write_results(
+    folder: Path,
+    experiment: Mapping[str, Any],
+    device: str,
+    results: Sequence[Result],
+    grids: Mapping[str, Sequence[Candidate]],
+) -> None:
     """Write results.json and results.csv to `folder`, each whole or not at all."""
     content = {
         "schema": SCHEMA,
         "experiment": dict(experiment),
         "environment": environment(device),
         "cells": [asdict(result) for result in results],
+        "grids": {label: [asdict(candidate) for candidate in candidates] for label, candidates in grids.items()},
     }
     write_json(folder / "results.json", content)
     rows = []
     for result in results:
         row = asdict(result)
+        row["changes"] = json.dumps(result.changes)
         certified = row.pop("certified_accuracy")
         rows.append(row | {f"certified_{name}": value for name, value in certified.items()})
     buffer = io.StringIO()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from etb_plugin.attacks import Pgd
@@ -15,7 +14,7 @@ from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepar
 from etb_plugin.calibration import Calibration, calibrate
 from etb_plugin.data import Dataset
 from etb_plugin.errors import ConfigError
-from etb_plugin.experiment import Evaluated
+from etb_plugin.experiment import Evaluated, named_options
 from etb_plugin.trained import restore
 
 
@@ -82,13 +81,7 @@ def _radii(request: Evaluated, about: dict[str, Any], data: Dataset) -> tuple[fl
 def _prepared(names: Sequence[str], network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, PreparedBound]:
     prepared = {}
     for text in names:
-        name, *options = text.split(":")
-        values: dict[str, Any] = {}
-        for option in options:
-            key, equals, value = option.partition("=")
-            if not equals:
-                raise ConfigError(f"{text!r}: write an option as {name}:key=value")
-            values[key] = yaml.safe_load(value)
+        name, values = named_options(text)
         prepared[text] = prepare(name, network, input_shape, **values)
     return prepared
 

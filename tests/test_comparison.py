@@ -103,6 +103,54 @@ def test_equal_names_with_other_images_are_other_cells(tmp_path):
     assert {c.id for c in one.cells} == {c.id for c in comparison(tmp_path, pgd_restarts=1).cells}
 
 
+def test_the_best_point_of_a_grid_is_chosen_on_images_that_nothing_was_trained_or_tested_on(tmp_path):
+    grid = {"expected": {"name": "best", "masks": "ibp", "grid": {"eps": [0.05, 0.1], "learning_rate": [1e-6, 1e-3]}}}
+    run = comparison(tmp_path, methods=["nominal", grid], validation=40, train_limit=None)
+    assert len(run.data.train) == 1437 - 40
+    results = run.run(Log())
+    content = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [(r.method, r.eps_test) for r in results] == [(m, e) for m in ("nominal", "best") for e in (0.02, 0.1)]
+    points = content["grids"]["best"]
+    assert [(p["changes"]["eps"], p["changes"]["learning_rate"]) for p in points] == [
+        *((0.05, 1e-6), (0.05, 1e-3), (0.1, 1e-6), (0.1, 1e-3))
+    ]
+    for point in points:
+        assert point["score"] == pytest.approx(sum(v["pgd_accuracy"] for v in point["validation"]) / 2)
+        assert all(v["images"] == 40 for v in point["validation"])
+    best = max(points, key=lambda p: p["score"])
+    assert best["changes"]["learning_rate"] == 1e-3  # the others have learnt nothing
+    assert (results[2].changes, results[2].eps_train) == (best["changes"], best["changes"]["eps"])
+    tested = [cell for cell in (tmp_path / "run" / "cells").iterdir() if (cell / "result.json").exists()]
+    assert len(tested) == 2
+    log = Log()
+    assert comparison(tmp_path, methods=["nominal", grid], validation=40, train_limit=None).run(log) == results
+    assert log.trained == []
+
+
+def test_a_grid_without_images_to_choose_on_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="'ibp' has a grid, and nothing to choose on: set validation"):
+        comparison(tmp_path, methods=[{"ibp": {"grid": {"eps": [0.1, 0.2]}}}])
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ("ibp,ibp:kapa=1", "unknown key of method 'ibp': 'kapa'"),
+        ("ibp:kappa=1:kappa", "write an option as ibp:key=value"),
+        ("ibp:eps=3", "method 'ibp': eps: 3 is in the wrong units"),
+        ("ibp:mix={start", "'{start' is no value"),
+        ("ibp:decay_at=50 epochs", "decay_at: '50 epochs' does not do"),
+        ([{"ibp": {"decay_at": ["50 epochs"]}}], "decay_at 50 epochs ends after 100 steps, and the run has 6"),
+        ([{"ibp": {"name": "a"}}, {"pgd": {"name": "a"}}], "methods: 'a' is there twice"),
+        ([3], "3 is no method"),
+    ],
+)
+def test_a_changed_method_that_cannot_work_is_refused_before_anything_is_written(tmp_path, methods, message):
+    with pytest.raises(ConfigError, match=message):
+        comparison(tmp_path, methods=methods)
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_experiment_in_the_folder_is_refused_and_unharmed(tmp_path):
     comparison(tmp_path).run(Log())
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}

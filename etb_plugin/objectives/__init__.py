@@ -11,7 +11,7 @@ A *recipe* is plain numbers. A *method* is what `--methods` names: an objective 
 with `register_method` in it. Start at `worst_case.py`.
 """
 
-from etb_plugin.objectives.recipe import Ramp, Recipe
+from etb_plugin.objectives.recipe import Ramp, Recipe, Run, Span
 from etb_plugin.objectives.registry import (
     Loss,
     Losses,
@@ -32,6 +32,8 @@ __all__ = [
     "Point",
     "Ramp",
     "Recipe",
+    "Run",
+    "Span",
     "get_method",
     "methods",
     "register_method",

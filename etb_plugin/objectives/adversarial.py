@@ -49,7 +49,7 @@ register_method(
         Recipe(
             "7 attack steps as Madry et al. 2018; optimizer as nominal; eps grows over the first tenth (ours)",
             decay_at=(0.7, 0.9),
-            eps=Ramp(0.0, 1.0, length=0.1),
+            eps_ramp=Ramp(0.0, 1.0, length=0.1),
         ),
     )
 )

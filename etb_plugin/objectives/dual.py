@@ -7,7 +7,7 @@ from etb_plugin.objectives.worst_case import WorstCase
 RECIPE = Recipe(
     "Wong and Kolter 2018, Wong et al. 2018: the worst-case loss alone, Adam 1e-3, eps from 0.01 / 0.1 of the "
     "final one; there it grows over 20 of 100 epochs on MNIST, here over half of the run",
-    eps=Ramp(0.1, 1.0, length=0.5),
+    eps_ramp=Ramp(0.1, 1.0, length=0.5),
     kappa=Ramp(0.0, 0.0),
     decay_at=(0.8, 0.9),
     micro_batch=20,

@@ -1,45 +1,96 @@
-"""Recipes: a method's default numbers. Durations are shares of all training steps, so that short runs ramp too."""
+"""Recipes: a method's default numbers, and the small pieces that schedules are made of.
 
+A *span* is a piece of training: a share of the whole run (0.5), "10 epochs" or "2000 steps". Our own recipes are
+written in shares, so that short runs ramp too; the papers' are in steps and epochs.
+"""
+
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict
 
 from etb_plugin.errors import ConfigError
+
+Span = float | str
+
+_SPAN = re.compile(r"(\d+(?:\.\d+)?) (steps?|epochs?)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long a run is: `epochs` epochs of `batches` steps."""
+
+    epochs: int
+    batches: int
+
+    @property
+    def steps(self) -> int:
+        """The number of steps of the whole run."""
+        return self.epochs * self.batches
+
+    def share(self, span: Span) -> float:
+        """Return the share of the run that `span` is; more than 1 where it is longer than the run."""
+        if not isinstance(span, str):
+            return span
+        amount, unit = _parsed(span)
+        return amount * (self.batches if unit.startswith("epoch") else 1) / self.steps
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """A number that waits at `start` for the share `wait` of training, and moves linearly to `end` over `length`."""
+    """A number that waits at `start` for the span `wait`, and moves linearly to `end` over `length`."""
 
     start: float
     end: float
-    wait: float = 0.0
-    length: float = 0.0
+    wait: Span = 0.0
+    length: Span = 0.0
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
-        if not (self.wait >= 0 and self.length >= 0 and self.wait + self.length <= 1):
+        spans = [span for span in (self.wait, self.length) if not isinstance(span, str)]
+        if not (all(span >= 0 for span in spans) and sum(spans) <= 1):
             raise ConfigError(f"a ramp waits and moves within the shares 0 to 1; got {self.wait} and {self.length}")
+        for span in {self.wait, self.length} - set(spans):
+            _parsed(str(span))
 
-    def at(self, progress: float) -> float:
-        """Return the value after the share `progress` of all steps."""
-        if self.settled(progress):
+    def at(self, step: int, run: Run) -> float:
+        """Return the value at `step`, counted from 0."""
+        progress, wait, length = step / run.steps, run.share(self.wait), run.share(self.length)
+        if progress >= wait + length:
             return self.end
-        if progress <= self.wait:
+        if progress <= wait:
             return self.start
-        return self.start + (self.end - self.start) * (progress - self.wait) / self.length
+        return self.start + (self.end - self.start) * (progress - wait) / length
 
-    def settled(self, progress: float) -> bool:
-        """Whether `end` is reached."""
-        return progress >= self.wait + self.length
+    def settled_at(self, run: Run) -> float:
+        """Return the share of the run after which `end` holds."""
+        return run.share(self.wait) + run.share(self.length)
+
+
+def _ramp(value: Any) -> Any:
+    """Let a plain number stand for a ramp that stays there."""
+    return Ramp(value, value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _parsed(span: str) -> tuple[float, str]:
+    match = _SPAN.fullmatch(span)
+    if match is None:
+        raise ConfigError(f"{span!r} is no length of training; write 2000 steps, 10 epochs, or a share such as 0.5")
+    return float(match[1]), match[2]
+
+
+RampOrNumber = Annotated[Ramp, BeforeValidator(_ramp)]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Defaults of a method. `source` says where they come from.
 
-    `eps` is a factor of the training eps; `kappa` and `mix` are the objective's; the learning rate falls tenfold at
-    each of the shares `decay_at`. A batch is worked through in parts of `micro_batch` images, whose gradients add up
-    to the batch's: less memory, and on a CPU faster, where an objective's rows outgrow the caches. Batch norm sees
-    the parts.
+    `eps_ramp` is a factor of the training eps; `kappa` and `mix` are the objective's; the learning rate is multiplied
+    by `decay` after each of the spans `decay_at`. A batch is worked through in parts of `micro_batch` images, whose
+    gradients add up to the batch's: less memory, and on a CPU faster, where an objective's rows outgrow the caches.
+    Batch norm sees the parts.
     """
 
     source: str
@@ -47,8 +98,9 @@ class Recipe:
     learning_rate: float = 1e-3
     momentum: float = 0.0
     weight_decay: float = 0.0
-    decay_at: tuple[float, ...] = ()
-    eps: Ramp = Ramp(1.0, 1.0)
-    kappa: Ramp = Ramp(1.0, 1.0)
-    mix: Ramp = Ramp(0.0, 0.0)
+    decay_at: tuple[Span, ...] = ()
+    decay: float = 0.1
+    eps_ramp: RampOrNumber = Ramp(1.0, 1.0)
+    kappa: RampOrNumber = Ramp(1.0, 1.0)
+    mix: RampOrNumber = Ramp(0.0, 0.0)
     micro_batch: int | None = None

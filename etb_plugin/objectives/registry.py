@@ -1,15 +1,17 @@
 """What an objective and a method are, and the methods by name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Protocol
+from typing import Any, Protocol, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from etb_plugin.bounds import get_bound
 from etb_plugin.errors import ConfigError, unknown_name
 from etb_plugin.objectives.recipe import Recipe
 
@@ -67,6 +69,55 @@ class Method:
     summary: str
     objective: Objective
     recipe: Recipe
+
+    @property
+    def changeable(self) -> dict[str, Any]:
+        """What `changed` may change, with the values now: numbers of the recipe, the objective's own, its bound's."""
+        values: dict[str, Any] = {}
+        if self.objective.bound is not None and _takes_options(self.objective):
+            values |= get_bound(self.objective.bound).options | dict(self.objective.bound_options)
+            values.pop("lower_only", None)  # the objective's own business
+        for record in (self.objective, self.recipe):
+            values |= {field.name: getattr(record, field.name) for field in fields(record)}  # type: ignore[arg-type]
+        return {key: value for key, value in values.items() if key not in _FIXED}
+
+    def changed(self, changes: Mapping[str, Any]) -> "Method":
+        """Return the method with some of `changeable` changed, from plain values as a YAML file has them.
+
+        Raises ConfigError for a key that there is not, and for a value that does not do.
+        """
+        for key in changes:
+            if key not in self.changeable:
+                raise unknown_name(f"key of method {self.name!r}:", key, self.changeable)
+        names = {field.name for field in fields(self.recipe)}
+        recipe = _replaced(self.recipe, {k: v for k, v in changes.items() if k in names})
+        names = {field.name for field in fields(self.objective)}  # type: ignore[arg-type]
+        own = {k: v for k, v in changes.items() if k in names and not hasattr(self.recipe, k)}
+        options = {k: v for k, v in changes.items() if not hasattr(self.recipe, k) and k not in own}
+        objective = _replaced(self.objective, own)
+        if options:
+            objective = replace(objective, options={**self.objective.bound_options, **options})
+        return replace(self, objective=objective, recipe=recipe)
+
+
+_FIXED = frozenset({"source", "bound", "options", "first", "first_options"})
+"""What makes a method the one that it is."""
+
+
+def _takes_options(objective: Objective) -> bool:
+    return is_dataclass(objective) and "options" in {field.name for field in fields(objective)}
+
+
+def _replaced(record: Any, changes: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(type(record), include_extras=True)
+    values = {}
+    for key, value in changes.items():
+        try:
+            values[key] = TypeAdapter(hints[key]).validate_python(value)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise ConfigError(f"{key}: {value!r} does not do: {message[0].lower()}{message[1:]}") from None
+    return replace(record, **values)
 
 
 _registry: dict[str, Method] = {}

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from etb_plugin.attacks import Pgd, perturb
 from etb_plugin.bounds import Box, prepare_lower
@@ -37,15 +38,16 @@ class SmallBox:
             bounded = prepare_lower(self.bound, network, input_shape)
 
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
-            def worst() -> Tensor:
+            def robust() -> Tensor:
                 # The attack moves in the box that is left when the small one is taken off at each side.
                 outer = Box.around(images, point.eps)
                 radius = self.share * outer.radius
                 room = Box(outer.lower + radius, outer.upper - radius, ordered=True)
                 center = perturb(network, room, labels, self.attack, generator)
-                return worst_logits(bounded, Box(center - radius, center + radius, ordered=True), labels, classes)
+                small = Box(center - radius, center + radius, ordered=True)
+                return F.cross_entropy(worst_logits(bounded, small, labels, classes), labels)
 
-            return weighed(network, images, labels, (point.kappa, 1 - point.kappa), point.eps, worst)
+            return weighed(network, images, labels, (point.kappa, 1 - point.kappa), point.eps, robust)
 
         return loss
 

@@ -1,4 +1,4 @@
-"""The objective of every bound: cross-entropy on the worst-case logits that a bound gives."""
+"""The objective of every bound: a loss of the worst-case logits that the bound gives, beside the clean one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,14 +15,15 @@ from etb_plugin.objectives.registry import Loss, Losses, Point
 
 @dataclass(frozen=True)
 class WorstCase:
-    """Clean cross-entropy and cross-entropy on worst-case logits z, weighed by kappa.
+    """Clean cross-entropy and a loss of worst-case logits z, weighed by kappa.
 
-    `form` "convex" is kappa CE(f) + (1 - kappa) CE(z) (Gowal et al. 2019, equation 12); "additive" is
-    CE(f) + kappa CE(z) (Alsubaihi et al. 2019, section 4).
+    `form` "convex" is kappa CE(f) + (1 - kappa) loss(z) (Gowal et al. 2019, equation 12); "additive" is
+    CE(f) + kappa loss(z) (Alsubaihi et al. 2019, section 4). `loss` is the cross-entropy, or softplus(z_j - z_y)
+    summed over the other classes j (the alternative of Gowal et al. 2019, table 5).
 
     With `elision` each margin f_y - f_j is bounded as one row, the last layer folded into it, and z_j = -lower
     (z_y = 0). Without, z takes the lower end of the true logit and the upper ends of the others. z is divided by
-    `temperature`.
+    `temperature`, and with `relative` by max |z| of its image too (what the code of Alsubaihi et al. does).
 
     Batch norm takes its statistics from the clean images; the bound sees the running ones, as at evaluation.
     Where the bound has no weight, or eps is 0 and every bound is the network itself, it is not computed.
@@ -31,15 +32,17 @@ class WorstCase:
     bound: str
     options: Mapping[str, object] = field(default_factory=dict)
     form: Literal["convex", "additive"] = "convex"
+    loss: Literal["cross-entropy", "softplus"] = "cross-entropy"
     elision: bool = True
     temperature: float = 1.0
+    relative: bool = False
 
     @property
     def bound_options(self) -> Mapping[str, object]:
         return self.options
 
     def weights(self, kappa: float) -> tuple[float, float]:
-        """Return the weights of the clean and of the worst-case cross-entropy."""
+        """Return the weights of the clean and of the worst-case loss."""
         return (kappa, 1 - kappa) if self.form == "convex" else (1.0, kappa)
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
@@ -48,11 +51,13 @@ class WorstCase:
             bounded = prepare_ends(self.bound, network, input_shape, **self.options)
 
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
-            def worst() -> Tensor:
-                box = Box.around(images, point.eps)
-                return worst_logits(bounded, box, labels, classes, self.elision) / self.temperature
+            def robust() -> Tensor:
+                z = worst_logits(bounded, Box.around(images, point.eps), labels, classes, self.elision)
+                if self.relative:
+                    z = z / z.abs().amax(1, keepdim=True)
+                return _LOSSES[self.loss](z / self.temperature, labels)
 
-            return weighed(network, images, labels, self.weights(point.kappa), point.eps, worst)
+            return weighed(network, images, labels, self.weights(point.kappa), point.eps, robust)
 
         return loss
 
@@ -63,18 +68,18 @@ def weighed(
     labels: Tensor,
     weights: tuple[float, float],
     eps: float,
-    worst: Callable[[], Tensor],
+    robust_loss: Callable[[], Tensor],
 ) -> Losses:
-    """Return the clean cross-entropy and that of the logits `worst()`, by their `weights`.
+    """Return the clean cross-entropy and `robust_loss()`, by their `weights`.
 
-    `worst` is called in eval mode, and not at all where it has no weight or eps is 0: its loss is then the clean one.
+    `robust_loss` is called in eval mode, and not at all where it has no weight or eps is 0: the clean loss then
+    stands for it.
     """
     logits = network(images)
     clean = robust = F.cross_entropy(logits, labels)
     if weights[1] and eps:
         with evaluating(network):
-            z = worst()
-        robust = F.cross_entropy(z, labels)
+            robust = robust_loss()
     total = weights[0] * clean + weights[1] * robust
     return Losses(total, clean.detach(), robust.detach(), (logits.argmax(1) == labels).sum())
 
@@ -87,3 +92,11 @@ def worst_logits(bounded: PreparedBound, box: Box, labels: Tensor, classes: int,
         return torch.where(others, interval.upper, interval.lower)
     margins = bounded(box, margin_spec(labels, classes, box.lower.dtype)).lower
     return torch.zeros_like(others, dtype=margins.dtype).masked_scatter(others, -margins)
+
+
+def _softplus(z: Tensor, labels: Tensor) -> Tensor:
+    margins = z - z.gather(1, labels[:, None])
+    return (F.softplus(margins) * other_classes(labels, z.shape[1])).sum(1).mean()
+
+
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross-entropy": F.cross_entropy, "softplus": _softplus}

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from etb_plugin.calibration import Calibration
-from etb_plugin.experiment import eps_text
+from etb_plugin.experiment import changed_text, eps_text
 from etb_plugin.results import Result
 from etb_plugin.tightness import Tightness
 
@@ -124,6 +124,9 @@ def _caption(results: Sequence[Result], trained: bool) -> str:
         "cert.: certified, proved by a sound bound for every point of the box. expected is NOT a certificate: it says "
         "how often the expected bound's margins are positive.",
     ]
+    for label, changes in {r.method: r.changes for r in results if r.changes}.items():
+        if label != changed_text(label.partition(" ")[0], changes):
+            lines.append(f"{label}: {changed_text('', changes).strip()}.")
     if trained:
         lines.append("Step: median, relative to a nominal step of the same network and batch timed just before.")
     return "\n".join(lines)

@@ -4,6 +4,6 @@ Start at `loop.train`. Everything that differs between methods is in the objecti
 differs between runs is in `Settings`.
 """
 
-from etb_plugin.training.loop import Epoch, Progress, Settings, Training, train
+from etb_plugin.training.loop import Epoch, Progress, Settings, Training, check_training, train
 
-__all__ = ["Epoch", "Progress", "Settings", "Training", "train"]
+__all__ = ["Epoch", "Progress", "Settings", "Training", "check_training", "train"]

@@ -16,7 +16,7 @@ from torch import nn
 from etb_plugin.data import Batches, Dataset
 from etb_plugin.errors import Stopped, TrainingError
 from etb_plugin.networks.checkpoints import save_weights
-from etb_plugin.objectives import Loss, Losses, Method, Point, Recipe
+from etb_plugin.objectives import Loss, Losses, Method, Point, Recipe, Run
 from etb_plugin.objectives.nominal import Nominal
 from etb_plugin.runs import write_file
 from etb_plugin.training.cost import PeakMemory, StepTimer
@@ -120,10 +120,9 @@ def train(
     device = data.train.images.device
     generator = torch.Generator(device).manual_seed(settings.seed)
     batches = Batches(data.train, settings.batch_size, generator, data.source.crop_padding, data.source.flip)
-    rate = settings.learning_rate or method.recipe.learning_rate
-    schedule = Schedule(method.recipe, settings.eps, rate, settings.epochs, len(batches))
+    schedule = _schedule(method, settings, len(batches))
     loss = method.objective.prepare(network, data.input_shape, data.classes)
-    state = State(network, _optimizer(network, method.recipe, rate), generator)
+    state = State(network, _optimizer(network, method.recipe, schedule.learning_rate), generator)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         if folder is not None and (folder / "state.pt").exists():
@@ -151,9 +150,20 @@ def train(
                 state.save(folder / "state.pt")
             done, left = len(state.epochs) * len(batches), (settings.epochs - len(state.epochs)) * epoch.seconds
             pace = len(data.train) / epoch.seconds
-            watch(Progress(epoch.epoch, done, schedule.steps, epoch.loss, epoch.accuracy, epoch.eps, pace, left))
+            watch(Progress(epoch.epoch, done, schedule.run.steps, epoch.loss, epoch.accuracy, epoch.eps, pace, left))
     network.eval()
     return Training(tuple(Epoch(**e) for e in state.epochs), **state.costs)  # type: ignore[arg-type]
+
+
+def check_training(network: nn.Module, method: Method, data: Dataset, settings: Settings) -> None:
+    """Raise UnsupportedLayer or ConfigError where `train` would, before it begins."""
+    method.objective.prepare(network, data.input_shape, data.classes)
+    _schedule(method, settings, -(-len(data.train) // settings.batch_size))
+
+
+def _schedule(method: Method, settings: Settings, batches: int) -> Schedule:
+    rate = settings.learning_rate or method.recipe.learning_rate
+    return Schedule(method.recipe, settings.eps, rate, Run(settings.epochs, batches))
 
 
 def _epoch(
@@ -193,9 +203,9 @@ def _epoch(
             mean, _, _, accuracy = sums.read()
             sums.keep(partial, now - begun)
             pace = (now - begun) / sums.batches
-            left = pace * (schedule.steps - step)
+            left = pace * (schedule.run.steps - step)
             images_per_second = sums.images / (now - begun)
-            watch(Progress(number, step, schedule.steps, mean, accuracy, point.eps, images_per_second, left))
+            watch(Progress(number, step, schedule.run.steps, mean, accuracy, point.eps, images_per_second, left))
     mean, clean, robust, accuracy = sums.read()
     seconds = time.perf_counter() - begun
     step_ms = timer.median_ms()

@@ -2,38 +2,47 @@
 
 from dataclasses import dataclass
 
-from etb_plugin.objectives import Point, Recipe
+from etb_plugin.errors import ConfigError
+from etb_plugin.objectives import Point, Recipe, Run
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What holds at each step of `epochs` epochs of `batches`: the objective's point, and the learning rate.
+    """What holds at each step of a run: the objective's point, and the learning rate.
 
-    `eps` (pixel units) and `learning_rate` are the run's own; the recipe gives their course.
+    `eps` (pixel units) and `learning_rate` are the run's own; the recipe gives their course. Raises ConfigError where
+    the recipe is longer than the run.
     """
 
     recipe: Recipe
     eps: float
     learning_rate: float
-    epochs: int
-    batches: int
+    run: Run
 
-    @property
-    def steps(self) -> int:
-        """The number of steps of the whole run."""
-        return self.epochs * self.batches
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        ends = {"eps_ramp": recipe.eps_ramp, "kappa": recipe.kappa, "mix": recipe.mix}
+        late = {name: ramp.settled_at(self.run) for name, ramp in ends.items()}
+        late |= {f"decay_at {span}": self.run.share(span) for span in recipe.decay_at}
+        for name, share in late.items():
+            if share > 1 + 1e-9:  # shares of spans in epochs are sums of rounded quotients
+                raise ConfigError(
+                    f"{name} ends after {share * self.run.steps:,.0f} steps, and the run has {self.run.steps:,} "
+                    f"({self.run.epochs} epochs of {self.run.batches:,}): train longer, or write shares such as 0.5"
+                )
 
     def point(self, step: int) -> Point:
         """Return eps, kappa and mix at `step`, counted from 0."""
-        progress = step / self.steps
-        recipe = self.recipe
-        return Point(self.eps * recipe.eps.at(progress), recipe.kappa.at(progress), recipe.mix.at(progress))
+        recipe, run = self.recipe, self.run
+        return Point(self.eps * recipe.eps_ramp.at(step, run), recipe.kappa.at(step, run), recipe.mix.at(step, run))
 
     def rate(self, step: int) -> float:
         """Return the learning rate at `step`."""
-        return self.learning_rate * 0.1 ** sum(step / self.steps >= share for share in self.recipe.decay_at)
+        falls = sum(step / self.run.steps >= self.run.share(span) for span in self.recipe.decay_at)
+        return self.learning_rate * self.recipe.decay**falls
 
     def settled(self, epoch: int) -> bool:
         """Whether eps, kappa and mix hold their final values throughout `epoch`, counted from 1."""
-        progress = (epoch - 1) / self.epochs
-        return all(ramp.settled(progress) for ramp in (self.recipe.eps, self.recipe.kappa, self.recipe.mix))
+        progress = (epoch - 1) / self.run.epochs
+        ramps = (self.recipe.eps_ramp, self.recipe.kappa, self.recipe.mix)
+        return all(progress >= ramp.settled_at(self.run) for ramp in ramps)

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from etb_plugin.bounds import Box, bound, margin_spec, other_classes
+from etb_plugin.bounds import Box, bound, margin_spec, other_classes, prepare
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.networks import build
 from etb_plugin.objectives import Point, get_method, methods, sabr, worst_case
 from etb_plugin.objectives.adversarial import Adversarial
+from etb_plugin.objectives.fusion import fused_cross_entropy
 from etb_plugin.objectives.worst_case import WorstCase, worst_logits
 from tests.conftest import fully_connected
 
@@ -63,6 +64,44 @@ def test_the_loss_is_its_equation(case, form, elision, temperature):
     torch.testing.assert_close(got.total, want)
     torch.testing.assert_close(got.robust, robust.detach())
     assert int(got.correct) == int((network(images).argmax(1) == labels).sum())
+
+
+def test_the_other_losses_are_their_equations(case):
+    network, images, labels = case
+    z = worst_logits_by_hand(network, images, labels, POINT.eps, elision=True)
+    softplus = sum(F.softplus(z[b, j] - z[b, y]) for b, y in enumerate(labels) for j in range(3) if j != y) / len(z)
+    torch.testing.assert_close(loss_of(WorstCase("ibp", loss="softplus"), *case).robust, softplus.detach())
+    relative = F.cross_entropy(z / z.abs().max(1, keepdim=True).values / 0.2, labels)
+    got = loss_of(WorstCase("ibp", relative=True, temperature=0.2), *case).robust
+    torch.testing.assert_close(got, relative.detach())
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.01, 0.05, 0.3])
+def test_the_fused_loss_lies_between_attacks_and_ibp(case, eps):
+    """Sound, never above IBP's, and below the loss of CROWN-IBP's margins plus what the chords give away."""
+    network, images, labels = case
+    box, shape = Box.around(images, eps), tuple(images.shape[1:])
+    crown, ibp = prepare("crown-ibp", network, shape), prepare("ibp", network, shape)
+    fused, plain = fused_cross_entropy(crown, ibp, box, labels, 3)
+    torch.testing.assert_close(plain, F.cross_entropy(worst_logits(ibp, box, labels, 3), labels))
+    assert fused <= plain + 1e-12
+    for _ in range(200):
+        x = box.lower + (box.upper - box.lower) * torch.rand_like(box.lower).round()
+        assert F.cross_entropy(network(x), labels) <= fused + 1e-9
+    if eps <= 0.01:  # where chords are nearly tangents, it is the tighter of the two
+        torch.testing.assert_close(
+            fused, F.cross_entropy(worst_logits(crown, box, labels, 3), labels), rtol=0.05, atol=0
+        )
+
+
+def test_the_fused_loss_survives_huge_margins(case):
+    network = case[0]
+    with torch.no_grad():
+        network[3].weight *= 1e4
+    losses = loss_of(get_method("crown-ibp").objective, *case, point=Point(0.3, 0.5, 0.5))
+    losses.total.backward()
+    assert torch.isfinite(losses.total)
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
 
 
 def test_without_elision_the_loss_is_never_smaller(case):

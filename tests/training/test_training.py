@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from etb_plugin.data import load
-from etb_plugin.errors import CheckpointError, Stopped, TrainingError
+from etb_plugin.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from etb_plugin.networks import build
-from etb_plugin.objectives import Losses, Method, Ramp, Recipe, get_method
+from etb_plugin.objectives import Losses, Method, Ramp, Recipe, Run, get_method
 from etb_plugin.training import Settings, train
 from etb_plugin.training.schedule import Schedule
 
@@ -43,9 +43,9 @@ def records(training):
 
 
 def test_a_schedule_counts_steps_from_the_first_to_the_last():
-    recipe = Recipe("", decay_at=(0.5, 0.8), eps=Ramp(0.0, 1.0, length=0.5), kappa=Ramp(1.0, 0.5, length=0.5))
-    schedule = Schedule(recipe, eps=0.2, learning_rate=0.1, epochs=10, batches=2)
-    assert schedule.steps == 20
+    recipe = Recipe("", decay_at=(0.5, 0.8), eps_ramp=Ramp(0.0, 1.0, length=0.5), kappa=Ramp(1.0, 0.5, length=0.5))
+    schedule = Schedule(recipe, eps=0.2, learning_rate=0.1, run=Run(epochs=10, batches=2))
+    assert schedule.run.steps == 20
     assert [schedule.point(i).eps for i in (0, 5, 10, 19)] == pytest.approx([0.0, 0.1, 0.2, 0.2])
     assert [schedule.point(i).kappa for i in (0, 5, 10)] == pytest.approx([1.0, 0.75, 0.5])
     assert [schedule.rate(i) for i in (0, 9, 10, 16, 19)] == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.001])
@@ -55,8 +55,21 @@ def test_a_schedule_counts_steps_from_the_first_to_the_last():
 @pytest.mark.parametrize("epochs", [1, 2, 3, 60])
 @pytest.mark.parametrize("name", ["ibp", "pgd", "dual"])
 def test_every_run_however_short_ends_at_the_full_eps(name, epochs):
-    schedule = Schedule(get_method(name).recipe, 0.1, 1e-3, epochs, batches=3)
-    assert schedule.point(schedule.steps - 1).eps == pytest.approx(0.1)
+    schedule = Schedule(get_method(name).recipe, 0.1, 1e-3, Run(epochs, batches=3))
+    assert schedule.point(schedule.run.steps - 1).eps == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eps_ramp": Ramp(0.0, 1.0, "20 steps", "8 epochs")}, "eps_ramp ends after 36 steps, and the run has 20"),
+        ({"kappa": Ramp(1.0, 0.5, "21 steps")}, "kappa ends after 21 steps"),
+        ({"decay_at": (0.5, "11 epochs")}, "decay_at 11 epochs ends after 22 steps"),
+    ],
+)
+def test_a_recipe_longer_than_the_run_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        Schedule(Recipe("", **changes), 0.1, 1e-3, Run(epochs=10, batches=2))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -232,7 +245,7 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch(digits, bad):
 def test_the_best_checkpoint_is_the_lowest_loss_at_the_final_eps(digits, tmp_path):
     by_epoch = [0.1, 0.2, 2.0, 1.0, 1.5, 1.0]  # the ramp is over from epoch 4 on
     plan = tuple(value for value in by_epoch for _ in range(4))
-    method = Method("planned", "", Planned(plan), Recipe("", eps=Ramp(0.0, 1.0, length=0.5)))
+    method = Method("planned", "", Planned(plan), Recipe("", eps_ramp=Ramp(0.0, 1.0, length=0.5)))
     train(network(digits), method, digits, settings(epochs=6), folder=tmp_path, about={"method": "planned"})
     for name, epoch in (("best", 4), ("last", 6)):
         with safe_open(tmp_path / f"{name}.safetensors", "pt") as file:

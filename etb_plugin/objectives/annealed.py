@@ -1,0 +1,52 @@
+"""Objectives that move from one bound to another over training: tight first, cheap or sound last."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from etb_plugin.bounds import Box, prepare, prepare_lower
+from etb_plugin.networks import evaluating
+from etb_plugin.objectives.fusion import fused_cross_entropy
+from etb_plugin.objectives.registry import Loss, Losses, Point
+from etb_plugin.objectives.worst_case import weighed, worst_logits
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """kappa CE(f) + (1 - kappa) CE(z) with z = (1 - mix) z of `first` + mix z of `bound`, both worst-case logits.
+
+    At mix 1 `first` is not computed, and the loss is that of `bound` alone. With `fusion` the loss of `first` is
+    bounded as one row (`fused_cross_entropy`), and the two losses are mixed in place of the logits.
+    """
+
+    first: str
+    first_options: Mapping[str, Any] = field(default_factory=dict)
+    bound: str = "ibp"
+    fusion: bool = False
+
+    @property
+    def bound_options(self) -> Mapping[str, Any]:
+        return {}
+
+    def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
+        with evaluating(network):
+            first = prepare_lower(self.first, network, input_shape, **self.first_options)
+            last = prepare(self.bound, network, input_shape)
+
+        def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
+            def robust() -> Tensor:
+                box = Box.around(images, point.eps)
+                if self.fusion and point.mix < 1:
+                    fused, plain = fused_cross_entropy(first, last, box, labels, classes)
+                    return (1 - point.mix) * fused + point.mix * plain
+                ends = ((point.mix, last), (1 - point.mix, first))
+                parts = [share * worst_logits(bound, box, labels, classes) for share, bound in ends if share]
+                return F.cross_entropy(torch.stack(parts).sum(0), labels)
+
+            return weighed(network, images, labels, (point.kappa, 1 - point.kappa), point.eps, robust)
+
+        return loss
