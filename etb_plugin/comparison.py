@@ -25,7 +25,8 @@ from etb_plugin.objectives import Method
 from etb_plugin.results import Candidate, Result, write_results
 from etb_plugin.runs import claimed, read_json, write_json
 from etb_plugin.trained import describe, restore
-from etb_plugin.training import Progress, Settings, Training, check_training, train
+from etb_plugin.training import Progress, Settings, Team, Training, check_training, train
+from etb_plugin.training.tensorboard import TensorBoard, check_tensorboard
 
 
 class Watch(Protocol):
@@ -91,6 +92,8 @@ class Comparison:
             ]
             for variant in resolved.methods
         }
+        if resolved.tensorboard:
+            check_tensorboard()
         network = self._network()
         for cell in self.cells:
             with _refusal_of(f"method {cell.method.name!r}", resolved.model):
@@ -122,7 +125,8 @@ class Comparison:
         results: list[Result] = []
         grids: dict[str, list[Candidate]] = {}
         described = self.experiment.model_dump(mode="json", exclude_none=True)
-        with claimed(self.experiment.folder, described):
+        leads = Team.current().leads  # the others of a team train, and write nothing
+        with claimed(self.experiment.folder, described) if leads else contextlib.nullcontext():
             for label, cells in self.entries.items():
                 chosen = cells[0]
                 if len(cells) > 1:
@@ -176,6 +180,9 @@ class Comparison:
             cell.settings,
             folder=self._folder(cell),
             about=self._about(label, cell),
+            after_epoch=TensorBoard(self._folder(cell) / "tensorboard")
+            if self.experiment.tensorboard
+            else lambda _: None,
             watch=lambda progress: watch.training(label, progress),
         )
         return network, training

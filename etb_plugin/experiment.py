@@ -216,6 +216,7 @@ class Experiment(Evaluated):
     train_limit: Count | None = None
     validation: Count | None = None
     select: Literal["clean", "pgd", "certified"] = "pgd"
+    tensorboard: bool = False
 
     def resolved(self) -> "Resolved":
         """Return the experiment with nothing left open. Raises ConfigError for names that do not exist.
@@ -263,7 +264,7 @@ class Resolved(Experiment):
     @property
     def folder(self) -> Path:
         """Where the run lies: `out`, or a folder of runs/ named after the data set and the experiment's hash."""
-        content = self.model_dump_json(exclude={"data_dir", "out"})
+        content = self.model_dump_json(exclude={"data_dir", "out", "tensorboard"})
         digest = hashlib.sha256(content.encode()).hexdigest()[:8]
         return Path(self.out or f"runs/compare-{Path(self.dataset).stem}-{digest}")
 

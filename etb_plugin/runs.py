@@ -13,8 +13,8 @@ import yaml
 
 from etb_plugin.errors import CheckpointError, ConfigError
 
-_PLACES = ("data_dir", "out")
-"""Keys of an experiment that say where files lie, and nothing about its results."""
+_PLACES = ("data_dir", "out", "tensorboard")
+"""Keys of an experiment that say which files lie where, and nothing about its results."""
 
 
 def write_file(path: Path, content: bytes | str) -> None:

@@ -22,9 +22,14 @@ Dataset = Annotated[
 ]
 Methods = Annotated[
     str | None,
-    typer.Option(help="Methods of `etb methods`, such as ibp,expected,crown.", rich_help_panel=_WHAT),
+    typer.Option(
+        help="Methods of `etb methods`, such as ibp,expected,crown or ibp:elision=false:kappa=0.5.",
+        rich_help_panel=_WHAT,
+    ),
 ]
-Method = Annotated[str, typer.Option(help="A method of `etb methods`.", rich_help_panel=_WHAT)]
+Method = Annotated[
+    str | None, typer.Option(help="A method of `etb methods`, such as ibp:elision=false.", rich_help_panel=_WHAT)
+]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -43,6 +48,15 @@ Lr = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches and attacks; 0.", rich_help_panel=_TRAINING)]
 TrainLimit = Annotated[
     int | None, typer.Option(help="Train on the first so many images only.", rich_help_panel=_TRAINING)
+]
+Validation = Annotated[
+    int | None,
+    typer.Option(
+        help="Set the last so many training images aside, to choose a grid's best.", rich_help_panel=_TRAINING
+    ),
+]
+TensorBoard = Annotated[
+    bool | None, typer.Option("--tensorboard", help="Write TensorBoard's logs too.", rich_help_panel=_TRAINING)
 ]
 EpsTest = Annotated[
     str | None,
@@ -92,6 +106,6 @@ def stdout() -> Console:
     return Console(width=None if sys.stdout.isatty() else _WIDTH)
 
 
-def stderr() -> Console:
-    """Return the console for progress."""
-    return Console(stderr=True)
+def stderr(speaks: bool = True) -> Console:
+    """Return the console for progress, or one that says nothing."""
+    return Console(stderr=True, quiet=not speaks)

@@ -5,12 +5,15 @@ import typer
 from etb_plugin.cli import options as o
 from etb_plugin.cli.stopping import StoppableLive
 from etb_plugin.comparison import Comparison
-from etb_plugin.experiment import read_experiment
+from etb_plugin.errors import ConfigError
+from etb_plugin.experiment import read_experiment, resolve_device
+from etb_plugin.training import joined
 
 
 def command(
     context: typer.Context,
-    method: o.Method,
+    file: o.File = None,
+    method: o.Method = None,
     dataset: o.Dataset = None,
     model: o.Model = None,
     eps: o.Eps = None,
@@ -19,19 +22,31 @@ def command(
     lr: o.Lr = None,
     seed: o.Seed = None,
     train_limit: o.TrainLimit = None,
+    tensorboard: o.TensorBoard = None,
     device: o.Device = None,
     data_dir: o.DataDir = None,
     out: o.Out = None,
 ) -> None:
     """Train a network by one method, and keep its last and best weights.
 
-    The same command again resumes from the last finished epoch. `etb evaluate` takes the run folder.
+    The same command again resumes. `etb evaluate` takes the run folder. Started by torchrun, several processes, on one
+    GPU each or on CPUs, train the network together.
 
-    Example: etb train --method expected --dataset mnist --eps 0.1 --epochs 20
+    Examples: etb train --method expected --dataset mnist --eps 0.1 --epochs 20;
+    torchrun --nproc-per-node 2 -m etb_plugin train mine.yaml
     """
-    comparison = Comparison(read_experiment(None, {**context.params, "methods": method}))
-    with StoppableLive(o.stderr()) as live:
-        comparison.run(live, evaluation=False)
+    experiment = read_experiment(file, {**context.params, "methods": method})
+    if file is None and method is None:
+        raise ConfigError("which method? write --method ibp, or name a file that says so")
+    if len(experiment.methods) != 1 or experiment.methods[0].grid:
+        names = ", ".join(variant.label for variant in experiment.methods)
+        raise ConfigError(f"etb train trains one network; for several ({names}) there is etb compare")
+    with joined(resolve_device(experiment.device)) as team:
+        comparison = Comparison(experiment)
+        with StoppableLive(o.stderr(team.leads)) as live:
+            comparison.run(live, evaluation=False)
+    if not team.leads:
+        return
     folder = comparison.experiment.folder
     o.stdout().print(f"Trained: {comparison.title}", soft_wrap=True, highlight=False)
     o.stdout().print(f"Weights: {folder}/cells. Next: etb evaluate {folder}", soft_wrap=True, highlight=False)

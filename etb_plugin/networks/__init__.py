@@ -4,6 +4,7 @@ Start at `build`. A new architecture is one file here with `@register_network` i
 network's first layer, so everything outside counts in pixels.
 """
 
+from etb_plugin.networks.initialization import initialize_for_ibp
 from etb_plugin.networks.layers import Normalize, Residual, evaluating, split_normalization
 from etb_plugin.networks.registry import (
     build,
@@ -22,6 +23,7 @@ __all__ = [
     "check_network",
     "evaluating",
     "hidden_units",
+    "initialize_for_ibp",
     "networks",
     "parameters",
     "register_network",

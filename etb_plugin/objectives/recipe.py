@@ -88,9 +88,11 @@ class Recipe:
     """Defaults of a method. `source` says where they come from.
 
     `eps_ramp` is a factor of the training eps; `kappa` and `mix` are the objective's; the learning rate is multiplied
-    by `decay` after each of the spans `decay_at`. A batch is worked through in parts of `micro_batch` images, whose
-    gradients add up to the batch's: less memory, and on a CPU faster, where an objective's rows outgrow the caches.
-    Batch norm sees the parts.
+    by `decay` after each of the spans `decay_at`; gradients longer than `gradient_clip` (l2, all weights together) are
+    cut to it; weights begin as torch draws them, or as `networks.initialize_for_ibp` does.
+
+    A batch is worked through in parts of `micro_batch` images, whose gradients add up to the batch's: less memory, and
+    on a CPU faster, where an objective's rows outgrow the caches. Batch norm sees the parts.
     """
 
     source: str
@@ -100,6 +102,8 @@ class Recipe:
     weight_decay: float = 0.0
     decay_at: tuple[Span, ...] = ()
     decay: float = 0.1
+    gradient_clip: float | None = None
+    initialization: Literal["torch", "ibp"] = "torch"
     eps_ramp: RampOrNumber = Ramp(1.0, 1.0)
     kappa: RampOrNumber = Ramp(1.0, 1.0)
     mix: RampOrNumber = Ramp(0.0, 0.0)

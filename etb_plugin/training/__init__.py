@@ -5,5 +5,6 @@ differs between runs is in `Settings`.
 """
 
 from etb_plugin.training.loop import Epoch, Progress, Settings, Training, check_training, train
+from etb_plugin.training.team import Team, joined
 
-__all__ = ["Epoch", "Progress", "Settings", "Training", "check_training", "train"]
+__all__ = ["Epoch", "Progress", "Settings", "Team", "Training", "check_training", "joined", "train"]

@@ -3,28 +3,34 @@
 import copy
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from etb_plugin.data import Batches, Dataset
 from etb_plugin.errors import Stopped, TrainingError
+from etb_plugin.networks import initialize_for_ibp
 from etb_plugin.networks.checkpoints import save_weights
 from etb_plugin.objectives import Loss, Losses, Method, Point, Recipe, Run
 from etb_plugin.objectives.nominal import Nominal
 from etb_plugin.runs import write_file
 from etb_plugin.training.cost import PeakMemory, StepTimer
+from etb_plugin.training.diagnosis import Diagnosis
 from etb_plugin.training.schedule import Schedule
 from etb_plugin.training.state import Partial, State
+from etb_plugin.training.team import Team
 
 _WATCH_EVERY = 0.25
 """Seconds between two looks at the loss: each look waits for the device."""
+_TEAM_WATCH_EVERY = 20
+"""Batches between two looks of several processes, which have to look together."""
 _PROBE_STEPS, _PROBE_SECONDS = 30, 5.0
 
 
@@ -41,18 +47,23 @@ class Settings:
 
 @dataclass(frozen=True)
 class Epoch:
-    """Means over one epoch, eps and kappa at its last step, and its duration."""
+    """Means over one epoch (`gradient_norm`, l2 over all weights, before any cut), the schedule at its last step, what
+    `Diagnosis` says at its end, and its duration."""
 
     epoch: int
     loss: float
     clean_loss: float
     robust_loss: float
     accuracy: float
+    gradient_norm: float
     eps: float
     kappa: float
+    mix: float
     learning_rate: float
     seconds: float
     step_ms: float
+    unstable: float | None = None
+    width: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,40 +125,51 @@ def train(
     state.pt goes on from it, to the same bits as if it had never stopped; metrics.jsonl has a line for each epoch.
     Where `watch` raises Stopped, which it may after any batch, state.pt is written first. `about` is kept with the
     weights. `after_epoch` may look at the network before the epoch is saved, and leaves it as it was. Equal seeds give
-    equal runs; torch's own generators are left as they were. Raises TrainingError, naming epoch and batch, where the
-    loss is not finite, and CheckpointError for a state.pt that cannot be read.
+    equal runs; torch's own generators are left as they were. Where torchrun started several processes, they train the
+    network together (`team`), and the first one writes. Raises TrainingError, naming epoch and batch, where the loss is
+    not finite, and CheckpointError for a state.pt that cannot be read.
     """
+    team = Team.current()
     device = data.train.images.device
     generator = torch.Generator(device).manual_seed(settings.seed)
     batches = Batches(data.train, settings.batch_size, generator, data.source.crop_padding, data.source.flip)
     schedule = _schedule(method, settings, len(batches))
     loss = method.objective.prepare(network, data.input_shape, data.classes)
+    diagnosis = Diagnosis(network, data)
     state = State(network, _optimizer(network, method.recipe, schedule.learning_rate), generator)
+    writes = folder if team.leads else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
-        if folder is not None and (folder / "state.pt").exists():
-            state.load(folder / "state.pt")
+        kept = None if writes is None or not (writes / "state.pt").exists() else (writes / "state.pt").read_bytes()
+        kept = team.shared(kept)
+        if kept is not None:
+            state.load(kept, f"{folder}/state.pt")
         else:
+            if method.recipe.initialization == "ibp":
+                initialize_for_ibp(network)
             state.costs["nominal_step_ms"] = _nominal_step_ms(network, data, settings)
         memory = PeakMemory(device)
         network.train()
         while len(state.epochs) < settings.epochs:
             try:
-                epoch = _epoch(state, loss, batches, schedule, method.recipe.micro_batch, watch)
+                epoch = _epoch(state, loss, batches, schedule, settings.seed, team, watch)
             except Stopped:
-                if folder is not None:
-                    state.save(folder / "state.pt")
+                if writes is not None:
+                    state.save(writes / "state.pt")
                 raise
+            unstable, width = diagnosis.look(epoch.eps)
+            epoch = replace(epoch, unstable=unstable, width=width)
             settled = [e["loss"] for e in state.epochs if schedule.settled(int(e["epoch"]))]
             is_best = schedule.settled(epoch.epoch) and epoch.loss < min(settled, default=math.inf)
             state.epochs.append(asdict(epoch))
-            after_epoch(epoch)
+            if team.leads:
+                after_epoch(epoch)
             state.costs["peak_memory_mib"] = max(memory.mib(), state.costs.get("peak_memory_mib", 0.0))
-            if folder is not None:
+            if writes is not None:
                 for name in ("last", "best") if is_best else ("last",):
-                    save_weights(network, folder / f"{name}.safetensors", {**(about or {}), "epoch": epoch.epoch})
-                write_file(folder / "metrics.jsonl", "".join(json.dumps(e) + "\n" for e in state.epochs))
-                state.save(folder / "state.pt")
+                    save_weights(network, writes / f"{name}.safetensors", {**(about or {}), "epoch": epoch.epoch})
+                write_file(writes / "metrics.jsonl", "".join(json.dumps(e) + "\n" for e in state.epochs))
+                state.save(writes / "state.pt")
             done, left = len(state.epochs) * len(batches), (settings.epochs - len(state.epochs)) * epoch.seconds
             pace = len(data.train) / epoch.seconds
             watch(Progress(epoch.epoch, done, schedule.run.steps, epoch.loss, epoch.accuracy, epoch.eps, pace, left))
@@ -156,7 +178,8 @@ def train(
 
 
 def check_training(network: nn.Module, method: Method, data: Dataset, settings: Settings) -> None:
-    """Raise UnsupportedLayer or ConfigError where `train` would, before it begins."""
+    """Raise UnsupportedLayer or ConfigError for what `train` cannot do, before it begins."""
+    Team.current().check(network)
     method.objective.prepare(network, data.input_shape, data.classes)
     _schedule(method, settings, -(-len(data.train) // settings.batch_size))
 
@@ -171,15 +194,18 @@ def _epoch(
     loss: Loss,
     batches: Batches,
     schedule: Schedule,
-    micro_batch: int | None,
+    seed: int,
+    team: Team,
     watch: Callable[[Progress], None],
 ) -> Epoch:
     """Run one epoch, or the rest of one. Sums stay on the device; only a look at them, a few times a second, waits
     for it."""
     partial = state.partial = state.partial or Partial(batches.order())
     number, step = len(state.epochs) + 1, len(state.epochs) * len(batches) + partial.batches
-    sums = _Sums(number, batches.split.labels.device, partial)
-    timer = StepTimer(batches.split.labels.device)
+    device = batches.split.labels.device
+    sums = _Sums(number, device, partial, team)
+    timer = StepTimer(device)
+    weights = [p for p in state.network.parameters() if p.requires_grad]
     begun = time.perf_counter() - partial.seconds
     looked = time.perf_counter()
     for images, labels in batches.cut(partial.order, partial.batches):
@@ -187,66 +213,106 @@ def _epoch(
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.zero_grad(set_to_none=True)
-        size = micro_batch or len(labels)
-        for part, part_labels in zip(images.split(size), labels.split(size), strict=True):
-            losses = loss(part, part_labels, point, state.generator)
-            (losses.total * (len(part) / len(images))).backward()
-            sums.add(losses, len(part))
+        mine, generator = team.part(len(labels)), team.generator(state.generator, seed, step)
+        size = schedule.recipe.micro_batch or len(labels)
+        for part, part_labels in zip(images[mine].split(size), labels[mine].split(size), strict=True):
+            if len(part):  # a team may be larger than the last batch
+                losses = loss(part, part_labels, point, generator)
+                (losses.total * (len(part) / len(images))).backward()
+                sums.add(losses, len(part))
+        _add_up_gradients(team, weights)
+        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        if schedule.recipe.gradient_clip is not None:
+            nn.utils.clip_grads_with_norm_(weights, schedule.recipe.gradient_clip, norm)
         state.optimizer.step()
         timer.lap()
-        sums.batches += 1
+        sums.step(norm, len(labels))
         step += 1
         now = time.perf_counter()
         # Not behind the last batch: an epoch is stopped in the middle, or finished.
-        if now - looked >= _WATCH_EVERY and sums.batches < len(batches):
+        due = now - looked >= _WATCH_EVERY if team.size == 1 else sums.batches % _TEAM_WATCH_EVERY == 0
+        if due and sums.batches < len(batches):
             looked = now
-            mean, _, _, accuracy = sums.read()
+            mean, _, _, accuracy, _ = sums.read()
             sums.keep(partial, now - begun)
             pace = (now - begun) / sums.batches
             left = pace * (schedule.run.steps - step)
             images_per_second = sums.images / (now - begun)
-            watch(Progress(number, step, schedule.run.steps, mean, accuracy, point.eps, images_per_second, left))
-    mean, clean, robust, accuracy = sums.read()
+            report = Progress(number, step, schedule.run.steps, mean, accuracy, point.eps, images_per_second, left)
+            _told(watch, report, team, device)
+    mean, clean, robust, accuracy, gradient_norm = sums.read()
     seconds = time.perf_counter() - begun
     step_ms = timer.median_ms()
     state.partial = None
-    return Epoch(number, mean, clean, robust, accuracy, point.eps, point.kappa, rate, seconds, step_ms)
+    schedule_now = (point.eps, point.kappa, point.mix, rate)
+    return Epoch(number, mean, clean, robust, accuracy, gradient_norm, *schedule_now, seconds, step_ms)
+
+
+def _add_up_gradients(team: Team, weights: list[nn.Parameter]) -> None:
+    if team.size > 1:
+        for weight in weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        team.add_up(weight.grad for weight in weights if weight.grad is not None)
+
+
+def _told(watch: Callable[[Progress], None], report: Progress, team: Team, device: torch.device) -> None:
+    """Tell `watch`. Where one of the team is stopped, all are."""
+    stopped = None
+    try:
+        watch(report)
+    except Stopped as error:
+        stopped = error
+    if team.any(stopped is not None, device):
+        raise stopped or Stopped(signal.SIGTERM)
 
 
 class _Sums:
     """Running sums of an epoch, on the device, and the first batch whose loss is not finite."""
 
-    def __init__(self, epoch: int, device: torch.device, partial: Partial) -> None:
+    def __init__(self, epoch: int, device: torch.device, partial: Partial, team: Team) -> None:
         self.images, self.batches = partial.images, partial.batches  # finished ones
-        self._epoch = epoch
-        self._sums = torch.tensor(partial.sums, dtype=torch.float64, device=device)
-        self._first_bad = torch.full((), -1, device=device)
+        self._epoch, self._team = epoch, team
+        before = partial.sums if team.leads else (0.0,) * len(partial.sums)
+        self._sums = torch.tensor(before, dtype=torch.float64, device=device)
+        self._first_bad = torch.full((), math.inf, device=device)
 
     def add(self, losses: Losses, count: int) -> None:
         total = losses.total.detach()
-        bad = (self._first_bad < 0) & ~total.isfinite()
-        self._first_bad = torch.where(bad, self.batches + 1, self._first_bad)
+        bad = ~total.isfinite()
+        self._first_bad = torch.where(bad, self._first_bad.clamp(max=self.batches + 1), self._first_bad)
         # The losses are means over the batch; `correct` is a count already.
-        self._sums += torch.stack(
-            [total * count, losses.clean * count, losses.robust * count, losses.correct.to(total.dtype)]
-        )
-        self.images += count
+        parts = [total * count, losses.clean * count, losses.robust * count, losses.correct.to(total.dtype)]
+        self._sums[:4] += torch.stack(parts)
+
+    def step(self, gradient_norm: Tensor, images: int) -> None:
+        """End a batch of `images` images, of the whole team."""
+        self._sums[4] += gradient_norm / self._team.size  # the norm is known to all, and counted once
+        self.batches += 1
+        self.images += images
+
+    def _totals(self) -> Tensor:
+        sums = self._sums.clone()
+        self._team.add_up([sums])
+        return sums
 
     def keep(self, partial: Partial, seconds: float) -> None:
         """Write where the epoch stands into `partial`."""
         partial.batches, partial.images, partial.seconds = self.batches, self.images, seconds
-        partial.sums = tuple(self._sums.tolist())
+        partial.sums = tuple(self._totals().tolist())
 
-    def read(self) -> tuple[float, float, float, float]:
-        """Return the mean loss, its clean and robust parts, and the accuracy. Waits for the device."""
-        first_bad = int(self._first_bad)
-        if first_bad >= 0:
+    def read(self) -> tuple[float, float, float, float, float]:
+        """Return the mean loss, its clean and robust parts, the accuracy, and the mean norm. Waits for the device."""
+        totals = self._totals()
+        if not math.isfinite(float(totals[0])):
+            first = float(self._first_bad)
+            where = f", batch {first:.0f}" if math.isfinite(first) else ""
             raise TrainingError(
-                f"the loss is not finite in epoch {self._epoch}, batch {first_bad}; "
+                f"the loss is not finite in epoch {self._epoch}{where}; "
                 f"try a lower learning rate (--lr) or a smaller eps"
             )
-        total, clean, robust, correct = (self._sums / self.images).tolist()
-        return total, clean, robust, correct
+        total, clean, robust, correct = (totals[:4] / self.images).tolist()
+        return total, clean, robust, correct, float(totals[4]) / self.batches
 
 
 def _optimizer(network: nn.Module, recipe: Recipe, rate: float) -> torch.optim.Optimizer:

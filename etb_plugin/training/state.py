@@ -17,7 +17,7 @@ _UNREADABLE = (
     *(RuntimeError, ValueError, KeyError, TypeError, AttributeError),
     *(EOFError, OSError, pickle.UnpicklingError),
 )
-VERSION = 1
+VERSION = 2
 """Of the layout of a state; a state of another one is refused."""
 
 
@@ -28,7 +28,7 @@ class Partial:
     order: Tensor
     batches: int = 0
     images: int = 0
-    sums: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    sums: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0)
     seconds: float = 0.0
 
 
@@ -62,11 +62,11 @@ class State:
         torch.save(content, buffer)
         write_file(path, buffer.getvalue())
 
-    def load(self, path: Path) -> None:
-        """Put the state in `path` back. Raises CheckpointError where it cannot be read or does not fit."""
+    def load(self, saved: bytes, path: str) -> None:
+        """Put the state `saved` in `path` back. Raises CheckpointError where it cannot be read or does not fit."""
         try:
             with warnings.catch_warnings(action="ignore"):  # what is no state is refused below
-                content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                content: dict[str, Any] = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
             if content.get("version") != VERSION:
                 raise CheckpointError(
                     f"{path} has layout {content.get('version')}, and this version of etb reads {VERSION}; delete it "

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from etb_plugin.bounds import Box
+from etb_plugin.bounds.tracing import trace
 from etb_plugin.errors import ConfigError
-from etb_plugin.networks import build, hidden_units, parameters
+from etb_plugin.networks import build, hidden_units, initialize_for_ibp, parameters
 
 COUNTS = [
     ("small", 3, 8308, 470918),
@@ -60,3 +62,24 @@ def test_the_first_layer_normalises():
     x = torch.rand(2, 3, 8, 8)
     scaled = (x - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
     torch.testing.assert_close(normalised(x), plain(scaled))
+
+
+def test_weights_for_ibp_keep_the_width_of_intervals():
+    """Shi et al. 2021: behind its initialisation the mean width stays, behind torch's it does not."""
+    images = torch.rand(8, 3, 32, 32)
+    growth = {}
+    for kind in ("torch", "ibp"):
+        network = build("cnn7", (3, 32, 32), 10, seed=0)
+        last = network[-1].weight.clone()
+        if kind == "ibp":
+            torch.manual_seed(0)
+            initialize_for_ibp(network)
+        assert torch.equal(network[-1].weight, last)
+        graph = trace(network, torch.Size((3, 32, 32)))
+        box = Box.around(images, 1e-3)
+        with torch.no_grad():
+            intervals = graph.intervals(box.center, box.radius)
+        widths = [float(intervals[graph.nodes[i].inputs[0]][1].mean()) for i in graph.activations]
+        growth[kind] = widths[-1] / widths[0]
+    assert 0.3 < growth["ibp"] < 3
+    assert growth["torch"] > 100

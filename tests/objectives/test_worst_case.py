@@ -8,11 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from etb_plugin.bounds import Box, bound, margin_spec, other_classes, prepare
+from etb_plugin.bounds.tracing import trace
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.networks import build
 from etb_plugin.objectives import Point, get_method, methods, sabr, worst_case
 from etb_plugin.objectives.adversarial import Adversarial
 from etb_plugin.objectives.fusion import fused_cross_entropy
+from etb_plugin.objectives.ibp_fast import regularisers
 from etb_plugin.objectives.worst_case import WorstCase, worst_logits
 from tests.conftest import fully_connected
 
@@ -211,7 +213,7 @@ def test_the_annealed_bound_goes_from_the_expected_to_ibp(case, monkeypatch):
 def test_every_method_says_where_its_defaults_come_from():
     assert {"nominal", "pgd", "ibp", "crown-ibp", "crown", "expected", "dual", "dual-projected"} <= set(methods())
     for method in methods().values():
-        assert any(year in method.recipe.source for year in ("2018", "2019", "2020", "2023", "2024"))
+        assert any(year in method.recipe.source for year in ("2018", "2019", "2020", "2021", "2023", "2024"))
         assert len(method.summary) < 120
 
 
@@ -220,3 +222,25 @@ def test_options_reach_the_bound(case):
         loss_of(replace(get_method("expected").objective, options=o), *case) for o in ({}, {"center": "network"})
     )
     assert masked.robust != own.robust
+
+
+def test_regularisers_are_those_of_shi_et_al(case):
+    """One hidden layer, by hand: its width against the input's, and its active against its inactive units."""
+    network, images, _ = case
+    box = Box.around(images, 0.02)
+    center = network[1](box.center.flatten(1))
+    radius = box.radius.flatten(1) @ network[1].weight.abs().T
+    active, inactive = (center > radius), (center < -radius)
+    assert active.any()
+    assert inactive.any()
+    mean = (center * active).sum() / -(center * inactive).sum()
+    far = (center - center.mean()) ** 2
+    spread = (far * active).sum() / (far * inactive).sum()
+    ratios = [box.radius.mean() / radius.mean(), min(mean, 1 / mean), min(spread, 1 / spread)]
+    want = sum(max(0.5 - float(ratio), 0) for ratio in ratios) / 0.5
+    graph = trace(network, images.shape[1:])
+    assert float(regularisers(graph, box, 0.5)) == pytest.approx(want)
+    objective = get_method("ibp-fast").objective
+    plain, added = (loss_of(objective, *case, point=Point(0.02, 0.0, mix)).total for mix in (0.0, 0.4))
+    assert float(added - plain) == pytest.approx(0.4 * 0.5 * want)
+    assert bool(loss_of(objective, *case, point=Point(0.0, 0.0, 1.0)).total.isfinite())  # eps is 0 at first

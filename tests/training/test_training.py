@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import pytest
 import torch
@@ -11,12 +11,14 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 
+from etb_plugin.bounds import Box, bound
 from etb_plugin.data import load
 from etb_plugin.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from etb_plugin.networks import build
 from etb_plugin.objectives import Losses, Method, Ramp, Recipe, Run, get_method
 from etb_plugin.training import Settings, train
 from etb_plugin.training.schedule import Schedule
+from etb_plugin.training.tensorboard import TensorBoard
 
 TIMES = ("seconds", "step_ms")
 
@@ -100,6 +102,49 @@ def test_training_follows_plain_torch_step_by_step(digits, optimizer):
     assert not trained.training
 
 
+def test_gradients_are_cut_and_weights_drawn_as_the_recipe_says(digits):
+    recipe = replace(get_method("nominal").recipe, optimizer="sgd", learning_rate=1.0, gradient_clip=1e-3)
+    method = replace(get_method("nominal"), recipe=recipe)
+    trained = network(digits)
+    before = weights(trained).clone()
+    training = train(trained, method, digits, settings(epochs=1, batch_size=70))
+    assert training.epochs[0].gradient_norm > 1e-2
+    assert float((weights(trained) - before).detach().norm()) == pytest.approx(1e-3, rel=1e-3)
+    drawn = network(digits)
+    method = replace(method, recipe=replace(recipe, initialization="ibp", learning_rate=1e-9))
+    train(drawn, method, digits, settings(epochs=1))
+    first = next(p for p in drawn.parameters() if p.ndim > 1)
+    assert float(first.detach().std() * first[0].numel()) == pytest.approx((2 * torch.pi) ** 0.5, rel=0.1)
+
+
+def test_epochs_say_how_wide_and_unstable_the_network_is(digits):
+    net = network(digits, "mlp-8x1")
+    epoch = train(net, get_method("ibp"), digits, settings(epochs=1)).epochs[-1]
+    box = Box.around(digits.train.images[:100].float() / 255, epoch.eps)
+    with torch.no_grad():
+        interval = bound("ibp", net, box)
+    assert epoch.width == pytest.approx(float(interval.width.mean()), rel=1e-5)
+    hidden = net[: next(i for i, layer in enumerate(net) if isinstance(layer, nn.ReLU))]
+    with torch.no_grad():
+        before = bound("ibp", hidden, box)
+    assert epoch.unstable == pytest.approx(float(((before.lower < 0) & (before.upper > 0)).float().mean()))
+
+
+def test_tensorboard_has_every_figure_of_every_epoch(digits, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    training = train(
+        network(digits), get_method("ibp"), digits, settings(epochs=3), after_epoch=TensorBoard(tmp_path / "logs")
+    )
+    logs = EventAccumulator(str(tmp_path / "logs")).Reload()
+    tags = {tag.partition("/")[2]: tag for tag in logs.Tags()["scalars"]}
+    assert set(tags) == {f.name for f in fields(training.epochs[0])} - {"epoch"}
+    for name, tag in tags.items():
+        logged = [(event.step, event.value) for event in logs.Scalars(tag)]
+        assert logged == [(e.epoch, pytest.approx(getattr(e, name), rel=1e-6)) for e in training.epochs]
+
+
 @pytest.mark.parametrize("name", ["nominal", "ibp", "expected"])
 def test_a_method_lowers_its_loss_and_reports_what_it_cost(digits, name):
     training = train(network(digits), get_method(name), digits, settings(epochs=20, eps=0.01, learning_rate=0.01))
@@ -181,7 +226,7 @@ def test_a_state_of_another_layout_is_refused(digits, tmp_path):
     train(network(digits), get_method("nominal"), digits, settings(epochs=1), folder=tmp_path)
     content = torch.load(tmp_path / "state.pt", weights_only=True)
     torch.save({**content, "version": 99}, tmp_path / "state.pt")
-    with pytest.raises(CheckpointError, match=r"has layout 99, and this version of etb reads 1"):
+    with pytest.raises(CheckpointError, match=r"has layout 99, and this version of etb reads 2"):
         train(network(digits), get_method("nominal"), digits, settings(epochs=2), folder=tmp_path)
 
 
