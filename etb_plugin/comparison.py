@@ -20,11 +20,11 @@ from etb_plugin.data import Dataset, Split, load
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.evaluation import Evaluation, Exam, evaluate
 from etb_plugin.experiment import Evaluated, Experiment, Resolved, eps_text, resolve_device
-from etb_plugin.networks import evaluating
+from etb_plugin.networks import evaluating, members
 from etb_plugin.objectives import Method
 from etb_plugin.results import Candidate, Result, write_results
 from etb_plugin.runs import claimed, read_json, write_json
-from etb_plugin.trained import describe, restore
+from etb_plugin.trained import describe, restore, untrained
 from etb_plugin.training import Progress, Settings, Team, Training, check_training, train
 from etb_plugin.training.tensorboard import TensorBoard, check_tensorboard
 
@@ -94,11 +94,10 @@ class Comparison:
         }
         if resolved.tensorboard:
             check_tensorboard()
-        network = self._network()
         for cell in self.cells:
             with _refusal_of(f"method {cell.method.name!r}", resolved.model):
-                check_training(network, cell.method, self.data, cell.settings)
-        _check_bounds(network, self.data, resolved.model, self.exam)
+                check_training(self._network(cell.method.pair), cell.method, self.data, cell.settings)
+        _check_bounds(self._network(), self.data, resolved.model, self.exam)
 
     @property
     def cells(self) -> list[Cell]:
@@ -148,7 +147,8 @@ class Comparison:
             done = self._folder(cell) / "validation.json"
             if not done.exists():
                 network, training = self._trained(name, cell, watch)
-                found = _evaluations(network, self.data.validation, self.data.classes, exam, name, watch)
+                first = next(iter(members(network).values()))
+                found = _evaluations(first, self.data.validation, self.data.classes, exam, name, watch)
                 write_json(done, [asdict(evaluation) for evaluation in found])
                 watch.finished(name, training, [])
             evaluations = [Evaluation(**row) for row in read_json(done)]
@@ -157,22 +157,23 @@ class Comparison:
         return candidates
 
     def _run(self, label: str, cell: Cell, watch: Watch, evaluation: bool) -> list[Result]:
+        results: list[Result] = []
         done = self._folder(cell) / "result.json"
         if done.exists():
             results = [Result(**row) for row in read_json(done)]
             watch.finished(label, None, results)
             return results
         network, training = self._trained(label, cell, watch)
-        results = []
         if evaluation:
-            found = _evaluations(network, self.data.test, self.data.classes, self.exam, label, watch)
-            results = _results(network, found, self._about(label, cell), training)
+            for which, member in members(network).items():
+                found = _evaluations(member, self.data.test, self.data.classes, self.exam, label + which, watch)
+                results += _results(member, found, self._about(label + which, cell), training)
             write_json(done, [asdict(result) for result in results])
         watch.finished(label, training, results)
         return results
 
     def _trained(self, label: str, cell: Cell, watch: Watch) -> tuple[nn.Module, Training]:
-        network = self._network()
+        network = self._network(cell.method.pair)
         training = train(
             network,
             cell.method,
@@ -189,17 +190,17 @@ class Comparison:
 
     def _about(self, label: str, cell: Cell) -> dict[str, Any]:
         e = self.experiment
-        return describe(label, e.model, e.dataset, cell.eps, e.seed, self.data) | {"changes": dict(cell.changes)}
+        return describe(label, e.model, e.dataset, cell.eps, e.seed, self.data) | {
+            "changes": dict(cell.changes),
+            "pair": cell.method.pair,
+        }
 
     def _folder(self, cell: Cell) -> Path:
         return self.experiment.folder / "cells" / cell.id
 
-    def _network(self) -> nn.Module:
-        e, source = self.experiment, self.data.source
-        network = networks.build(
-            e.model, self.data.input_shape, self.data.classes, normalization=source.normalization, seed=e.seed
-        )
-        return network.to(e.device)
+    def _network(self, pair: bool = False) -> nn.Module:
+        e, data = self.experiment, self.data
+        return untrained(e.model, data.input_shape, data.classes, data.source.normalization, e.seed, pair).to(e.device)
 
 
 class Reevaluation:

@@ -35,6 +35,22 @@ def describe(method: str, model: str, dataset: str, eps: float, seed: int, data:
     }
 
 
+def untrained(
+    model: str,
+    input_shape: tuple[int, ...],
+    classes: int,
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    seed: int,
+    pair: bool,
+) -> nn.Module:
+    """Return a new network, or a pair of them whose second one has the seed after."""
+
+    def one(seed: int) -> nn.Module:
+        return networks.build(model, input_shape, classes, normalization=normalization, seed=seed)
+
+    return networks.Pair(one(seed), one(seed + 1)) if pair else one(seed)
+
+
 def restore(path: Path, request: Evaluated) -> tuple[Dataset, list[Trained]]:
     """Return the networks in `path`, a file of weights or a run folder, in eval mode, and the data they are for.
 
@@ -60,9 +76,12 @@ def restore(path: Path, request: Evaluated) -> tuple[Dataset, list[Trained]]:
                 f"{dataset} has {list(data.input_shape)} and {data.classes}"
             )
         statistics = _statistics(about["normalization"])
-        network = networks.build(about["model"], data.input_shape, data.classes, normalization=statistics, seed=0)
+        pair = about.get("pair", False)
+        network = untrained(about["model"], data.input_shape, data.classes, statistics, 0, pair)
         load_weights(network, weights, file)
-        trained.append(Trained(network.to(device).eval(), about | {"dataset": dataset}))
+        for which, member in networks.members(network).items():
+            own = {"dataset": dataset, "method": about["method"] + which}
+            trained.append(Trained(member.to(device).eval(), about | own))
     return data, trained
 
 

@@ -1,6 +1,7 @@
 """The bound `dual`: Wong and Kolter's dual of the linear relaxation, by convex_adversarial."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from convex_adversarial import Dense, DenseSequential, DualNetwork
@@ -50,6 +51,35 @@ def dual(
         return lower, torch.full_like(lower, torch.inf) if lower_only else -solved(-spec)
 
     return apply
+
+
+LinearBound = Callable[[Box, Tensor], tuple[Tensor, Tensor]]
+"""(box, spec) -> coefficients [batch, rows, inputs] and constants [batch, rows]: on the box each row of the spec is at
+least coefficients . x + constant, x being the normalised input, flat."""
+
+
+def prepare_linear(
+    network: nn.Module, input_shape: torch.Size, *, projections: int | None = None
+) -> tuple[LinearBound, nn.Module]:
+    """Make ready the linear function of the input behind the dual bound, and return it with the network's
+    normalisation. Raises like `dual`; its least value over the box is the dual bound."""
+    normalize, rest = split_normalization(network)
+    graph = trace(rest, input_shape)
+    dense_sequential(graph)
+
+    def linear(box: Box, spec: Tensor) -> tuple[Tensor, Tensor]:
+        box = box.mapped(normalize)
+        solved = _dual_network(dense_sequential(graph), box, projections)
+        layers = [*solved.dual_net, solved.last_layer]
+        nus = [-spec]
+        for layer in reversed(layers[1:]):
+            nus.append(layer.T(*nus))
+        constants = sum(
+            (layer.objective(*nus[: len(layers) - i + 1]) for i, layer in enumerate(layers) if i), spec.new_zeros(())
+        )
+        return -nus[-1].flatten(2), constants
+
+    return linear, normalize
 
 
 def _dual_network(dense: nn.Sequential, box: Box, projections: int | None) -> DualNetwork:

@@ -6,6 +6,7 @@ network's first layer, so everything outside counts in pixels.
 
 from etb_plugin.networks.initialization import initialize_for_ibp
 from etb_plugin.networks.layers import Normalize, Residual, evaluating, split_normalization
+from etb_plugin.networks.pair import Pair, members
 from etb_plugin.networks.registry import (
     build,
     check_network,
@@ -18,12 +19,14 @@ from etb_plugin.networks.registry import (
 
 __all__ = [
     "Normalize",
+    "Pair",
     "Residual",
     "build",
     "check_network",
     "evaluating",
     "hidden_units",
     "initialize_for_ibp",
+    "members",
     "networks",
     "parameters",
     "register_network",

@@ -63,12 +63,16 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """What `--methods` names. `summary` says in one line what it does and when to use it."""
+    """What `--methods` names. `summary` says in one line what it does and when to use it.
+
+    With `pair` the objective is prepared for a `networks.Pair`, both of which it trains.
+    """
 
     name: str
     summary: str
     objective: Objective
     recipe: Recipe
+    pair: bool = False
 
     @property
     def changeable(self) -> dict[str, Any]:
