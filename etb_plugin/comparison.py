@@ -56,7 +56,18 @@ class Cell:
     def id(self) -> str:
         """A readable name and a hash."""
         e = self.experiment
-        parts = (e.dataset, self.data_digest, e.model, self.eps, e.epochs, e.batch_size, e.lr, e.seed, e.device)
+        parts = (
+            e.dataset,
+            self.data_digest,
+            e.model,
+            self.eps,
+            e.epochs,
+            e.batch_size,
+            e.lr,
+            e.seed,
+            e.device,
+            e.compile,
+        )
         digest = hashlib.sha256(repr((*parts, self.method)).encode()).hexdigest()[:8]
         return f"{self.method.name}-{e.model}-seed{e.seed}-{digest}"
 
@@ -64,7 +75,8 @@ class Cell:
     def settings(self) -> Settings:
         """What the run is trained with, besides the method."""
         e = self.experiment
-        return Settings(self.eps, e.epochs, e.batch_size, None if "learning_rate" in self.changes else e.lr, e.seed)
+        rate = None if "learning_rate" in self.changes else e.lr
+        return Settings(self.eps, e.epochs, e.batch_size, rate, e.seed, e.compile)
 
 
 class Comparison:

@@ -217,6 +217,7 @@ class Experiment(Evaluated):
     validation: Count | None = None
     select: Literal["clean", "pgd", "certified"] = "pgd"
     tensorboard: bool = False
+    compile: bool = False
 
     def resolved(self) -> "Resolved":
         """Return the experiment with nothing left open. Raises ConfigError for names that do not exist.

@@ -27,6 +27,7 @@ def command(
     pgd_restarts: o.PgdRestarts = None,
     certify: o.Certify = None,
     tensorboard: o.TensorBoard = None,
+    compile: o.Compile = None,
     device: o.Device = None,
     data_dir: o.DataDir = None,
     out: o.Out = None,

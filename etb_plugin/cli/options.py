@@ -58,6 +58,12 @@ Validation = Annotated[
 TensorBoard = Annotated[
     bool | None, typer.Option("--tensorboard", help="Write TensorBoard's logs too.", rich_help_panel=_TRAINING)
 ]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile", help="Have torch compile the network; pays on GPUs and long runs.", rich_help_panel=_TRAINING
+    ),
+]
 EpsTest = Annotated[
     str | None,
     typer.Option(help="Test radii, such as 0.1,0.2; without it the training one.", rich_help_panel=_EVALUATION),

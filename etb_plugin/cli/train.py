@@ -23,6 +23,7 @@ def command(
     seed: o.Seed = None,
     train_limit: o.TrainLimit = None,
     tensorboard: o.TensorBoard = None,
+    compile: o.Compile = None,
     device: o.Device = None,
     data_dir: o.DataDir = None,
     out: o.Out = None,

@@ -86,7 +86,8 @@ class Method:
         return {key: value for key, value in values.items() if key not in _FIXED}
 
     def changed(self, changes: Mapping[str, Any]) -> "Method":
-        """Return the method with some of `changeable` changed, from plain values as a YAML file has them.
+        """Return the method with some of `changeable` changed, from plain values as a YAML file has them; a mapping
+        changes some keys of a ramp or an attack.
 
         Raises ConfigError for a key that there is not, and for a value that does not do.
         """
@@ -116,6 +117,9 @@ def _replaced(record: Any, changes: Mapping[str, Any]) -> Any:
     hints = get_type_hints(type(record), include_extras=True)
     values = {}
     for key, value in changes.items():
+        now = getattr(record, key)
+        if is_dataclass(now) and isinstance(value, dict):  # a part of it, such as an attack's steps
+            value = {field.name: getattr(now, field.name) for field in fields(now)} | value
         try:
             values[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:
