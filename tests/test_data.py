@@ -1,6 +1,7 @@
 """Reading data sets, refusing broken ones, and cutting batches."""
 
 import gzip
+import pickle
 import struct
 
 import numpy as np
@@ -9,6 +10,9 @@ import torch
 
 from etb_plugin import data
 from etb_plugin.errors import ConfigError, DataError
+from etb_plugin.networks import build
+from etb_plugin.objectives import get_method
+from etb_plugin.training import Settings, train
 
 
 def arrays(channels: int = 0) -> data.Arrays:
@@ -149,3 +153,110 @@ def test_labels_that_the_data_set_does_not_have_are_refused(tmp_path):
     np.savez(tmp_path / "cifar10.npz", **{**arrays(3), "y_test": np.full(20, 10)})
     with pytest.raises(DataError, match="cifar10 has 10 classes; its files hold the label 10"):
         data.load("cifar10", data_dir=tmp_path)
+
+
+def write_har(folder, features=561, labels=(1, 6, 3)):
+    for part in ("train", "test"):
+        (folder / "UCI HAR Dataset" / part).mkdir(parents=True)
+        table = np.random.default_rng(0).uniform(-1, 1, (len(labels), features))
+        np.savetxt(folder / "UCI HAR Dataset" / part / f"X_{part}.txt", table, fmt=" %.8e")
+        np.savetxt(folder / "UCI HAR Dataset" / part / f"y_{part}.txt", labels, fmt="%d")
+    return table
+
+
+def test_har_is_read_as_the_archive_holds_it(tmp_path):
+    table = write_har(tmp_path)
+    found = data.load("har", data_dir=tmp_path)
+    assert (found.input_shape, found.classes) == ((561, 1, 1), 6)
+    assert found.test.labels.tolist() == [0, 5, 2]
+    x, _ = next(found.test.batches(3))
+    np.testing.assert_allclose(x.flatten(1).numpy() * 2 - 1, table, atol=1e-6)
+    network = build(found.source.default_model, found.input_shape, found.classes, seed=0)
+    assert network(x).shape == (3, 6)
+    training = train(network, get_method("ibp"), found, Settings(0.025, epochs=4))
+    assert training.epochs[-1].width > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ({"features": 560}, r"561 features and one label a line are needed; got \[3, 560\]"),
+        ({"labels": (0, 1, 2)}, "labels run from 1 to 6; got 0 to 2"),
+    ],
+)
+def test_a_har_folder_of_something_else_is_refused(tmp_path, kind, message):
+    write_har(tmp_path, **kind)
+    with pytest.raises(DataError, match=message):
+        data.load("har", data_dir=tmp_path)
+
+
+def test_missing_and_garbled_har_files_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"there is no .*X_train\.txt: unpack the UCI archive"):
+        data.load("har", data_dir=tmp_path)
+    write_har(tmp_path)
+    (tmp_path / "UCI HAR Dataset" / "test" / "X_test.txt").write_text("1 2\nthree\n")
+    with pytest.raises(DataError, match=r"X_test\.txt is no table of numbers"):
+        data.load("har", data_dir=tmp_path)
+
+
+def imagenet_batch(number, first):
+    images = np.random.default_rng(first).integers(0, 256, (number, 3 * 64 * 64), dtype=np.uint8)
+    return {"data": images, "labels": [first + i for i in range(number)], "mean": images.mean(0)}
+
+
+def write_imagenet(folder, batches=10):
+    (folder / "imagenet64").mkdir()
+    files = [(f"train_data_batch_{i}", imagenet_batch(4, 10 * i)) for i in range(1, batches + 1)]
+    for name, content in (*files, ("val_data", imagenet_batch(3, 998))):
+        (folder / "imagenet64" / name).write_bytes(pickle.dumps(content, protocol=2))
+    return dict(files)
+
+
+def test_imagenet64_is_read_from_its_batches_and_cropped(tmp_path):
+    files = write_imagenet(tmp_path)
+    found = data.load("imagenet64", data_dir=tmp_path)
+    assert (len(found.train), len(found.test), found.classes, found.input_shape) == (40, 3, 1000, (3, 56, 56))
+    assert found.test.labels.tolist() == [997, 998, 999]
+    assert found.train.labels[:5].tolist() == [9, 10, 11, 12, 19]
+    first = files["train_data_batch_1"]["data"][0].reshape(3, 64, 64)
+    assert np.array_equal(found.train.images[0].numpy(), first)
+    batches = data.Batches.of(found, 40, torch.Generator().manual_seed(0))
+    order = torch.arange(40)
+    (crops, _), (again, _) = next(batches.cut(order)), next(batches.cut(order))
+    assert crops.shape == (40, 3, 56, 56)
+    assert not torch.equal(crops, again)
+    places = torch.from_numpy(first).unfold(1, 56, 1).unfold(2, 56, 1).permute(1, 2, 0, 3, 4).flatten(0, 1) / 255
+    assert min(float((places - c).abs().amax((1, 2, 3)).min()) for c in (crops[0], crops[0].flip(2))) < 1e-6
+    torch.testing.assert_close(found.first_training_images(1)[0], torch.from_numpy(first[:, 4:60, 4:60]) / 255)
+
+
+def test_imagenet64_reads_archives_and_no_more_files_than_needed(tmp_path):
+    write_imagenet(tmp_path, batches=2)
+    assert len(data.load("imagenet64", data_dir=tmp_path, train_limit=6).train) == 6
+    with pytest.raises(DataError, match=r"there is no .*train_data_batch_3"):
+        data.load("imagenet64", data_dir=tmp_path)
+    (tmp_path / "imagenet64" / "train_data_batch_1").unlink()
+    np.savez(tmp_path / "imagenet64" / "train_data_batch_1.npz", **imagenet_batch(4, 10))
+    assert data.load("imagenet64", data_dir=tmp_path, train_limit=4).train.labels.tolist() == [9, 10, 11, 12]
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"data": Harmful()}, "is no batch of downscaled ImageNet: it names builtins.print, which is no array"),
+        ({"labels": [1]}, "is no batch of downscaled ImageNet"),
+        ({"data": np.zeros((2, 5), np.uint8), "labels": [1, 2]}, r"data needs uint8 \[n, 12288\]"),
+        ({"data": np.zeros((1, 12288), np.uint8), "labels": [0]}, "labels run from 1 to 1000; got 0 to 0"),
+    ],
+)
+def test_a_batch_of_something_else_is_refused_and_runs_nothing(tmp_path, capsys, content, message):
+    write_imagenet(tmp_path)
+    (tmp_path / "imagenet64" / "val_data").write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match=message):
+        data.load("imagenet64", data_dir=tmp_path)
+    assert capsys.readouterr().out == ""

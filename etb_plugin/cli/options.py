@@ -17,7 +17,8 @@ _WHAT, _TRAINING, _EVALUATION, _WHERE = "What", "Training", "Evaluation", "Where
 Dataset = Annotated[
     str | None,
     typer.Option(
-        help="digits, mnist, fashion-mnist, cifar10, cifar100, svhn, or path/to/file.npz.", rich_help_panel=_WHAT
+        help="digits, mnist, fashion-mnist, cifar10, cifar100, svhn, har, imagenet64, or path/to/file.npz.",
+        rich_help_panel=_WHAT,
     ),
 ]
 Methods = Annotated[

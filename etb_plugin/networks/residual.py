@@ -1,4 +1,4 @@
-"""The residual network of Wong et al. 2018."""
+"""Residual networks: that of Wong et al. 2018, and the wide one of Gowal et al. 2019 for ImageNet."""
 
 from torch import nn
 
@@ -28,3 +28,19 @@ def wk_resnet(channels: int, size: int, classes: int) -> Layers:
     layers += block(16, 32, halve=True) + block(32, 64, halve=True)
     layers += [nn.Flatten(), nn.Linear(64 * quarter * quarter, 1000), nn.ReLU(), nn.Linear(1000, classes)]
     return layers
+
+
+@register_network(
+    "wide-resnet-10-10",
+    layers="conv 16 3x3 s1 p1, residual blocks of 160, 320 (halving), 640 (halving); ReLU first; average pooling",
+    source="Gowal et al. 2019 (table 2), Zagoruyko and Komodakis 2016; no batch norm",
+)
+def wide_resnet(channels: int, size: int, classes: int) -> Layers:
+    layers: Layers = [nn.Conv2d(channels, 16, 3, 1, 1)]
+    channels = 16
+    for out, stride in ((160, 1), (320, 2), (640, 2)):
+        size = convolved(size, 3, stride, 1)
+        main = nn.Sequential(nn.Conv2d(channels, out, 3, stride, 1), nn.ReLU(), nn.Conv2d(out, out, 3, 1, 1))
+        layers += [nn.ReLU(), Residual(main, nn.Conv2d(channels, out, 1, stride, 0))]
+        channels = out
+    return [*layers, nn.ReLU(), nn.AvgPool2d(size), nn.Flatten(), nn.Linear(channels, classes)]

@@ -6,7 +6,7 @@ from torch import nn
 from etb_plugin.bounds import Box
 from etb_plugin.bounds.graph import Graph
 from etb_plugin.bounds.tracing import trace
-from etb_plugin.data import Dataset, pixels
+from etb_plugin.data import Dataset
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.networks import evaluating
 
@@ -18,7 +18,7 @@ class Diagnosis:
 
     def __init__(self, network: nn.Module, data: Dataset) -> None:
         self._network = network
-        self._images = pixels(data.train.images[:_IMAGES])
+        self._images = data.first_training_images(_IMAGES)
         self._graph: Graph | None = None
         try:
             with evaluating(network):

@@ -137,7 +137,7 @@ def train(
     team = Team.current()
     device = data.train.images.device
     generator = torch.Generator(device).manual_seed(settings.seed)
-    batches = Batches(data.train, settings.batch_size, generator, data.source.crop_padding, data.source.flip)
+    batches = Batches.of(data, settings.batch_size, generator)
     schedule = _schedule(method, settings, len(batches))
     loss = method.objective.prepare(network, data.input_shape, data.classes)
     diagnosis = Diagnosis(network, data)
@@ -333,7 +333,7 @@ def _nominal_step_ms(network: nn.Module, data: Dataset, settings: Settings) -> f
     """Return the median nominal step on a copy of the network, the yardstick of `step_ms`."""
     device = data.train.images.device
     generator = torch.Generator(device).manual_seed(settings.seed)
-    batches = Batches(data.train, settings.batch_size, generator, data.source.crop_padding, data.source.flip)
+    batches = Batches.of(data, settings.batch_size, generator)
     trial = copy.deepcopy(network).train()
     optimizer = torch.optim.Adam(trial.parameters())
     loss = Nominal().prepare(trial, data.input_shape, data.classes)

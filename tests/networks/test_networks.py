@@ -19,6 +19,12 @@ COUNTS = [
 ]
 
 
+def test_the_wide_network_has_the_size_that_the_paper_gives():
+    """Gowal et al. 2019, section 4.2: 8M parameters and 1.8M hidden units, on crops of 56 x 56 and 1000 classes."""
+    network = build("wide-resnet-10-10", (3, 56, 56), 1000)
+    assert (hidden_units(network, (3, 56, 56)), parameters(network)) == (1_806_336, 8_068_808)
+
+
 @pytest.mark.parametrize(("name", "channels", "units", "weights"), COUNTS)
 def test_units_and_parameters_are_the_papers(name, channels, units, weights):
     shape = (channels, 32, 32) if channels == 3 else (1, 28, 28)

@@ -5,7 +5,7 @@ cropping and flipping are tensor operations. Pixels are in [0, 1]; normalisation
 
 Sources, in this order: `DATA_DIR/NAME.npz` with x_train, y_train, x_test, y_test (uint8, Keras layout); the MNIST
 family's IDX files in `DATA_DIR/NAME` or torchvision's layout; torchvision's own loaders.
-`digits` is inside scikit-learn.
+`digits` is inside scikit-learn; what has a reader of its own (`har`, `imagenet64`) has its own file here.
 """
 
 import gzip
@@ -14,9 +14,11 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,11 @@ _KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of a named data set: its defaults, and how it is read."""
+    """What is known of a named data set: its defaults, and how it is read.
+
+    Training crops: of the image's size after padding it by `crop_padding`, or of the size `crop`, which testing takes
+    from the middle. `read` (folder, training images needed at least, or None for all) -> arrays.
+    """
 
     default_eps: float
     normalization: Statistics | None = None
@@ -44,9 +50,11 @@ class Source:
     default_epochs: int = 20
     idx_folders: tuple[str, ...] = ()
     torchvision: str | None = None
+    crop: int | None = None
+    read: Callable[[Path, int | None], Arrays] | None = None
 
 
-SOURCES: dict[str, Source] = {
+_SOURCES: dict[str, Source] = {
     "digits": Source(0.1, default_model="tiny"),
     "mnist": Source(0.1, idx_folders=("mnist", "MNIST/raw"), torchvision="MNIST"),
     "fashion-mnist": Source(0.1, idx_folders=("fashion-mnist", "FashionMNIST/raw"), torchvision="FashionMNIST"),
@@ -61,9 +69,27 @@ SOURCES: dict[str, Source] = {
 _OWN = Source(0.1)
 
 
+def register_source(name: str, source: Source) -> None:
+    """Make a data set known by its name. Raises ConfigError where the name is taken."""
+    if name in _SOURCES:
+        raise ConfigError(f"data set {name!r} is registered twice")
+    _SOURCES[name] = source
+
+
+def sources() -> Mapping[str, Source]:
+    """Return every named data set."""
+    return dict(_SOURCES)
+
+
+def load_readers() -> None:
+    """Import every file of this folder, so that each registers its data set."""
+    for module in iter_modules([str(Path(__file__).parent)]):
+        import_module(f"etb_plugin.data.{module.name}")
+
+
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 [n, channels, height, width] and labels int64 [n], on one device."""
+    """Images [n, channels, height, width], uint8 or float32 in [0, 1], and labels int64 [n], on one device."""
 
     images: Tensor
     labels: Tensor
@@ -91,7 +117,11 @@ class Dataset:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """[channels, height, width]"""
-        return tuple(self.train.images.shape[1:])
+        return tuple(self.test.images.shape[1:])
+
+    def first_training_images(self, count: int) -> Tensor:
+        """Return the first training images as the network would see them in testing, [count, *input_shape]."""
+        return pixels(middle(self.train.images[:count], self.source.crop))
 
     def digest(self) -> str:
         """Return a short hash of all images and labels: equal names may hold different data."""
@@ -111,6 +141,13 @@ class Batches:
     generator: torch.Generator
     crop_padding: int = 0
     flip: bool = False
+    crop: int | None = None
+
+    @classmethod
+    def of(cls, data: Dataset, size: int, generator: torch.Generator) -> "Batches":
+        """Return the training batches of a data set, augmented as it asks for."""
+        source = data.source
+        return cls(data.train, size, generator, source.crop_padding, source.flip, source.crop)
 
     def __len__(self) -> int:
         return -(-len(self.split) // self.size)
@@ -128,8 +165,8 @@ class Batches:
             yield pixels(self._augmented(self.split.images[chosen])), self.split.labels[chosen]
 
     def _augmented(self, images: Tensor) -> Tensor:
-        if self.crop_padding:
-            images = _shifted(images, self.crop_padding, self.generator)
+        if self.crop_padding or self.crop:
+            images = _cropped(images, self.crop_padding, self.crop or images.shape[2], self.generator)
         if self.flip:
             flipped = torch.rand(len(images), generator=self.generator, device=images.device) < 0.5
             images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(3), images)
@@ -137,17 +174,26 @@ class Batches:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [0, 1]."""
-    return images.float() / 255
+    """Return uint8 images as float32 in [0, 1], and float32 ones as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-def _shifted(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Pad with zeros and crop each image at its own random place."""
-    count, _, height, width = images.shape
+def middle(images: Tensor, size: int | None) -> Tensor:
+    """Return the crops of `size` in the middle; the images themselves for None."""
+    if size is None:
+        return images
+    top = (images.shape[2] - size) // 2
+    return images[:, :, top : top + size, top : top + size]
+
+
+def _cropped(images: Tensor, padding: int, size: int, generator: torch.Generator) -> Tensor:
+    """Pad with zeros and crop each image to `size` at its own random place."""
+    count, _, height, _ = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
-    start = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator, device=images.device)
-    rows = start[0] + torch.arange(height, device=images.device)
-    columns = start[1] + torch.arange(width, device=images.device)
+    places = height + 2 * padding - size + 1
+    start = torch.randint(0, places, (2, count, 1), generator=generator, device=images.device)
+    rows = start[0] + torch.arange(size, device=images.device)
+    columns = start[1] + torch.arange(size, device=images.device)
     example = torch.arange(count, device=images.device)
     # Advanced indices around a slice put the channels last.
     return padded[example[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
@@ -155,11 +201,11 @@ def _shifted(images: Tensor, padding: int, generator: torch.Generator) -> Tensor
 
 def describe(name: str) -> Source:
     """Return what is known of the data set `name` (a file's defaults for a path). Raises ConfigError for neither."""
-    if name in SOURCES:
-        return SOURCES[name]
+    if name in _SOURCES:
+        return _SOURCES[name]
     if name.endswith(".npz"):
         return _OWN
-    raise unknown_name("dataset", name, SOURCES)
+    raise unknown_name("dataset", name, _SOURCES)
 
 
 def load(
@@ -186,13 +232,14 @@ def load(
             raise DataError(f"there is no file {name}")
         arrays = _read_npz(Path(name))
     else:
-        arrays = _find(name, source, folder)
+        needed = None if train_limit is None or validation is not None else train_limit
+        arrays = _find(name, source, folder, needed)
     classes = _classes(name, source, arrays)
     aside = None
     if validation is not None:
         if not 1 <= validation < len(arrays["y_train"]):
             raise ConfigError(f"validation is {validation}; {name} has {len(arrays['y_train'])} training images")
-        aside = _split(arrays["x_train"][-validation:], arrays["y_train"][-validation:], name, device)
+        aside = _split(arrays["x_train"][-validation:], arrays["y_train"][-validation:], name, device, source.crop)
         for key in ("x_train", "y_train"):
             arrays[key] = arrays[key][:-validation]
     for part, limit in (("train", train_limit), ("test", test_limit)):
@@ -200,15 +247,18 @@ def load(
             raise ConfigError(f"the {part} limit is {limit}; it must be at least 1")
         for key in (f"x_{part}", f"y_{part}"):
             arrays[key] = arrays[key][:limit]
-    train, test = (_split(arrays[f"x_{part}"], arrays[f"y_{part}"], name, device) for part in ("train", "test"))
-    if train.images.shape[1:] != test.images.shape[1:]:
-        shapes = [list(split.images.shape[1:]) for split in (train, test)]
+    shapes = [list(arrays[f"x_{part}"].shape[1:]) for part in ("train", "test")]
+    if shapes[0] != shapes[1]:
         raise DataError(f"{name}: training images {shapes[0]}, test images {shapes[1]}")
+    train = _split(arrays["x_train"], arrays["y_train"], name, device, None)
+    test = _split(arrays["x_test"], arrays["y_test"], name, device, source.crop)
     return Dataset(Path(name).stem, train, test, classes=classes, source=source, validation=aside)
 
 
-def _split(images: np.ndarray, labels: np.ndarray, name: str, device: torch.device | str) -> Split:
-    tensor = _channels_first(images, name)
+def _split(
+    images: np.ndarray, labels: np.ndarray, name: str, device: torch.device | str, crop: int | None
+) -> Split:
+    tensor = middle(_channels_first(images, name), crop).contiguous()
     return Split(tensor.to(device), torch.from_numpy(labels.astype(np.int64)).to(device))
 
 
@@ -225,7 +275,7 @@ def _classes(name: str, source: Source, arrays: Arrays) -> int:
 def _channels_first(images: np.ndarray, name: str) -> Tensor:
     tensor = torch.from_numpy(images)
     tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
-    if tensor.shape[1] not in (1, 3):
+    if tensor.shape[1] not in (1, 3) and images.dtype == np.uint8:
         raise DataError(
             f"{name}: images need shape [n, height, width] or [n, height, width, 1 or 3]; got {images.shape}"
         )
@@ -242,7 +292,9 @@ def _digits() -> Arrays:
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
 
 
-def _find(name: str, source: Source, folder: Path) -> Arrays:
+def _find(name: str, source: Source, folder: Path, needed: int | None) -> Arrays:
+    if source.read is not None:
+        return source.read(folder, needed)
     if (folder / f"{name}.npz").is_file():
         return _read_npz(folder / f"{name}.npz")
     for place in source.idx_folders:
