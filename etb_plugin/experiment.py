@@ -39,7 +39,10 @@ def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{value!r} is no number")
     try:
-        return float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
+        if isinstance(value, str) and "/" in value:
+            above, _, below = value.partition("/")
+            return float(Fraction(above.strip()) / Fraction(below.strip()))
+        return float(value)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{value!r} is no number; write 0.1 or 8/255") from None
 

@@ -28,6 +28,7 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path):
 def test_fractions_and_lists_are_understood():
     experiment = read_experiment(None, {"eps": "8/255", "eps_test": "2/255,8/255", "methods": "ibp, crown"})
     assert experiment.eps == pytest.approx(8 / 255)
+    assert read_experiment(None, {"eps": "2.2/255"}).eps == pytest.approx(2.2 / 255)
     assert experiment.eps_test == pytest.approx((2 / 255, 8 / 255))
     assert names(experiment) == ["ibp", "crown"]
 
