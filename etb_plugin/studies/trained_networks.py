@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from etb_plugin import networks
 from etb_plugin.data import Dataset, load
 from etb_plugin.objectives import Method
 from etb_plugin.studies.registry import Parameters
+from etb_plugin.trained import untrained as new_network
 from etb_plugin.training import Epoch, Settings, train
 
 
@@ -25,10 +25,9 @@ def dataset(parameters: Parameters) -> Dataset:
     )
 
 
-def untrained(data: Dataset, model: str, seed: int) -> nn.Module:
-    """Return a new network for `data`, in eval mode."""
-    network = networks.build(model, data.input_shape, data.classes, normalization=data.source.normalization, seed=seed)
-    return network.eval()
+def untrained(data: Dataset, model: str, seed: int, pair: bool = False) -> nn.Module:
+    """Return a new network for `data`, or a pair of them, in eval mode."""
+    return new_network(model, data.input_shape, data.classes, data.source.normalization, seed, pair).eval()
 
 
 def trained(
@@ -46,9 +45,9 @@ def trained(
     `after_epoch` sees the network, in training mode, after each epoch that is trained now.
     """
     method = replace(method, recipe=replace(method.recipe, **recipe))
-    settings = Settings(parameters["eps_train"], parameters["epochs"], seed=seed)
+    settings = Settings(parameters["eps_train"], parameters["epochs"], parameters.get("batch_size", 100), seed=seed)
     digest = hashlib.sha256(repr((method, settings, parameters["model"], data.digest())).encode()).hexdigest()[:8]
-    network = untrained(data, parameters["model"], seed)
+    network = untrained(data, parameters["model"], seed, method.pair)
     place = folder / "cells" / f"{method.name}-seed{seed}-{digest}"
     train(network, method, data, settings, folder=place, after_epoch=lambda epoch: after_epoch(network, epoch))
     return network.eval()

@@ -29,6 +29,13 @@ TINY = {
         **{"methods": ["nominal", "expected"], "pgd_steps": 3, "samples": 20},
     },
     "sketch": {"models": ["mlp-30x2"], "k": [10, 50], "size": 6, "seeds": [0]},
+    "toy-2d": {"model": "mlp-8x1", "methods": ["nominal", "ibp"], "epochs": 2},
+    "polytope-training": {"model": "mlp-8x1", "steps": [0, 20, 40], "epochs": 2, "samples": 50, "shown": 10},
+    "ibp-ablation": {"model": "mlp-8x1", "train_limit": 100, "epochs": 1, "images": 20, "seeds": [0, 1]},
+    "robustra-reference": {
+        **{"model": "mlp-8x1", "train_limit": 50, "epochs": 2, "overlap_epochs": 2, "images": 10, "bounded_images": 5},
+        **{"pgd_steps": 3},
+    },
     "masks": {
         **{"model": "mlp-16x2", "train_limit": 100, "epochs": 1, "images": 20, "bounded_images": 5, "seeds": [0, 1]},
         **{"networks": ["untrained", "nominal"], "train_masks": ["ibp", "slope"], "pgd_steps": 3, "samples": 20},
