@@ -22,6 +22,7 @@ def command(
     seed: o.Seed = None,
     train_limit: o.TrainLimit = None,
     validation: o.Validation = None,
+    select: o.Select = None,
     test_limit: o.TestLimit = None,
     pgd_steps: o.PgdSteps = None,
     pgd_restarts: o.PgdRestarts = None,

@@ -56,6 +56,13 @@ Validation = Annotated[
         help="Set the last so many training images aside, to choose a grid's best.", rich_help_panel=_TRAINING
     ),
 ]
+Select = Annotated[
+    str | None,
+    typer.Option(
+        help="What a grid's best is chosen by on them: clean, pgd (the default) or certified accuracy.",
+        rich_help_panel=_TRAINING,
+    ),
+]
 TensorBoard = Annotated[
     bool | None, typer.Option("--tensorboard", help="Write TensorBoard's logs too.", rich_help_panel=_TRAINING)
 ]

@@ -33,8 +33,9 @@ def command(
     The same command again resumes. `etb evaluate` takes the run folder. Started by torchrun, several processes, on one
     GPU each or on CPUs, train the network together.
 
-    Examples: etb train --method expected --dataset mnist --eps 0.1 --epochs 20;
-    torchrun --nproc-per-node 2 -m etb_plugin train mine.yaml
+    Example: etb train --method expected --dataset mnist --eps 0.1 --epochs 20
+
+    Several processes: torchrun --nproc-per-node 2 -m etb_plugin train mine.yaml
     """
     experiment = read_experiment(file, {**context.params, "methods": method})
     if file is None and method is None:

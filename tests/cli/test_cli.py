@@ -228,6 +228,10 @@ def test_methods_and_models_list_what_is_registered(tmp_path):
     shown = etb("methods", cwd=tmp_path).stdout
     for name in (*methods(), *bounds()):
         assert re.search(rf"^ *{re.escape(name)} ", shown, re.MULTILINE), name
+    shown = etb("methods", "expected", cwd=tmp_path).stdout
+    assert re.search(r"masks +center", shown)
+    assert "--methods expected:kappa=0.5:eps=0.2" in shown
+    assert "did you mean expected" in etb("methods", "expectd", cwd=tmp_path).stderr
     shown = etb("models", cwd=tmp_path).stdout
     for name in networks.networks():
         assert re.search(rf"^ *{re.escape(name)} ", shown, re.MULTILINE), name
@@ -249,6 +253,7 @@ def test_the_public_surface_is_the_designs():
     assert names == COMMANDS
     flags = {"dataset", "methods", "model", "eps", "eps_test", "epochs", "batch_size", "lr", "seed", "device"}
     flags |= {"data_dir", "train_limit", "test_limit", "pgd_steps", "pgd_restarts", "certify", "out"}
+    flags |= {"validation", "select", "tensorboard", "compile"}
     assert set(Experiment.model_fields) == flags
     compare = next(c for c in app.registered_commands if c.name == "compare")
     assert set(compare.callback.__annotations__) - {"context", "file", "return"} == flags

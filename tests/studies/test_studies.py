@@ -7,13 +7,16 @@ import pytest
 import torch
 import yaml
 
-from etb_plugin.bounds import bound
+from etb_plugin.bounds import Box, bound, margin_spec
 from etb_plugin.cli.main import main
+from etb_plugin.data import pixels
 from etb_plugin.errors import ConfigError, DataError
 from etb_plugin.studies import get_study, run_study, studies
+from etb_plugin.studies.cascade import _stage
 from etb_plugin.studies.polytope import _TABLES
 from etb_plugin.studies.random_networks import gaussian_box, gaussian_network, ranges
 from etb_plugin.studies.registry import Study
+from etb_plugin.studies.trained_networks import dataset
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -36,6 +39,7 @@ TINY = {
         **{"model": "mlp-8x1", "train_limit": 50, "epochs": 2, "overlap_epochs": 2, "images": 10, "bounded_images": 5},
         **{"pgd_steps": 3},
     },
+    "cascade": {"model": "mlp-8x1", "certify": "ibp", "train_limit": 60, "images": 20, "stages": 3, "epochs": 2},
     "masks": {
         **{"model": "mlp-16x2", "train_limit": 100, "epochs": 1, "images": 20, "bounded_images": 5, "seeds": [0, 1]},
         **{"networks": ["untrained", "nominal"], "train_masks": ["ibp", "slope"], "pgd_steps": 3, "samples": 20},
@@ -137,6 +141,32 @@ def test_the_failure_example_is_the_papers_and_breaks_even_at_one_half(tmp_path)
     rows = {r["scale"]: r["ratio"] for r in json.loads((tmp_path / "results.json").read_text())["rows"]}
     for scale, ratio in rows.items():
         assert ratio == pytest.approx(20 * scale / (10 * min(1, 2 * scale)))
+
+
+def test_a_cascade_asks_the_first_stage_that_certifies_and_trains_on_what_is_left(tmp_path):
+    sizes = {"model": "mlp-20x1", "certify": "ibp", "eps_train": 0.01, "train_limit": 200, "images": 100, "stages": 2}
+    study = get_study("cascade")
+    run_study(study, parameters := study.parameters(False, {**sizes, "epochs": 15, "method": "nominal"}), tmp_path)
+    first, second = (r for r in json.loads((tmp_path / "results.json").read_text())["rows"])
+    data = dataset(parameters)
+    networks = [_stage(data, parameters, tmp_path, stage) for stage in (1, 2)]
+    left = json.loads((tmp_path / "left" / "2.json").read_text())
+    assert 0 < len(left) == second["training_images"] < first["training_images"] == 200
+    wrong = unproved = 0
+    for i in range(100):  # one image at a time, from the definition
+        x, y = pixels(data.test.images[i : i + 1]), int(data.test.labels[i])
+        for network in networks:
+            said = int(network(x).argmax())
+            spec = margin_spec(torch.tensor([said]), 10)
+            if proved := bool((bound("ibp", network, Box.around(x, 0.01), spec).lower > 0).all()):
+                break
+        wrong += said != y
+        unproved += said != y or not proved
+    assert (second["error"], second["robust_error"]) == (pytest.approx(wrong / 100), pytest.approx(unproved / 100))
+    for i in (left[0], next(i for i in range(200) if i not in left)):
+        x, y = pixels(data.train.images[i : i + 1]), data.train.labels[i : i + 1]
+        certified = bool((bound("ibp", networks[0], Box.around(x, 0.01), margin_spec(y, 10)).lower > 0).all())
+        assert certified == (i not in left)
 
 
 def test_the_command_lists_runs_and_refuses(tmp_path, monkeypatch, capsys):
