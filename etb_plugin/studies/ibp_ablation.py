@@ -87,7 +87,7 @@ register_study(
             "dataset": "digits",
             "model": "tiny",
             "eps_train": 0.1,
-            "epochs": 40,
+            "epochs": 20,
             "wait": 0.05,
             "length": 0.5,
             "decay_at": [0.8, 0.9],
