@@ -193,7 +193,7 @@ def changed_text(name: str, changes: Mapping[str, Any]) -> str:
 def _value_text(value: Any) -> str:
     if isinstance(value, dict):  # a ramp
         return f"{value.get('start')}→{value.get('end')}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _variants(value: object) -> list[Any]:
