@@ -1,0 +1,33 @@
+"""Data: whole data sets on the device, and batches cut from them.
+
+Start at `sets.load`. A data set that needs a reader of its own is one file here, with `register_source` in it.
+"""
+
+from etb_plugin.data.sets import (
+    Arrays,
+    Batches,
+    Dataset,
+    Source,
+    Split,
+    describe,
+    load,
+    load_readers,
+    pixels,
+    register_source,
+    sources,
+)
+
+__all__ = [
+    "Arrays",
+    "Batches",
+    "Dataset",
+    "Source",
+    "Split",
+    "describe",
+    "load",
+    "pixels",
+    "register_source",
+    "sources",
+]
+
+load_readers()
