@@ -29,7 +29,9 @@ def read(folder: Path, limit: int | None) -> Arrays:
         if not (np.abs(features) <= 1).all():
             raise DataError(f"{root / part}/X_{part}.txt: features run from -1 to 1; got {np.abs(features).max():g}")
         if not np.isin(labels, range(1, 7)).all():
-            raise DataError(f"{root / part}/y_{part}.txt: labels run from 1 to 6; got {labels.min():g} to {labels.max():g}")
+            raise DataError(
+                f"{root / part}/y_{part}.txt: labels run from 1 to 6; got {labels.min():g} to {labels.max():g}"
+            )
         arrays[f"x_{part}"] = ((features + 1) / 2).astype(np.float32)[:, None, None, :]
         arrays[f"y_{part}"] = labels[:, 0].astype(np.int64) - 1
     return arrays

@@ -55,7 +55,9 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     archive = path.with_name(path.name + ".npz")
     found = archive if archive.is_file() else path
     if not found.is_file():
-        raise DataError(f"there is no {path} (or {archive.name}): downscaled ImageNet is for its registered users to fetch")
+        raise DataError(
+            f"there is no {path} (or {archive.name}): downscaled ImageNet is for its registered users to fetch"
+        )
     try:
         if found == archive:
             with np.load(archive, allow_pickle=False) as file:
@@ -66,7 +68,9 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except (pickle.UnpicklingError, ValueError, KeyError, TypeError, EOFError, OSError, AttributeError) as error:
         raise DataError(f"{found} is no batch of downscaled ImageNet: {error}") from error
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * _SIZE * _SIZE or len(data) != len(labels):
-        raise DataError(f"{found}: data needs uint8 [n, {3 * _SIZE * _SIZE}] and one label each; got {list(data.shape)}")
+        raise DataError(
+            f"{found}: data needs uint8 [n, {3 * _SIZE * _SIZE}] and one label each; got {list(data.shape)}"
+        )
     if labels.min() < 1 or labels.max() > _CLASSES:
         raise DataError(f"{found}: labels run from 1 to {_CLASSES}; got {labels.min()} to {labels.max()}")
     return data.reshape(-1, 3, _SIZE, _SIZE).transpose(0, 2, 3, 1), labels - 1

@@ -255,9 +255,7 @@ def load(
     return Dataset(Path(name).stem, train, test, classes=classes, source=source, validation=aside)
 
 
-def _split(
-    images: np.ndarray, labels: np.ndarray, name: str, device: torch.device | str, crop: int | None
-) -> Split:
+def _split(images: np.ndarray, labels: np.ndarray, name: str, device: torch.device | str, crop: int | None) -> Split:
     tensor = middle(_channels_first(images, name), crop).contiguous()
     return Split(tensor.to(device), torch.from_numpy(labels.astype(np.int64)).to(device))
 
