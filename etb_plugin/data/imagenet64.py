@@ -1,4 +1,4 @@
-"""Downscaled ImageNet, 64 x 64: the standard batch files, train_data_batch_1 to 10 and val_data (Chrabaszcz et al. 2017).
+"""Downscaled ImageNet, 64 x 64: its standard batch files train_data_batch_1 to 10 and val_data (Chrabaszcz 2017).
 
 They are pickles, or .npz archives. A pickle is read by an unpickler that knows arrays and plain values only, so that
 no file can run code.
