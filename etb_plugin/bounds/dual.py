@@ -34,17 +34,11 @@ def dual(
     much cheaper, random (torch's global generator), and NOT a certificate. `lower_only` spares
     the upper side, +inf there.
     """
-    if projections is not None and projections < 1:
-        raise ConfigError(f"dual needs projections >= 1, got {projections}")
-    normalize, rest = split_normalization(network)
-    graph = trace(rest, input_shape)
-    dense_sequential(graph)  # refuses what it cannot take, before any work
-    classes = graph.nodes[-1].shape[0]
+    solve, _, classes = _prepared(network, input_shape, projections)
 
     def apply(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]:
         check_spec(spec, classes)
-        box = box.mapped(normalize)
-        solved = _dual_network(dense_sequential(graph), box, projections)
+        solved = solve(box)
         if spec is None:
             spec = identity_spec(box, classes)
         lower = solved(spec)
@@ -63,13 +57,10 @@ def prepare_linear(
 ) -> tuple[LinearBound, nn.Module]:
     """Make ready the linear function of the input behind the dual bound, and return it with the network's
     normalisation. Raises like `dual`; its least value over the box is the dual bound."""
-    normalize, rest = split_normalization(network)
-    graph = trace(rest, input_shape)
-    dense_sequential(graph)
+    solve, normalize, _ = _prepared(network, input_shape, projections)
 
     def linear(box: Box, spec: Tensor) -> tuple[Tensor, Tensor]:
-        box = box.mapped(normalize)
-        solved = _dual_network(dense_sequential(graph), box, projections)
+        solved = solve(box)
         layers = [*solved.dual_net, solved.last_layer]
         nus = [-spec]
         for layer in reversed(layers[1:]):
@@ -80,6 +71,22 @@ def prepare_linear(
         return -nus[-1].flatten(2), constants
 
     return linear, normalize
+
+
+def _prepared(
+    network: nn.Module, input_shape: torch.Size, projections: int | None
+) -> tuple[Callable[[Box], DualNetwork], nn.Module, int]:
+    """Return what makes the dual network over a box, the network's normalisation, and its number of classes."""
+    if projections is not None and projections < 1:
+        raise ConfigError(f"dual needs projections >= 1, got {projections}")
+    normalize, rest = split_normalization(network)
+    graph = trace(rest, input_shape)
+    dense_sequential(graph)  # refuses what it cannot take, before any work
+
+    def solve(box: Box) -> DualNetwork:
+        return _dual_network(dense_sequential(graph), box.mapped(normalize), projections)
+
+    return solve, normalize, graph.nodes[-1].shape[0]
 
 
 def _dual_network(dense: nn.Sequential, box: Box, projections: int | None) -> DualNetwork:

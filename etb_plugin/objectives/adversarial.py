@@ -1,6 +1,5 @@
 """The method `pgd`: adversarial training (Madry et al. 2018, equation 2.1)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,11 +10,11 @@ from etb_plugin.attacks import Pgd, perturb
 from etb_plugin.bounds import Box
 from etb_plugin.networks import evaluating
 from etb_plugin.objectives.recipe import Ramp, Recipe
-from etb_plugin.objectives.registry import Loss, Losses, Method, Point, register_method
+from etb_plugin.objectives.registry import Loss, Losses, Method, Objective, Point, register_method
 
 
 @dataclass(frozen=True)
-class Adversarial:
+class Adversarial(Objective):
     """Cross-entropy at a point of the box that PGD finds; the clean loss is only reported. Kappa plays no part.
 
     The attack runs in eval mode. Batch norm takes its statistics from the attacked images, which are trained on.
@@ -23,10 +22,6 @@ class Adversarial:
 
     attack: Pgd = field(default_factory=lambda: Pgd(steps=7, losses=("cross-entropy",)))
     bound: str | None = None
-
-    @property
-    def bound_options(self) -> Mapping[str, object]:
-        return {}
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:

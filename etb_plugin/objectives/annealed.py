@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from etb_plugin.bounds import Box, prepare, prepare_lower
 from etb_plugin.networks import evaluating
 from etb_plugin.objectives.fusion import fused_cross_entropy
-from etb_plugin.objectives.registry import Loss, Losses, Point
+from etb_plugin.objectives.registry import Loss, Losses, Objective, Point
 from etb_plugin.objectives.worst_case import weighed, worst_logits
 
 
 @dataclass(frozen=True)
-class Annealed:
+class Annealed(Objective):
     """kappa CE(f) + (1 - kappa) CE(z) with z = (1 - mix) z of `first` + mix z of `bound`, both worst-case logits.
 
     At mix 1 `first` is not computed, and the loss is that of `bound` alone. With `fusion` the loss of `first` is
@@ -27,10 +27,6 @@ class Annealed:
     first_options: Mapping[str, Any] = field(default_factory=dict)
     bound: str = "ibp"
     fusion: bool = False
-
-    @property
-    def bound_options(self) -> Mapping[str, Any]:
-        return {}
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         with evaluating(network):

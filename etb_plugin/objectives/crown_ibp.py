@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from etb_plugin.objectives.annealed import Annealed
 from etb_plugin.objectives.ibp import RECIPE
-from etb_plugin.objectives.recipe import Ramp
 from etb_plugin.objectives.registry import Method, register_method
 
 register_method(
@@ -16,7 +15,7 @@ register_method(
             RECIPE,
             source="Zhang et al. 2020: as ibp, beta = 1 - mix from 1 to 0 while eps grows; the loss fused as by Xu et "
             "al. 2020; the shares of the run are ours",
-            mix=Ramp(0.0, 1.0, wait=0.05, length=0.5),
+            mix=RECIPE.eps_ramp,
         ),
     )
 )

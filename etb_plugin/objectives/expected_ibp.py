@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from etb_plugin.objectives.annealed import Annealed
 from etb_plugin.objectives.ibp import RECIPE
-from etb_plugin.objectives.recipe import Ramp
 from etb_plugin.objectives.registry import Method, register_method
 
 register_method(
@@ -16,7 +15,7 @@ register_method(
             RECIPE,
             source="ours: eps and kappa as ibp (Gowal et al. 2019), the interval moving from the expected one to IBP's "
             "over the same half of the run",
-            mix=Ramp(0.0, 1.0, wait=0.05, length=0.5),
+            mix=RECIPE.eps_ramp,
         ),
     )
 )

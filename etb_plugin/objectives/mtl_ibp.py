@@ -1,8 +1,6 @@
 """The method `mtl-ibp`: adversarial and IBP losses added up (De Palma et al. 2024)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +10,13 @@ from etb_plugin.attacks import Pgd, perturb
 from etb_plugin.bounds import Box, prepare_lower
 from etb_plugin.networks import evaluating
 from etb_plugin.objectives.ibp import RECIPE
-from etb_plugin.objectives.recipe import Ramp
-from etb_plugin.objectives.registry import Loss, Losses, Method, Point, register_method
+from etb_plugin.objectives.registry import Loss, Losses, Method, Objective, Point, register_method
+from etb_plugin.objectives.sabr import ATTACK
 from etb_plugin.objectives.worst_case import worst_logits
 
 
 @dataclass(frozen=True)
-class AdversarialAndBound:
+class AdversarialAndBound(Objective):
     """kappa CE at PGD's example + (1 - kappa) CE on the bound's worst-case logits (De Palma et al. 2024, section 4).
 
     At kappa near 1 it is adversarial training with a little IBP: the weights of IBP's loss need to be small because
@@ -26,11 +24,7 @@ class AdversarialAndBound:
     """
 
     bound: str = "ibp"
-    attack: Pgd = field(default_factory=lambda: Pgd(steps=8, step=0.5, losses=("cross-entropy",)))
-
-    @property
-    def bound_options(self) -> Mapping[str, Any]:
-        return {}
+    attack: Pgd = ATTACK
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         with evaluating(network):
@@ -60,7 +54,7 @@ register_method(
             RECIPE,
             source="De Palma et al. 2024: 8 attack steps; the weight of IBP's loss, 0.1, is ours (theirs differs by "
             "data set and is smaller); optimizer and ramps as ibp here, without their initialisation and regulariser",
-            kappa=Ramp(1.0, 0.9, wait=0.05, length=0.5),
+            kappa=replace(RECIPE.kappa, end=0.9),
         ),
     )
 )

@@ -1,6 +1,5 @@
 """The method `nominal`: cross-entropy on the images as they are."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,18 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etb_plugin.objectives.recipe import Recipe
-from etb_plugin.objectives.registry import Loss, Losses, Method, Point, register_method
+from etb_plugin.objectives.registry import Loss, Losses, Method, Objective, Point, register_method
 
 
 @dataclass(frozen=True)
-class Nominal:
+class Nominal(Objective):
     """Cross-entropy; eps and kappa play no part."""
 
     bound: str | None = None
-
-    @property
-    def bound_options(self) -> Mapping[str, object]:
-        return {}
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:

@@ -52,7 +52,8 @@ class Objective(Protocol):
 
     @property
     def bound_options(self) -> Mapping[str, object]:
-        """The options of that bound."""
+        """The options of that bound; none, unless an objective says otherwise."""
+        return {}
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         """Return the loss for `network`, whose weights are read at each call.
@@ -78,11 +79,11 @@ class Method:
     def changeable(self) -> dict[str, Any]:
         """What `changed` may change, with the values now: numbers of the recipe, the objective's own, its bound's."""
         values: dict[str, Any] = {}
-        if self.objective.bound is not None and _takes_options(self.objective):
+        if self.objective.bound is not None and "options" in _names(self.objective):
             values |= get_bound(self.objective.bound).options | dict(self.objective.bound_options)
             values.pop("lower_only", None)  # the objective's own business
         for record in (self.objective, self.recipe):
-            values |= {field.name: getattr(record, field.name) for field in fields(record)}  # type: ignore[arg-type]
+            values |= {name: getattr(record, name) for name in _names(record)}
         return {key: value for key, value in values.items() if key not in _FIXED}
 
     def changed(self, changes: Mapping[str, Any]) -> "Method":
@@ -91,15 +92,13 @@ class Method:
 
         Raises ConfigError for a key that there is not, and for a value that does not do.
         """
+        known, of_recipe, of_objective = self.changeable, _names(self.recipe), _names(self.objective)
         for key in changes:
-            if key not in self.changeable:
-                raise unknown_name(f"key of method {self.name!r}:", key, self.changeable)
-        names = {field.name for field in fields(self.recipe)}
-        recipe = _replaced(self.recipe, {k: v for k, v in changes.items() if k in names})
-        names = {field.name for field in fields(self.objective)}  # type: ignore[arg-type]
-        own = {k: v for k, v in changes.items() if k in names and not hasattr(self.recipe, k)}
-        options = {k: v for k, v in changes.items() if not hasattr(self.recipe, k) and k not in own}
-        objective = _replaced(self.objective, own)
+            if key not in known:
+                raise unknown_name(f"key of method {self.name!r}:", key, known)
+        recipe = _replaced(self.recipe, {k: v for k, v in changes.items() if k in of_recipe})
+        objective = _replaced(self.objective, {k: v for k, v in changes.items() if k in of_objective - of_recipe})
+        options = {k: v for k, v in changes.items() if k not in of_objective | of_recipe}
         if options:
             objective = replace(objective, options={**self.objective.bound_options, **options})
         return replace(self, objective=objective, recipe=recipe)
@@ -109,8 +108,8 @@ _FIXED = frozenset({"source", "bound", "options", "first", "first_options"})
 """What makes a method the one that it is."""
 
 
-def _takes_options(objective: Objective) -> bool:
-    return is_dataclass(objective) and "options" in {field.name for field in fields(objective)}
+def _names(record: Any) -> set[str]:
+    return {field.name for field in fields(record)}
 
 
 def _replaced(record: Any, changes: Mapping[str, Any]) -> Any:

@@ -22,19 +22,19 @@ That is the dual bound itself with some signs turned: an upper end of f_j - f_y 
 certificate for f. Certificates come from evaluation, by the dual bound (the paper's "LP bound") or any other.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from etb_plugin.bounds import Box, margin_spec, other_classes
+from etb_plugin.bounds import Box, margin_spec
 from etb_plugin.bounds.dual import prepare_linear
 from etb_plugin.networks import Pair, evaluating
 from etb_plugin.objectives.dual import RECIPE
-from etb_plugin.objectives.registry import Loss, Losses, Method, Point, register_method
+from etb_plugin.objectives.registry import Loss, Losses, Method, Objective, Point, register_method
+from etb_plugin.objectives.worst_case import margin_logits
 
 
 class Margins(NamedTuple):
@@ -45,7 +45,7 @@ class Margins(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AgainstReference:
+class AgainstReference(Objective):
     """Cross-entropy on the worst margins of each network of a pair among the attacks on the other.
 
     Both are trained at every step, each with the other's present weights for reference, without gradient; the paper
@@ -54,10 +54,6 @@ class AgainstReference:
 
     projections: int | None = 50
     bound: str | None = None
-
-    @property
-    def bound_options(self) -> Mapping[str, Any]:
-        return {}
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         assert isinstance(network, Pair)
@@ -74,7 +70,7 @@ class AgainstReference:
                 f, g = Margins(*first(box, spec)), Margins(*second(box, spec))
             inner = box.mapped(normalize)
             robust = [
-                _cross_entropy(upper_among_attacks(own, other, inner), labels, classes)
+                F.cross_entropy(margin_logits(upper_among_attacks(own, other, inner), labels, classes), labels)
                 for own, other in ((f, g), (g, f))
             ]
             correct = (logits.argmax(1) == labels).sum()
@@ -123,12 +119,6 @@ def _signs(p: Tensor, eta: Tensor, p_reference: Tensor) -> Tensor:
     """Return sgn(p + eta p'), 0 where only rounding is left: at the step that eta was chosen from."""
     turned = p + eta.unsqueeze(2) * p_reference
     return turned.sign() * (turned.abs() > 4 * torch.finfo(p.dtype).eps * p.abs())
-
-
-def _cross_entropy(upper: Tensor, labels: Tensor, classes: int) -> Tensor:
-    others = other_classes(labels, classes)
-    z = torch.zeros_like(others, dtype=upper.dtype).masked_scatter(others, upper)
-    return F.cross_entropy(z, labels)
 
 
 register_method(

@@ -1,8 +1,6 @@
 """The method `sabr`: intervals of small boxes around adversarial examples (Müller et al. 2023)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +10,15 @@ from etb_plugin.attacks import Pgd, perturb
 from etb_plugin.bounds import Box, prepare_lower
 from etb_plugin.networks import evaluating
 from etb_plugin.objectives.ibp import RECIPE
-from etb_plugin.objectives.recipe import Ramp
-from etb_plugin.objectives.registry import Loss, Losses, Method, Point, register_method
+from etb_plugin.objectives.registry import Loss, Losses, Method, Objective, Point, register_method
 from etb_plugin.objectives.worst_case import weighed, worst_logits
+
+ATTACK = Pgd(steps=8, step=0.5, losses=("cross-entropy",))
+"""Of `sabr` and `mtl-ibp`."""
 
 
 @dataclass(frozen=True)
-class SmallBox:
+class SmallBox(Objective):
     """Cross-entropy on the worst-case logits of a box of radius `share` eps inside the box of radius eps.
 
     PGD finds the small box's centre in what the large box leaves around it (equation 3 and section 3), so that the
@@ -27,11 +27,7 @@ class SmallBox:
 
     bound: str = "ibp"
     share: float = 0.4
-    attack: Pgd = field(default_factory=lambda: Pgd(steps=8, step=0.5, losses=("cross-entropy",)))
-
-    @property
-    def bound_options(self) -> Mapping[str, Any]:
-        return {}
+    attack: Pgd = ATTACK
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         with evaluating(network):
@@ -62,7 +58,7 @@ register_method(
             source="Müller et al. 2023: 8 attack steps, small boxes of 0.4 eps (theirs for MNIST at 0.1), the "
             "worst-case loss alone in the end; optimizer and ramps as ibp here, without their initialisation and "
             "regulariser",
-            kappa=Ramp(1.0, 0.0, wait=0.05, length=0.5),
+            kappa=replace(RECIPE.kappa, end=0.0),
         ),
     )
 )

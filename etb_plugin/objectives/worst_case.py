@@ -86,12 +86,16 @@ def weighed(
 
 def worst_logits(bounded: PreparedBound, box: Box, labels: Tensor, classes: int, elision: bool = True) -> Tensor:
     """Return the worst-case logits z over the box, [batch, classes], as `WorstCase` says."""
-    others = other_classes(labels, classes)
     if not elision:
         interval = bounded(box)
-        return torch.where(others, interval.upper, interval.lower)
-    margins = bounded(box, margin_spec(labels, classes, box.lower.dtype)).lower
-    return torch.zeros_like(others, dtype=margins.dtype).masked_scatter(others, -margins)
+        return torch.where(other_classes(labels, classes), interval.upper, interval.lower)
+    return margin_logits(-bounded(box, margin_spec(labels, classes, box.lower.dtype)).lower, labels, classes)
+
+
+def margin_logits(upper: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return logits z with z_j - z_y = `upper` for the other classes j in order, [batch, classes - 1], and z_y = 0."""
+    others = other_classes(labels, classes)
+    return torch.zeros_like(others, dtype=upper.dtype).masked_scatter(others, upper)
 
 
 def _softplus(z: Tensor, labels: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from etb_plugin.bounds import Box, bound, margin_spec
 from etb_plugin.bounds.dual import prepare_linear
 from etb_plugin.data import Dataset
 from etb_plugin.networks import Pair, evaluating, members
-from etb_plugin.objectives import Loss, Losses, Method, Point, get_method
+from etb_plugin.objectives import Loss, Losses, Method, Objective, Point, get_method
 from etb_plugin.objectives.robustra import Margins, chosen_eta, slope
 from etb_plugin.report.plots import figure, line
 from etb_plugin.runs import read_json, write_json
@@ -26,17 +26,13 @@ from etb_plugin.training import Epoch
 
 
 @dataclass(frozen=True)
-class AwayFrom:
+class AwayFrom(Objective):
     """l_f + weight |cos(d l_f / d x, d l_g / d x)|: cross-entropy, and input gradients unlike those of `reference`
     (section 4)."""
 
     reference: nn.Module
     weight: float
     bound: str | None = None
-
-    @property
-    def bound_options(self) -> Mapping[str, Any]:
-        return {}
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
