@@ -106,10 +106,11 @@ class Comparison:
         }
         if resolved.tensorboard:
             check_tensorboard()
+        trial = {pair: self._network(pair) for pair in {False, *(cell.method.pair for cell in self.cells)}}
         for cell in self.cells:
             with _refusal_of(f"method {cell.method.name!r}", resolved.model):
-                check_training(self._network(cell.method.pair), cell.method, self.data, cell.settings)
-        _check_bounds(self._network(), self.data, resolved.model, self.exam)
+                check_training(trial[cell.method.pair], cell.method, self.data, cell.settings)
+        _check_bounds(trial[False], self.data, resolved.model, self.exam)
 
     @property
     def cells(self) -> list[Cell]:
@@ -211,8 +212,8 @@ class Comparison:
         return self.experiment.folder / "cells" / cell.id
 
     def _network(self, pair: bool = False) -> nn.Module:
-        e, data = self.experiment, self.data
-        return untrained(e.model, data.input_shape, data.classes, data.source.normalization, e.seed, pair).to(e.device)
+        e = self.experiment
+        return untrained(self.data, e.model, e.seed, pair).to(e.device)
 
 
 class Reevaluation:

@@ -1,6 +1,6 @@
 """Networks from disk: those of a run, or anyone's weights for a named architecture."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +35,14 @@ def describe(method: str, model: str, dataset: str, eps: float, seed: int, data:
     }
 
 
-def untrained(
-    model: str,
-    input_shape: tuple[int, ...],
-    classes: int,
-    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None,
-    seed: int,
-    pair: bool,
-) -> nn.Module:
-    """Return a new network, or a pair of them whose second one has the seed after."""
+def untrained(data: Dataset, model: str, seed: int, pair: bool = False) -> nn.Module:
+    """Return a new network for `data`, or a pair of them whose second one has the seed after, in eval mode."""
 
     def one(seed: int) -> nn.Module:
-        return networks.build(model, input_shape, classes, normalization=normalization, seed=seed)
+        shape, statistics = data.input_shape, data.source.normalization
+        return networks.build(model, shape, data.classes, normalization=statistics, seed=seed).eval()
 
-    return networks.Pair(one(seed), one(seed + 1)) if pair else one(seed)
+    return networks.Pair(one(seed), one(seed + 1)).eval() if pair else one(seed)
 
 
 def restore(path: Path, request: Evaluated) -> tuple[Dataset, list[Trained]]:
@@ -75,13 +69,12 @@ def restore(path: Path, request: Evaluated) -> tuple[Dataset, list[Trained]]:
                 f"{file} is for images {list(about['input_shape'])} and {about['classes']} classes; "
                 f"{dataset} has {list(data.input_shape)} and {data.classes}"
             )
-        statistics = _statistics(about["normalization"])
-        pair = about.get("pair", False)
-        network = untrained(about["model"], data.input_shape, data.classes, statistics, 0, pair)
+        seen = replace(data, source=replace(data.source, normalization=_statistics(about["normalization"])))
+        network = untrained(seen, about["model"], 0, about.get("pair", False))
         load_weights(network, weights, file)
         for which, member in networks.members(network).items():
             own = {"dataset": dataset, "method": about["method"] + which}
-            trained.append(Trained(member.to(device).eval(), about | own))
+            trained.append(Trained(member.to(device), about | own))
     return data, trained
 
 

@@ -232,7 +232,7 @@ def load(
             raise DataError(f"there is no file {name}")
         arrays = _read_npz(Path(name))
     else:
-        needed = None if train_limit is None or validation is not None else train_limit
+        needed = train_limit if validation is None else None
         arrays = _find(name, source, folder, needed)
     classes = _classes(name, source, arrays)
     aside = None

@@ -35,13 +35,10 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
     """
     data = dataset(parameters)
     left = _left(data, parameters, folder, case["stage"])
+    chosen, done = torch.zeros_like(data.test.labels), torch.zeros_like(data.test.labels, dtype=torch.bool)
     for stage in range(1, case["stage"] + 1):
-        network = _stage(data, parameters, folder, stage)
-        predicted, certified = _predictions(network, data.test, data, parameters)
-        if stage == 1:
-            chosen, done = predicted, certified
-        else:
-            chosen, done = torch.where(done, chosen, predicted), done | certified
+        predicted, certified = _on_test(data, parameters, folder, stage)
+        chosen, done = torch.where(done, chosen, predicted), done | certified
     right = chosen == data.test.labels
     return {
         "training_images": len(left),
@@ -72,6 +69,16 @@ def _stage(data: Dataset, parameters: Parameters, folder: Path, stage: int) -> n
         return _stage(data, parameters, folder, stage - 1)
     own = replace(data, train=Split(data.train.images[left], data.train.labels[left]))
     return trained(get_method(parameters["method"]), own, parameters, folder, seed=parameters["seed"] + stage - 1)
+
+
+def _on_test(data: Dataset, parameters: Parameters, folder: Path, stage: int) -> tuple[Tensor, Tensor]:
+    """Return `_predictions` of a stage on the test images. Every later stage asks for them again."""
+    kept = folder / "test" / f"{stage}.json"
+    if not kept.exists():
+        found = _predictions(_stage(data, parameters, folder, stage), data.test, data, parameters)
+        write_json(kept, [values.tolist() for values in found])
+    predicted, certified = (torch.tensor(values) for values in read_json(kept))
+    return predicted, certified
 
 
 @torch.no_grad()

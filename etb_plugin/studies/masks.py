@@ -22,12 +22,12 @@ from etb_plugin.bounds.tracing import trace
 from etb_plugin.calibration import covered, reached
 from etb_plugin.data import Dataset, pixels
 from etb_plugin.errors import ConfigError
-from etb_plugin.objectives import Method, Ramp, get_method
-from etb_plugin.objectives.worst_case import WorstCase
+from etb_plugin.objectives import Method, get_method
 from etb_plugin.report.plots import COLOURS, MARKERS, figure, line
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
-from etb_plugin.studies.trained_networks import dataset, trained, untrained
+from etb_plugin.studies.trained_networks import dataset, trained
 from etb_plugin.studies.violations import violation
+from etb_plugin.trained import untrained
 
 
 def cases(parameters: Parameters) -> list[Case]:
@@ -114,10 +114,9 @@ def _method(case: Case, parameters: Parameters) -> Method:
     name = case["objective"]
     if name in ("nominal", "pgd"):
         return get_method(name)
-    objective = WorstCase("expected", {"masks": name, "rows": parameters["rows"]}, form="additive")
     kappa = case["kappa"]
-    recipe = replace(get_method("expected").recipe, kappa=Ramp(kappa, kappa))
-    return Method(f"{name}-kappa{kappa:g}", "", objective, recipe)
+    method = get_method("expected").changed({"masks": name, "rows": parameters["rows"], "kappa": kappa})
+    return replace(method, name=f"{name}-kappa{kappa:g}", summary="")
 
 
 @torch.no_grad()

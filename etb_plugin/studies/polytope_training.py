@@ -17,7 +17,8 @@ from etb_plugin.report.plots import COLOURS, figure, shared_legend
 from etb_plugin.runs import read_json, write_json
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
 from etb_plugin.studies.toy_points import REPEATS, toy_points
-from etb_plugin.studies.trained_networks import trained, untrained
+from etb_plugin.studies.trained_networks import trained
+from etb_plugin.trained import untrained
 from etb_plugin.training import Epoch
 
 

@@ -2,16 +2,14 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from etb_plugin.data import Dataset, load
 from etb_plugin.objectives import Method
 from etb_plugin.studies.registry import Parameters
-from etb_plugin.trained import untrained as new_network
+from etb_plugin.trained import untrained
 from etb_plugin.training import Epoch, Settings, train
 
 
@@ -25,11 +23,6 @@ def dataset(parameters: Parameters) -> Dataset:
     )
 
 
-def untrained(data: Dataset, model: str, seed: int, pair: bool = False) -> nn.Module:
-    """Return a new network for `data`, or a pair of them, in eval mode."""
-    return new_network(model, data.input_shape, data.classes, data.source.normalization, seed, pair).eval()
-
-
 def trained(
     method: Method,
     data: Dataset,
@@ -38,13 +31,11 @@ def trained(
     *,
     seed: int,
     after_epoch: Callable[[nn.Module, Epoch], None] = lambda network, epoch: None,
-    **recipe: Any,
 ) -> nn.Module:
-    """Return the parameters' model trained by `method`, its recipe changed by `recipe`; from `folder` where it is done.
+    """Return the parameters' model trained by `method`; from `folder` where it is done.
 
     `after_epoch` sees the network, in training mode, after each epoch that is trained now.
     """
-    method = replace(method, recipe=replace(method.recipe, **recipe))
     settings = Settings(parameters["eps_train"], parameters["epochs"], parameters.get("batch_size", 100), seed=seed)
     digest = hashlib.sha256(repr((method, settings, parameters["model"], data.digest())).encode()).hexdigest()[:8]
     network = untrained(data, parameters["model"], seed, method.pair)

@@ -28,7 +28,9 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
     is 0 for a normal variable and -1.2 for a uniform one.
     """
     data = dataset(parameters)
-    network = trained(get_method("nominal"), data, parameters, folder, seed=parameters["seed"], weight_decay=case["l2"])
+    network = trained(
+        get_method("nominal").changed({"weight_decay": case["l2"]}), data, parameters, folder, seed=parameters["seed"]
+    )
     layers = []
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):

@@ -173,16 +173,21 @@ def train(
                 after_epoch(epoch)
             state.costs["peak_memory_mib"] = max(memory.mib(), state.costs.get("peak_memory_mib", 0.0))
             if writes is not None:
-                for name in ("last", "best") if is_best else ("last",):
-                    save_weights(network, writes / f"{name}.safetensors", {**(about or {}), "epoch": epoch.epoch})
-                write_file(writes / "metrics.jsonl", "".join(json.dumps(e) + "\n" for e in state.epochs))
-                state.save(writes / "state.pt")
+                _save(writes, state, {**(about or {}), "epoch": epoch.epoch}, is_best)
             done, left = len(state.epochs) * len(batches), (settings.epochs - len(state.epochs)) * epoch.seconds
             pace = len(data.train) / epoch.seconds
             watch(Progress(epoch.epoch, done, schedule.run.steps, epoch.loss, epoch.accuracy, epoch.eps, pace, left))
     network.eval()
     network._compiled_call_impl = None
     return Training(tuple(Epoch(**e) for e in state.epochs), **state.costs)  # type: ignore[arg-type]
+
+
+def _save(folder: Path, state: State, about: Mapping[str, Any], is_best: bool) -> None:
+    """Write what a finished epoch leaves, the state last: a run goes on from it."""
+    for name in ("last", "best") if is_best else ("last",):
+        save_weights(state.network, folder / f"{name}.safetensors", about)
+    write_file(folder / "metrics.jsonl", "".join(json.dumps(e) + "\n" for e in state.epochs))
+    state.save(folder / "state.pt")
 
 
 def check_training(network: nn.Module, method: Method, data: Dataset, settings: Settings) -> None:
@@ -242,12 +247,14 @@ def _epoch(
         if due and sums.batches < len(batches):
             looked = now
             mean, _, _, accuracy, _ = sums.read()
-            sums.keep(partial, now - begun)
             pace = (now - begun) / sums.batches
             left = pace * (schedule.run.steps - step)
             images_per_second = sums.images / (now - begun)
             report = Progress(number, step, schedule.run.steps, mean, accuracy, point.eps, images_per_second, left)
-            _told(watch, report, team, device)
+            stopped = _told(watch, report, team, device)
+            if stopped is not None:
+                sums.keep(partial, now - begun)
+                raise stopped
     mean, clean, robust, accuracy, gradient_norm = sums.read()
     seconds = time.perf_counter() - begun
     step_ms = timer.median_ms()
@@ -264,15 +271,14 @@ def _add_up_gradients(team: Team, weights: list[nn.Parameter]) -> None:
         team.add_up(weight.grad for weight in weights if weight.grad is not None)
 
 
-def _told(watch: Callable[[Progress], None], report: Progress, team: Team, device: torch.device) -> None:
-    """Tell `watch`. Where one of the team is stopped, all are."""
+def _told(watch: Callable[[Progress], None], report: Progress, team: Team, device: torch.device) -> Stopped | None:
+    """Tell `watch`, and return why to stop, if it is so. Where one of the team is stopped, all are."""
     stopped = None
     try:
         watch(report)
     except Stopped as error:
         stopped = error
-    if team.any(stopped is not None, device):
-        raise stopped or Stopped(signal.SIGTERM)
+    return stopped or Stopped(signal.SIGTERM) if team.any(stopped is not None, device) else None
 
 
 class _Sums:
