@@ -10,7 +10,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    {"errors", "compat"},
+    {"errors", "compat", "discovery"},
     {"runs", "data", "networks"},
     {"bounds"},
     {"attacks"},

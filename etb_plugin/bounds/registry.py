@@ -15,15 +15,14 @@ adds a bound through the entry-point group `etb_plugin.bounds`, whose entries na
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module, metadata
-from pathlib import Path
-from pkgutil import iter_modules
+from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from etb_plugin.bounds.types import Ball, Interval, Region
+from etb_plugin.discovery import import_files
 from etb_plugin.errors import ConfigError, EtbError, unknown_name
 
 BoundFunction = Callable[[Any, Tensor | None], tuple[Tensor, Tensor]]
@@ -169,8 +168,7 @@ def bound(name: str, network: nn.Module, box: Region, spec: Tensor | None = None
 
 def load_bounds() -> None:
     """Import every bound of this folder and of the entry-point group `etb_plugin.bounds`."""
-    for module in iter_modules([str(Path(__file__).parent)]):
-        import_module(f"etb_plugin.bounds.{module.name}")
+    import_files("etb_plugin.bounds")
     for entry in metadata.entry_points(group="etb_plugin.bounds"):
         try:
             entry.load()

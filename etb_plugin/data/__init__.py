@@ -11,11 +11,11 @@ from etb_plugin.data.sets import (
     Split,
     describe,
     load,
-    load_readers,
     pixels,
     register_source,
     sources,
 )
+from etb_plugin.discovery import import_files
 
 __all__ = [
     "Arrays",
@@ -30,4 +30,4 @@ __all__ = [
     "sources",
 ]
 
-load_readers()
+import_files(__name__)

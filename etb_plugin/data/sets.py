@@ -5,7 +5,7 @@ cropping and flipping are tensor operations. Pixels are in [0, 1]; normalisation
 
 Sources, in this order: `DATA_DIR/NAME.npz` with x_train, y_train, x_test, y_test (uint8, Keras layout); the MNIST
 family's IDX files in `DATA_DIR/NAME` or torchvision's layout; torchvision's own loaders.
-`digits` is inside scikit-learn; what has a reader of its own (`har`, `imagenet64`) has its own file here.
+What has a reader of its own (`digits`, `har`, `imagenet64`) has its own file here.
 """
 
 import gzip
@@ -16,9 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
@@ -55,7 +53,6 @@ class Source:
 
 
 _SOURCES: dict[str, Source] = {
-    "digits": Source(0.1, default_model="tiny"),
     "mnist": Source(0.1, idx_folders=("mnist", "MNIST/raw"), torchvision="MNIST"),
     "fashion-mnist": Source(0.1, idx_folders=("fashion-mnist", "FashionMNIST/raw"), torchvision="FashionMNIST"),
     "cifar10": Source(2 / 255, ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), 4, True, torchvision="CIFAR10"),
@@ -79,12 +76,6 @@ def register_source(name: str, source: Source) -> None:
 def sources() -> Mapping[str, Source]:
     """Return every named data set."""
     return dict(_SOURCES)
-
-
-def load_readers() -> None:
-    """Import every file of this folder, so that each registers its data set."""
-    for module in iter_modules([str(Path(__file__).parent)]):
-        import_module(f"etb_plugin.data.{module.name}")
 
 
 @dataclass(frozen=True)
@@ -225,9 +216,7 @@ def load(
     """
     source = describe(name)
     folder = Path(data_dir or os.environ.get("ETB_DATA_DIR") or "data")
-    if name == "digits":
-        arrays = _digits()
-    elif name.endswith(".npz"):
+    if name.endswith(".npz"):
         if not Path(name).is_file():
             raise DataError(f"there is no file {name}")
         arrays = _read_npz(Path(name))
@@ -239,7 +228,7 @@ def load(
     if validation is not None:
         if not 1 <= validation < len(arrays["y_train"]):
             raise ConfigError(f"validation is {validation}; {name} has {len(arrays['y_train'])} training images")
-        aside = _split(arrays["x_train"][-validation:], arrays["y_train"][-validation:], name, device, source.crop)
+        aside = _split(arrays["x_train"][-validation:], arrays["y_train"][-validation:], device, source.crop)
         for key in ("x_train", "y_train"):
             arrays[key] = arrays[key][:-validation]
     for part, limit in (("train", train_limit), ("test", test_limit)):
@@ -250,13 +239,13 @@ def load(
     shapes = [list(arrays[f"x_{part}"].shape[1:]) for part in ("train", "test")]
     if shapes[0] != shapes[1]:
         raise DataError(f"{name}: training images {shapes[0]}, test images {shapes[1]}")
-    train = _split(arrays["x_train"], arrays["y_train"], name, device, None)
-    test = _split(arrays["x_test"], arrays["y_test"], name, device, source.crop)
+    train = _split(arrays["x_train"], arrays["y_train"], device, None)
+    test = _split(arrays["x_test"], arrays["y_test"], device, source.crop)
     return Dataset(Path(name).stem, train, test, classes=classes, source=source, validation=aside)
 
 
-def _split(images: np.ndarray, labels: np.ndarray, name: str, device: torch.device | str, crop: int | None) -> Split:
-    tensor = middle(_channels_first(images, name), crop).contiguous()
+def _split(images: np.ndarray, labels: np.ndarray, device: torch.device | str, crop: int | None) -> Split:
+    tensor = middle(_channels_first(images), crop).contiguous()
     return Split(tensor.to(device), torch.from_numpy(labels.astype(np.int64)).to(device))
 
 
@@ -270,24 +259,10 @@ def _classes(name: str, source: Source, arrays: Arrays) -> int:
     return source.classes
 
 
-def _channels_first(images: np.ndarray, name: str) -> Tensor:
+def _channels_first(images: np.ndarray) -> Tensor:
     tensor = torch.from_numpy(images)
     tensor = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
-    if tensor.shape[1] not in (1, 3) and images.dtype == np.uint8:
-        raise DataError(
-            f"{name}: images need shape [n, height, width] or [n, height, width, 1 or 3]; got {images.shape}"
-        )
     return tensor.contiguous()
-
-
-def _digits() -> Arrays:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    images, labels = load_digits(return_X_y=True)
-    images = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
-    return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
 
 
 def _find(name: str, source: Source, folder: Path, needed: int | None) -> Arrays:
@@ -330,6 +305,10 @@ def _checked(arrays: Arrays, path: Path) -> Arrays:
             raise DataError(
                 f"{path}: x_{part} needs uint8 images [n, height, width] or [n, height, width, channels]; "
                 f"got {images.dtype} {list(images.shape)}"
+            )
+        if images.ndim == 4 and images.shape[3] not in (1, 3):
+            raise DataError(
+                f"{path}: images need shape [n, height, width] or [n, height, width, 1 or 3]; got {images.shape}"
             )
         labels = labels.reshape(len(labels), -1)
         if labels.shape[1:] != (1,) or len(labels) != len(images) or not len(labels):

@@ -4,6 +4,7 @@ Start at `build`. A new architecture is one file here with `@register_network` i
 network's first layer, so everything outside counts in pixels.
 """
 
+from etb_plugin.discovery import import_files
 from etb_plugin.networks.initialization import initialize_for_ibp
 from etb_plugin.networks.layers import Normalize, Residual, evaluating, split_normalization
 from etb_plugin.networks.pair import Pair, members
@@ -11,7 +12,6 @@ from etb_plugin.networks.registry import (
     build,
     check_network,
     hidden_units,
-    load_networks,
     networks,
     parameters,
     register_network,
@@ -33,4 +33,4 @@ __all__ = [
     "split_normalization",
 ]
 
-load_networks()
+import_files(__name__)

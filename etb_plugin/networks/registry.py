@@ -3,9 +3,6 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
-from pkgutil import iter_modules
 
 import torch
 from torch import nn
@@ -132,9 +129,3 @@ def _find(name: str) -> tuple[Architecture, dict[str, int]]:
         if match:
             return architecture, {key: int(value) for key, value in match.groupdict().items()}
     raise unknown_name("network", name, _registry)
-
-
-def load_networks() -> None:
-    """Import every file of this folder, so that each registers its architectures."""
-    for module in iter_modules([str(Path(__file__).parent)]):
-        import_module(f"etb_plugin.networks.{module.name}")

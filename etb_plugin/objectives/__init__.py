@@ -11,6 +11,7 @@ A *recipe* is plain numbers. A *method* is what `--methods` names: an objective 
 with `register_method` in it. Start at `worst_case.py`.
 """
 
+from etb_plugin.discovery import import_files
 from etb_plugin.objectives.recipe import Ramp, Recipe, Run, Span
 from etb_plugin.objectives.registry import (
     Loss,
@@ -19,7 +20,6 @@ from etb_plugin.objectives.registry import (
     Objective,
     Point,
     get_method,
-    load_methods,
     methods,
     register_method,
 )
@@ -39,4 +39,4 @@ __all__ = [
     "register_method",
 ]
 
-load_methods()
+import_files(__name__)

@@ -2,9 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from importlib import import_module
-from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any, Protocol, get_type_hints
 
 import torch
@@ -148,9 +145,3 @@ def get_method(name: str) -> Method:
     if name not in _registry:
         raise unknown_name("method", name, _registry)
     return _registry[name]
-
-
-def load_methods() -> None:
-    """Import every file of this folder, so that each registers its methods."""
-    for module in iter_modules([str(Path(__file__).parent)]):
-        import_module(f"etb_plugin.objectives.{module.name}")

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -80,9 +78,3 @@ def get_study(name: str) -> Study:
     if name not in _registry:
         raise unknown_name("study", name, _registry)
     return _registry[name]
-
-
-def load_studies() -> None:
-    """Import every file of this folder, so that each registers its study."""
-    for module in iter_modules([str(Path(__file__).parent)]):
-        import_module(f"etb_plugin.studies.{module.name}")
