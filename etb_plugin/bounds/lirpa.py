@@ -96,8 +96,8 @@ class LirpaNetwork:
 
 def _convert(network: nn.Module, example: Tensor, mode: str) -> BoundedModule:
     with evaluating(network), _kept_grad_flags(network), _refusals_named(network), _default_dtype(example.dtype):
-        # auto_LiRPA 0.3 mixes up its two ways to store alphas where more than this share of a layer is unstable.
-        options = {"conv_mode": mode, "minimum_sparsity": 1.0}
+        # auto_LiRPA 0.3 mixes up its ways to store alphas where nearly all of a layer is unstable, or none of it.
+        options = {"conv_mode": mode, "sparse_spec_alpha": False, "minimum_sparsity": 1.0}
         return BoundedModule(network, example, bound_opts=options)
 
 

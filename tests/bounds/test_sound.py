@@ -71,9 +71,10 @@ def test_tighter_bounds_lie_inside_looser_ones_and_alpha_crown_is_strictly_tight
 
 
 @pytest.mark.parametrize("network", ["mlp-10x3", "tiny"])
-def test_alpha_crown_takes_layers_whose_units_are_nearly_all_unstable(network):
-    """auto_LiRPA 0.3 by itself stops there with a mismatch of shapes."""
-    net, box = build(network, (1, 8, 8), 10, seed=0).eval(), Box.around(torch.rand(8, 1, 8, 8), 0.3)
+@pytest.mark.parametrize("eps", [0.3, 0.01, 0.0])
+def test_alpha_crown_takes_layers_whose_units_are_nearly_all_unstable_or_all_stable(network, eps):
+    """auto_LiRPA 0.3 by itself stops there, with a mismatch of shapes or a failed assertion."""
+    net, box = build(network, (1, 8, 8), 10, seed=0).eval(), Box.around(torch.rand(8, 1, 8, 8), eps)
     got, crown, seen = (bound(name, net, box) for name in ("alpha-crown", "crown", "sampled"))
     assert (got.lower <= seen.lower + 1e-4).all()
     assert (got.upper >= seen.upper - 1e-4).all()
