@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.bounds.program import build_program
+from etb_plugin.bounds.program import affine_maps, build_program
 from etb_plugin.bounds.registry import BoundFunction, register_bound
 from etb_plugin.bounds.relaxation import Relaxation, crown_ends
 from etb_plugin.bounds.solvers import TOLERANCE, check_solver, load
@@ -60,13 +60,14 @@ def by_program(
         check_spec(spec, classes)
         graph = trace(copy.deepcopy(network).double().requires_grad_(False), input_shape)
         rows = (identity_spec(box, classes) if spec is None else spec).double()
+        maps = affine_maps(graph, rows)
         lower = torch.empty(rows.shape[:2], dtype=torch.float64)
         upper = torch.full_like(lower, torch.inf)
         for image in range(len(box)):
             one = Box(box.lower[image : image + 1].double(), box.upper[image : image + 1].double())
             relaxation = Relaxation(graph, one, crown_ends(graph, one))
             crown = relaxation.below(rows[image : image + 1]).value[0]
-            program = build_program(relaxation)
+            program = build_program(relaxation, maps)
             loaded = load(solver, program, integer=integer)
             for row, known in enumerate(crown.tolist()):
                 if sign_only and known > TOLERANCE:

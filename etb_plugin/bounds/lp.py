@@ -16,7 +16,7 @@ def lp(
     solver: str = "highs",
     lower_only: bool = False,
 ) -> BoundFunction:
-    """The triangle relaxation of every ReLU (Ehlers 2017), with CROWN's ends, solved to its optimum by a linear program.
+    """The triangle relaxation of every ReLU (Ehlers 2017) with CROWN's ends, solved by a linear program.
 
     The best that any dual or CROWN bound with the same ends can be. In float64; each end is moved outwards by 5e-7
     (see `exact`). A row that is not done within `time_limit` seconds has CROWN's bound. Cost: two linear programs

@@ -6,7 +6,7 @@ throughout need none: the maps between are multiplied out. With the switches in 
 Everything is float64; `solvers` solves it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,14 @@ from scipy import sparse
 from torch import Size
 from torch.nn import functional as F
 
-from etb_plugin.bounds.graph import Affine, Linear, PiecewiseLinear, Reshape, Sum
+from etb_plugin.bounds.graph import Affine, Graph, Linear, PiecewiseLinear, Reshape, Sum
 from etb_plugin.bounds.relaxation import Hinge, Relaxation
+from etb_plugin.bounds.types import Box
 
 Vector = NDArray[np.float64]
+Maps = Mapping[int, sparse.csr_matrix]
+"""The matrices of a graph's affine maps, by position: what does not depend on the box."""
+
 _ENTRIES_AT_ONCE = 2**23
 
 
@@ -59,9 +63,34 @@ class Program:
         return np.asarray(row @ self.outputs).ravel(), float(row @ self.constants)
 
 
-def build_program(relaxation: Relaxation) -> Program:
+def affine_maps(graph: Graph, like: torch.Tensor) -> Maps:
+    """Return the matrix of every affine map: once for all boxes. `like` is a tensor as the weights are."""
+    return {i: _matrix(graph, i, like) for i, node in enumerate(graph.nodes) if isinstance(node.operation, Affine)}
+
+
+def _matrix(graph: Graph, i: int, like: torch.Tensor) -> sparse.csr_matrix:
+    """Return the matrix [out, in] of an affine map, its inputs side by side."""
+    node = graph.nodes[i]
+    operation, out = node.operation, node.shape
+    assert isinstance(operation, Affine)
+    shapes = [graph.nodes[j].shape for j in node.inputs]
+    if isinstance(operation, Reshape | Sum):
+        return sparse.csr_matrix(sparse.hstack([sparse.eye(out.numel())] * len(shapes)))
+    if isinstance(operation, Linear) and len(out) == 1:
+        return sparse.csr_matrix(_numbers(operation.weight()))
+    parts = []
+    widest = max(shape.numel() for shape in shapes)
+    for some in torch.arange(out.numel(), device=like.device).split(max(1, _ENTRIES_AT_ONCE // widest)):
+        rows = F.one_hot(some, out.numel()).to(like).view(1, -1, *out)
+        reached = [_numbers(part[0].flatten(1)) for part in operation.transpose(rows, shapes)]
+        parts.append(sparse.csr_matrix(np.concatenate(reached, 1)))
+    return sparse.csr_matrix(sparse.vstack(parts))
+
+
+def build_program(relaxation: Relaxation, maps: Maps) -> Program:
     """Return the program of a relaxation over one box (a batch of 1). The tighter its ends, the smaller it is."""
     graph, box = relaxation.graph, relaxation.region
+    assert isinstance(box, Box)
     inputs = box.shape.numel()
     open_units = [
         (key, int(feature), float(low.flatten()[feature]), float(high.flatten()[feature]))
@@ -85,7 +114,7 @@ def build_program(relaxation: Relaxation) -> Program:
             for h, (knot, change) in enumerate(node.operation.hinges()):
                 mine = [unit for unit in units if unit.hinge == (i, h)]
                 places = [unit.feature for unit in mine]
-                on = ((relaxation.ends[i][0] >= knot).flatten()).cpu().numpy().astype(float)
+                on = (relaxation.ends[i][0] >= knot).flatten().cpu().numpy().astype(float)
                 on[places] = 0.0
                 change_of = _vector(change, node.shape)
                 picked = _picked(places, [unit.value for unit in mine], (node.shape.numel(), columns))
@@ -96,10 +125,9 @@ def build_program(relaxation: Relaxation) -> Program:
             values.append((sparse.csr_matrix(total), shift))
         else:
             assert node.operation is not None
-            shapes = [graph.nodes[j].shape for j in node.inputs]
-            linear = sparse.hstack(_matrices(node.operation, shapes, node.shape, relaxation))
+            linear = maps[i]
             matrix = sparse.csr_matrix(linear @ sparse.vstack([operand[0] for operand in operands]))
-            affine = relaxation.constants[i].flatten().double().cpu().numpy()
+            affine = _numbers(relaxation.constants[i].flatten())
             values.append((matrix, affine + linear @ np.concatenate([operand[1] for operand in operands])))
     v, h, a = (sparse.eye(len(units), columns, k=inputs + kind * len(units), format="csr") for kind in range(3))
     blocks = [
@@ -109,8 +137,7 @@ def build_program(relaxation: Relaxation) -> Program:
         (h - sparse.diags(high) @ a, np.full(len(units), -np.inf), np.zeros(len(units))),
     ]
     zeros, ones = np.zeros(len(units)), np.ones(len(units))
-    ends = (box.lower, box.upper)
-    first, last = (end[0].flatten().double().cpu().numpy() for end in ends)
+    first, last = (_numbers(end.flatten()) for end in (box.lower, box.upper))
     outputs, constants = values[-1]
     return Program(
         np.concatenate([first, low, zeros, zeros]),
@@ -129,22 +156,10 @@ def _picked(rows: Iterable[int], columns: list[int], shape: tuple[int, int]) -> 
     return sparse.csr_matrix((np.ones(len(columns)), (list(rows), columns)), shape)
 
 
+def _numbers(tensor: torch.Tensor) -> Vector:
+    return tensor.detach().double().cpu().numpy()
+
+
 def _vector(value: float | torch.Tensor, shape: Size) -> Vector:
     """Return a slope, a number or a parameter that broadcasts, as one number for each feature."""
-    return torch.as_tensor(value).detach().double().cpu().expand(shape).flatten().numpy()
-
-
-def _matrices(operation: Affine, shapes: list[Size], out: Size, relaxation: Relaxation) -> list[sparse.csr_matrix]:
-    """Return the matrix [out, in] of an affine map for each of its inputs."""
-    if isinstance(operation, Reshape | Sum):
-        return [sparse.eye(out.numel(), format="csr")] * len(shapes)
-    if isinstance(operation, Linear) and len(out) == 1:
-        return [sparse.csr_matrix(operation.weight().detach().double().cpu().numpy())]
-    like = relaxation.region.center
-    parts: list[list[sparse.csr_matrix]] = [[] for _ in shapes]
-    widest = max(shape.numel() for shape in shapes)
-    for some in torch.arange(out.numel(), device=like.device).split(max(1, _ENTRIES_AT_ONCE // widest)):
-        rows = F.one_hot(some, out.numel()).to(like).view(1, -1, *out)
-        for part, reached in zip(parts, operation.transpose(rows, shapes), strict=True):
-            part.append(sparse.csr_matrix(reached[0].detach().flatten(1).double().cpu().numpy()))
-    return [sparse.csr_matrix(sparse.vstack(part)) for part in parts]
+    return _numbers(torch.as_tensor(value).expand(shape).flatten())

@@ -176,7 +176,7 @@ def optimized(
     start = start or Choice()
     slopes: dict[Hinge, Tensor] = {}
     prices: dict[Hinge, Tensor] = {}
-    batch = len(relaxation.region)
+    batch = max(len(relaxation.region), len(rows))
     at = len(relaxation.graph.nodes) - 1 if position is None else position
     for key, low, high in relaxation.hinges():
         if key[0] < at and bool(((low < 0) & (high > 0)).any()):

@@ -134,10 +134,8 @@ class Highs:
         if status in (kinds.kInfeasible, kinds.kUnboundedOrInfeasible):  # every column has ends: never unbounded
             return Solution(np.inf, None, True)
         done = status == kinds.kOptimal
-        if self._integer:
-            bound = info.mip_dual_bound
-        else:
-            bound = info.objective_function_value if done else -np.inf
+        proved = info.objective_function_value if done else -np.inf  # of a linear program
+        bound = info.mip_dual_bound if self._integer else proved
         feasible = info.primal_solution_status == self._highspy.SolutionStatus.kSolutionStatusFeasible
         point = np.array(self._solver.getSolution().col_value[: self._program.inputs]) if feasible else None
         return Solution(bound - TOLERANCE, point, done)
@@ -188,7 +186,7 @@ class Gurobi:
         model.setParam("BestObjStop", -np.inf if enough is None else 0.0)
         model.setObjective(cost @ columns + constant)
         extra = [model.addConstr(coefficients @ columns <= most) for coefficients, most in rows]
-        extra += [model.addConstr(columns[column] == value) for column, value in (fixed or {}).items()]
+        extra += [model.addConstr(columns[[column]] == value) for column, value in (fixed or {}).items()]
         try:
             model.reset()
             model.optimize()
@@ -196,7 +194,7 @@ class Gurobi:
                 return Solution(np.inf, None, True)
             done = model.Status == codes.OPTIMAL
             bound = model.ObjBound if model.IsMIP or done else -np.inf
-            point = columns.X[: self._program.inputs] if model.SolCount else None
+            point = np.asarray(columns.X)[: self._program.inputs] if model.SolCount else None
             return Solution(bound - TOLERANCE, point, done)
         except self._gurobipy.GurobiError as error:
             raise ConfigError(f"Gurobi: {error}") from None

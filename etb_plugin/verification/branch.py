@@ -1,0 +1,227 @@
+"""Branch and bound on ReLU splits, with the bounds of beta-CROWN (Wang et al. 2021), many branches at a time.
+
+A branch says of some unstable hinges on which side of the knot their input is. Its bound is a linear relaxation with
+optimised slopes and multipliers; branches are split at the hinge whose two halves are bounded best, of the few that
+the relaxation loses most at (filtered smart branching, De Palma et al. 2021); a branch in which every hinge is decided
+is a linear program. Every bound is sound on its branch, so that what is left when time is up is unknown.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from etb_plugin.bounds.relaxation import Choice, Hinge, optimized
+from etb_plugin.verification.exact import Decider
+from etb_plugin.verification.problem import TOLERANCE
+
+_VALUES_AT_ONCE = 2**21
+"""Units that the branches of one step may hold together."""
+_CANDIDATES = 6
+"""Hinges of a branch that are tried before one is split."""
+_ROOT_STEPS, _STEPS = 40, 12
+"""Steps of gradient ascent at the root and in a branch."""
+
+
+@dataclass
+class _Branches:
+    """Branches side by side: the unsafe part that each is about, signs [branches, units], slopes and multipliers
+    [branches, rows, units], and how far its best row is proved to lie above its limit."""
+
+    part: Tensor
+    signs: Tensor
+    slopes: Tensor
+    prices: Tensor
+    above: Tensor
+
+    def __getitem__(self, index: Tensor) -> "_Branches":
+        return _Branches(*(value[index] for value in vars(self).values()))
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def joined(self, other: "_Branches") -> "_Branches":
+        mine, theirs = vars(self).values(), vars(other).values()
+        return _Branches(*(torch.cat(pair) for pair in zip(mine, theirs, strict=True)))
+
+    def each(self) -> Iterator["_Branches"]:
+        return (self[torch.tensor([i])] for i in range(len(self)))
+
+
+@dataclass(frozen=True)
+class Search:
+    """What came out: those of the parts asked for that are proved, a counterexample [1, *input] if one was met, and
+    the number of branches that were bounded."""
+
+    proved: Tensor
+    witness: Tensor | None
+    branches: int
+
+
+class _Tree:
+    """One problem's search. `rows` [parts, rows, outputs] and `most` [parts, rows]; a shorter part repeats a row."""
+
+    def __init__(self, decider: Decider) -> None:
+        self.decider, problem, relaxation = decider, decider.problem, decider.relaxation
+        self.relaxation = relaxation
+        self.hinges: dict[Hinge, Tensor] = {}
+        self.open: dict[Hinge, Tensor] = {}
+        for key, low, high in relaxation.hinges():
+            self.hinges[key] = low
+            self.open[key] = ((low < 0) & (high > 0)).flatten().nonzero()[:, 0]
+        self.units = sum(len(places) for places in self.open.values())
+        widest = max(len(part.rows) for part in problem.unsafe)
+        self.rows = torch.stack([_padded(part.rows, widest) for part in problem.unsafe])
+        self.most = torch.stack([_padded(part.most, widest) for part in problem.unsafe])
+        features = sum(low.numel() for low in self.hinges.values())
+        self.at_once = max(2, min(512, _VALUES_AT_ONCE // (features * widest)))
+
+    def spread(self, flat: Tensor) -> dict[Hinge, Tensor]:
+        """Return values of the open units [branches, rows, units] as one tensor for each hinge, 0 elsewhere."""
+        parts = flat.split([len(places) for places in self.open.values()], 2)
+        spread = {}
+        for (key, places), part in zip(self.open.items(), parts, strict=True):
+            shape = self.hinges[key].shape[1:]
+            full = flat.new_zeros(*flat.shape[:2], shape.numel())
+            full[:, :, places] = part
+            spread[key] = full.unflatten(2, shape)
+        return spread
+
+    def gathered(self, spread: dict[Hinge, Tensor], like: Tensor) -> Tensor:
+        """Return what `spread` was made of; where a hinge is missing, of `like`."""
+        parts = like.split([len(places) for places in self.open.values()], 2)
+        return torch.cat(
+            [
+                spread[key].flatten(2)[:, :, places] if key in spread else part
+                for (key, places), part in zip(self.open.items(), parts, strict=True)
+            ],
+            2,
+        )
+
+    def choice(self, branches: _Branches) -> Choice:
+        signs = self.spread(branches.signs.unsqueeze(1).to(branches.slopes))
+        return Choice(self.spread(branches.slopes), signs, self.spread(branches.prices))
+
+    def roots(self, parts: Tensor) -> _Branches:
+        """Return one branch without splits for each of the parts, bounded."""
+        like = self.rows
+        slopes = self.spread(like.new_zeros(1, 1, self.units))
+        for key, low, high in self.relaxation.hinges():
+            slopes[key] = (high > -low).to(like).unsqueeze(1)
+        shape = (len(parts), like.shape[1], self.units)
+        start = _Branches(
+            parts,
+            torch.zeros(len(parts), self.units, dtype=torch.int8, device=like.device),
+            self.gathered(slopes, like.new_zeros(1, 1, self.units)).expand(shape),
+            like.new_zeros(shape),
+            like.new_full((len(parts),), -torch.inf),
+        )
+        return self.bounded(start, _ROOT_STEPS)
+
+    def bounded(self, branches: _Branches, steps: int) -> _Branches:
+        """Return the branches with their slopes and multipliers optimised."""
+        limits = self.most[branches.part]
+        value, choice = optimized(
+            self.relaxation,
+            self.rows[branches.part],
+            steps=steps,
+            start=self.choice(branches),
+            enough=limits + TOLERANCE,
+        )
+        above = torch.maximum((value - limits).amax(1), branches.above)
+        slopes = self.gathered(dict(choice.slopes), branches.slopes)
+        prices = self.gathered(dict(choice.multipliers), branches.prices)
+        return _Branches(branches.part, branches.signs, slopes, prices, above)
+
+    @torch.no_grad()
+    def split(self, branches: _Branches) -> _Branches:
+        """Return both halves of each branch, at the hinge whose worse half is bounded best."""
+        count = min(_CANDIDATES, self.units)
+        lines = self.relaxation.below(self.rows[branches.part], self.choice(branches))
+        best = (lines.value - self.most[branches.part]).argmax(1)
+        loss = self._losses(branches, {i: rows[torch.arange(len(best)), best] for i, rows in lines.arriving.items()})
+        loss = loss.masked_fill(branches.signs != 0, -1.0)
+        units = loss.topk(count, 1).indices  # [branches, count]; decided units come last
+        halves = self._halves(branches, units)
+        value = self.relaxation.below(self.rows[halves.part], self.choice(halves)).value - self.most[halves.part]
+        decided = (branches.signs.gather(1, units) != 0).T.repeat(2, 1, 1).flatten()
+        worth = value.amax(1).masked_fill(decided, -torch.inf).view(2, count, -1)
+        chosen = worth.amin(0).argmax(0)
+        return self._halves(branches, units.gather(1, chosen.unsqueeze(1)))
+
+    def open_ones(self, branches: _Branches) -> tuple[_Branches, Tensor | None]:
+        """Return the branches that are not proved, and a counterexample if one is met at their bounds."""
+        left = branches[branches.above <= TOLERANCE]
+        return left, self.witness(left) if len(left) else None
+
+    def _halves(self, branches: _Branches, units: Tensor) -> _Branches:
+        """Return, sign after sign and column after column of `units` [branches, count], every branch split there."""
+        count = units.shape[1]
+        index = torch.arange(len(branches), device=units.device).repeat(2 * count)
+        halves = branches[index]
+        sign = torch.tensor([1, -1], dtype=torch.int8, device=units.device).repeat_interleave(len(index) // 2)
+        signs = halves.signs.clone()
+        signs[torch.arange(len(index), device=units.device), units.T.flatten().repeat(2)] = sign
+        return _Branches(halves.part, signs, halves.slopes, halves.prices, halves.above)
+
+    def _losses(self, branches: _Branches, arriving: dict[int, Tensor]) -> Tensor:
+        """Return how much each open unit's relaxation may lose, [branches, units]."""
+        losses: dict[Hinge, Tensor] = {}
+        chosen = self.spread(branches.slopes.amax(1, keepdim=True))
+        for key, low, high in self.relaxation.hinges():
+            i, h = key
+            if i not in arriving:
+                continue
+            change = self.relaxation.graph.activations[i].hinges()[h][1]
+            rows, slope = arriving[i] * change, chosen[key][:, 0]
+            above = -rows.clamp(max=0) * high * -low / (high - low).clamp(min=1e-30)
+            below = rows.clamp(min=0) * torch.maximum(slope * -low, (1 - slope) * high) / 2
+            losses[key] = (above + below).unsqueeze(1)
+        return self.gathered(losses, branches.slopes.new_zeros(len(branches), 1, self.units))[:, 0]
+
+    @torch.no_grad()
+    def witness(self, branches: _Branches) -> Tensor | None:
+        """Return a counterexample among the points where the branches' bounds are attained, if there is one."""
+        lines = self.relaxation.below(self.rows[branches.part], self.choice(branches))
+        return self.decider.broken(lines.minimizer(self.relaxation.region).flatten(0, 1))
+
+
+def search(decider: Decider, parts: Tensor, deadline: float) -> Search:
+    """Branch until each of the problem's unsafe `parts` (indices) is proved unreachable, a counterexample is met, or
+    `time.monotonic()` reaches `deadline`.
+
+    Network, relaxation and problem are of one dtype.
+    """
+    tree = _Tree(decider)
+    stuck: set[int] = set()
+    branches, count = tree.roots(parts), len(parts)
+    queue, witness = tree.open_ones(branches)
+    while len(queue) and witness is None and time.monotonic() < deadline:
+        order = queue.above.argsort()
+        now, queue = queue[order[: tree.at_once]], queue[order[tree.at_once :]]
+        full = (now.signs != 0).all(1)
+        for leaf in now[full].each():
+            proved, witness = decider.decide(
+                int(leaf.part), deadline - time.monotonic(), integer=False, signs=leaf.signs[0].tolist()
+            )
+            if witness is not None:
+                return Search(_without(parts, stuck | set(queue.part.tolist())), witness, count)
+            if not proved:
+                stuck.add(int(leaf.part))
+        if full.all():
+            continue
+        now = tree.bounded(tree.split(now[~full]), _STEPS)
+        count += len(now)
+        now, witness = tree.open_ones(now)
+        queue = queue.joined(now)
+    return Search(_without(parts, stuck | set(queue.part.tolist())), witness, count)
+
+
+def _without(parts: Tensor, left: set[int]) -> Tensor:
+    return torch.tensor([part for part in parts.tolist() if part not in left], dtype=torch.long)
+
+
+def _padded(rows: Tensor, size: int) -> Tensor:
+    return torch.cat([rows, rows[:1].expand(size - len(rows), *rows.shape[1:])])

@@ -1,0 +1,76 @@
+"""What is verified: that no point of a box gives an unsafe output; and what can be known about it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from etb_plugin.bounds import Box, margin_spec
+
+TOLERANCE = 1e-6
+"""What a row has to exceed before it counts as proved, in units of the outputs.
+
+All is computed in float64. A bound by interval arithmetic or CROWN sums up to 10^5 products of numbers up to 10^3,
+which rounding to 2^-53 moves by less than 10^-8; a solver's bound was moved outwards by 5e-7 already
+(`bounds.solvers`). What is verified is the network over the real numbers: a float32 forward pass may round a smaller
+margin away.
+"""
+
+
+class Verdict(StrEnum):
+    """What is known of a problem. `UNKNOWN` is what a limit leaves, and counts as attackable."""
+
+    ROBUST = "robust"
+    FALSIFIED = "falsified"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Unsafe:
+    """Outputs y with rows @ y <= most, all of them together. Shapes: rows [rows, outputs], most [rows]."""
+
+    rows: Tensor
+    most: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One box (a batch of 1) and the outputs that no point of it may give: those of any one of `unsafe`."""
+
+    box: Box
+    unsafe: tuple[Unsafe, ...]
+
+    def broken(self, outputs: Tensor) -> Tensor:
+        """Return which of `outputs` [points, outputs] are unsafe, [points]."""
+        parts = [(outputs @ part.rows.T <= part.most).all(1) for part in self.unsafe]
+        return torch.stack(parts).any(0)
+
+    @property
+    def form(self) -> tuple[int, ...]:
+        """The number of rows of each unsafe part. Problems of one form can be put to a bound together."""
+        return tuple(len(part.rows) for part in self.unsafe)
+
+
+def robustness(box: Box, label: int, classes: int) -> Problem:
+    """Return the problem whether every point of `box` (a batch of 1) has the largest output at `label`, strictly."""
+    rows = margin_spec(torch.tensor([label], device=box.lower.device), classes, box.lower.dtype)[0]
+    return Problem(box, tuple(Unsafe(row[None], row.new_zeros(1)) for row in rows))
+
+
+def stacked(problems: Sequence[Problem]) -> tuple[Box, Tensor, Tensor]:
+    """Return boxes, rows [problems, all rows, outputs] and most [problems, all rows] of problems of one form."""
+    lower = torch.cat([problem.box.lower for problem in problems])
+    upper = torch.cat([problem.box.upper for problem in problems])
+    rows = torch.stack([torch.cat([part.rows for part in problem.unsafe]) for problem in problems])
+    most = torch.stack([torch.cat([part.most for part in problem.unsafe]) for problem in problems])
+    return Box(lower, upper, ordered=True), rows, most
+
+
+def proved_parts(above: Tensor, form: tuple[int, ...]) -> Tensor:
+    """Return which unsafe parts cannot be reached, [problems, parts]: those with a row that is `above` its limit.
+
+    Shapes: above [problems, all rows], how far each row's lower end lies above `most`.
+    """
+    return torch.stack([(part > TOLERANCE).any(1) for part in above.split(form, 1)], 1)
