@@ -23,6 +23,9 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return others.amax(1) - true[:, 0]
 
 
+Goal = Callable[[Tensor, Tensor], Tensor]
+"""Outputs [some, classes] and their places in the batch [some] -> a value for each."""
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross-entropy": cross_entropy, "margin": margin}
 
 
@@ -64,17 +67,35 @@ def pgd(
     `labels` [batch] is what the prediction should stay. An example is worked on until it is broken; where nothing
     breaks it, its last point is returned.
     """
-    points = box.center.clone()
-    with torch.no_grad():
-        broken = network(points).argmax(1) != labels
-    for loss in settings.losses * settings.restarts:
-        remaining = (~broken).nonzero()[:, 0]
-        if not len(remaining):
-            break
-        points[remaining], broken[remaining] = _descend(
-            network, box[remaining], labels[remaining], LOSSES[loss], settings, generator
-        )
-    return points, broken
+
+    def climb(name: str) -> Goal:
+        return lambda outputs, some: LOSSES[name](outputs, labels[some])
+
+    def wrong(outputs: Tensor, some: Tensor) -> Tensor:
+        return outputs.argmax(1) != labels[some]
+
+    return _attacked(network, box, [climb(name) for name in settings.losses], wrong, settings, generator)
+
+
+def falsify(
+    network: nn.Module, box: Box, unsafety: Goal, settings: Pgd, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return points of the box, [batch, *input], and whether each gives an unsafe output, [batch].
+
+    `unsafety` takes outputs and their places in the batch, and returns [outputs, parts]: how far each output is inside
+    of each unsafe part, one where any is 0 or more. With the margins f_j - f_y as parts this is `pgd`: the largest
+    part is climbed for its loss `margin`, and a smooth maximum of 0 and the parts for `cross-entropy`.
+    """
+
+    def smooth(outputs: Tensor, some: Tensor) -> Tensor:
+        return F.pad(unsafety(outputs, some), (1, 0)).logsumexp(1)
+
+    def largest(outputs: Tensor, some: Tensor) -> Tensor:
+        return unsafety(outputs, some).amax(1)
+
+    climbs: dict[str, Goal] = {"cross-entropy": smooth, "margin": largest}
+    goals = [climbs[name] for name in settings.losses]
+    return _attacked(network, box, goals, lambda y, some: largest(y, some) >= 0, settings, generator)
 
 
 def perturb(network: nn.Module, box: Box, labels: Tensor, settings: Pgd, generator: torch.Generator) -> Tensor:
@@ -118,23 +139,41 @@ def reach(
     return -negated, upper
 
 
-def _descend(
+def _attacked(
+    network: nn.Module, box: Box, goals: list[Goal], broken_by: Goal, settings: Pgd, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return the last points and whether each is broken: every goal climbed once in each restart."""
+    points = box.center.clone()
+    with torch.no_grad():
+        broken = broken_by(network(points), torch.arange(len(points), device=points.device))
+    for goal in goals * settings.restarts:
+        remaining = (~broken).nonzero()[:, 0]
+        if not len(remaining):
+            break
+        points[remaining], broken[remaining] = _climb(
+            network, box[remaining], remaining, goal, broken_by, settings, generator
+        )
+    return points, broken
+
+
+def _climb(
     network: nn.Module,
     box: Box,
-    labels: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    places: Tensor,
+    goal: Goal,
+    broken_by: Goal,
     settings: Pgd,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """One run from a random point. Broken examples leave the batch."""
+    """One run from a random point for the examples at `places` of the batch. Broken examples leave it."""
     x = _random_point(box, generator)
     points, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     active = torch.arange(len(x), device=x.device)
     for i in range(settings.steps + 1):
-        gradient, logits = _gradient(network, x, labels[active], loss)
-        wrong = logits.argmax(1) != labels[active]
-        points[active], broken[active] = x, wrong
-        active, x, gradient = active[~wrong], x[~wrong], gradient[~wrong]
+        gradient, outputs = _gradient(network, x, places[active], goal)
+        done = broken_by(outputs, places[active])
+        points[active], broken[active] = x, done
+        active, x, gradient = active[~done], x[~done], gradient[~done]
         if i == settings.steps or not len(active):
             break
         x = _moved(x, gradient, box[active], settings.step_at(i))

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -115,6 +116,29 @@ class Evaluated(BaseModel):
         certify = self.certify or certify
         check_certifiers(certify)
         return Exam(self.eps_test or eps_test, Pgd(self.pgd_steps, self.pgd_restarts), certify, self.seed)
+
+
+def _image_range(value: object) -> tuple[int, int]:
+    """Read "a:b", images a to b - 1; ":b" begins at 0."""
+    if isinstance(value, list | tuple) and len(value) == 2:
+        value = f"{value[0]}:{value[1]}"
+    found = re.fullmatch(r"(\d*):(\d+)", str(value))
+    if found is None:
+        raise ValueError(f"{value!r} is no range of images; write 0:200")
+    first, stop = int(found[1] or 0), int(found[2])
+    if first >= stop:
+        raise ValueError(f"{value!r} holds no image")
+    return first, stop
+
+
+class VerifyRequest(Evaluated):
+    """What `etb verify` needs to be told."""
+
+    stages: Names | None = None
+    time_limit: Annotated[float, BeforeValidator(_number)] = 60.0
+    solver: str = "highs"
+    images: Annotated[tuple[int, int], BeforeValidator(_image_range)] | None = None
+    workers: Count = 1
 
 
 def named_options(text: str) -> tuple[str, dict[str, Any]]:
@@ -304,6 +328,11 @@ def read_experiment(file: Path | None, flags: Mapping[str, Any]) -> Experiment:
 def read_evaluation(flags: Mapping[str, Any]) -> Evaluated:
     """Return the evaluation that `flags` (None where not given) describe. Raises ConfigError that names the flag."""
     return _validated(Evaluated, {}, flags, {})
+
+
+def read_verification(flags: Mapping[str, Any]) -> VerifyRequest:
+    """Return the verification that `flags` (None where not given) describe. Raises ConfigError that names the flag."""
+    return _validated(VerifyRequest, {}, flags, {})
 
 
 def read_mapping(file: Path) -> dict[str, Any]:

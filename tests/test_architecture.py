@@ -17,7 +17,7 @@ FLOORS = (
     {"objectives"},
     {"training", "evaluation", "calibration"},
     {"experiment", "results", "trained"},
-    {"comparison", "tightness"},
+    {"comparison", "tightness", "verification"},
     {"report"},
     {"studies"},
     {"cli", "__main__"},

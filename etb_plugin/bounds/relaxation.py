@@ -67,10 +67,9 @@ class Relaxation:
         }
 
     def hinges(self) -> Iterator[tuple[Hinge, Tensor, Tensor]]:
-        """Yield each hinge with the ends of z - knot, [batch, *features]."""
-        for i, activation in self.graph.activations.items():
-            for h, (knot, _) in enumerate(activation.hinges()):
-                low, high = self.ends[i]
+        """Yield each hinge whose ends are known with those of z - knot, [batch, *features]."""
+        for i, (low, high) in self.ends.items():
+            for h, (knot, _) in enumerate(self.graph.activations[i].hinges()):
                 yield (i, h), low - knot, high - knot
 
     def below(self, rows: Tensor, choice: Choice | None = None, position: int | None = None) -> Lines:
@@ -126,31 +125,41 @@ class Relaxation:
         return leaving, constant
 
 
-def crown_ends(graph: Graph, region: Region, *, steps: int = 0) -> dict[int, tuple[Tensor, Tensor]]:
+def crown_ends(
+    graph: Graph, region: Region, *, steps: int = 0, known: Ends | None = None, choice: Choice | None = None
+) -> dict[int, tuple[Tensor, Tensor]]:
     """Return the ends of every activation's input: interval arithmetic's, then CROWN's where a unit is unstable.
 
-    With `steps` the lower slopes of each unit's own bound are optimised by so many steps (alpha-CROWN). Cost: two
-    backward passes for every unit that interval arithmetic leaves unstable, three times `steps` more with steps.
+    With `steps` the lower slopes of each unit's own bound are optimised by so many steps (alpha-CROWN). `known` ends
+    take the place of interval arithmetic's; with the signs of a `choice` (and its slopes) the ends are those of its
+    branches, [branches, *features]. Cost: two backward passes for every unit that is unstable at first, three times
+    `steps` more with steps.
     """
-    middle = graph.intervals(region.center, region.radius)
+    if known is None:
+        middle = graph.intervals(region.center, region.radius)
+        inputs = {i: middle[graph.nodes[i].inputs[0]] for i in graph.activations}
+        known = {i: (center - radius, center + radius) for i, (center, radius) in inputs.items()}
+    choice = choice or Choice()
+    batch = max(len(region), *(len(sign) for sign in choice.signs.values())) if choice.signs else len(region)
+    widest = max(node.shape.numel() for node in graph.nodes)
     ends: dict[int, tuple[Tensor, Tensor]] = {}
     for i, activation in graph.activations.items():
-        at = graph.nodes[i].inputs[0]
-        center, radius = middle[at]
-        low, high = (center - radius).clone(), (center + radius).clone()
+        low, high = (end.expand(batch, *end.shape[1:]).clone() for end in known[i])
         open_units = torch.zeros_like(low[0], dtype=torch.bool)
-        for knot, _ in activation.hinges():
-            open_units |= ((low < knot) & (high > knot)).any(0)
+        for h, (knot, _) in enumerate(activation.hinges()):
+            sign = choice.signs.get((i, h))
+            undecided = torch.ones_like(low, dtype=torch.bool) if sign is None else sign[:, 0] == 0
+            open_units |= (undecided & (low < knot) & (high > knot)).any(0)
         relaxation = Relaxation(graph, region, ends)
+        at = graph.nodes[i].inputs[0]
         units = open_units.flatten().nonzero()[:, 0]
-        widest = max(node.shape.numel() for node in graph.nodes)
-        for some in units.split(max(1, _VALUES_AT_ONCE // (2 * widest * len(region)))):
+        for some in units.split(max(1, _VALUES_AT_ONCE // (2 * widest * batch))):
             rows = F.one_hot(some, open_units.numel()).to(low).view(1, -1, *open_units.shape)
             both = torch.cat([rows, -rows], 1)
-            value = relaxation.below(both, position=at).value
+            value = relaxation.below(both, choice, at).value
             if steps:
-                value = torch.maximum(value, optimized(relaxation, both, steps=steps, position=at)[0])
-            lower, negated = value.expand(len(region), -1).chunk(2, 1)
+                value = torch.maximum(value, optimized(relaxation, both, steps=steps, position=at, start=choice)[0])
+            lower, negated = value.expand(batch, -1).chunk(2, 1)
             low.flatten(1)[:, some] = torch.maximum(low.flatten(1)[:, some], lower)
             high.flatten(1)[:, some] = torch.minimum(high.flatten(1)[:, some], -negated)
         # The two sides are rounded apart where a unit's range is a point.
@@ -176,7 +185,7 @@ def optimized(
     start = start or Choice()
     slopes: dict[Hinge, Tensor] = {}
     prices: dict[Hinge, Tensor] = {}
-    batch = max(len(relaxation.region), len(rows))
+    batch = max(len(relaxation.region), len(rows), *(len(low) for low, _ in relaxation.ends.values()))
     at = len(relaxation.graph.nodes) - 1 if position is None else position
     for key, low, high in relaxation.hinges():
         if key[0] < at and bool(((low < 0) & (high > 0)).any()):
@@ -184,7 +193,7 @@ def optimized(
             slopes[key] = first.expand(batch, rows.shape[1], *low.shape[1:]).clone().requires_grad_()
         if key in start.signs:
             price = start.multipliers.get(key, torch.zeros_like(start.signs[key], dtype=rows.dtype))
-            prices[key] = price.clone().requires_grad_()
+            prices[key] = price.expand(batch, rows.shape[1], *price.shape[2:]).clone().requires_grad_()
     best = torch.full((batch, rows.shape[1]), -torch.inf, dtype=rows.dtype, device=rows.device)
     groups = [{"params": list(slopes.values()), "lr": rate}, {"params": list(prices.values()), "lr": rate}]
     optimizer = torch.optim.Adam([g for g in groups if g["params"]]) if slopes or prices else None

@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from etb_plugin.experiment import Evaluated, Experiment, read_evaluation, read_experiment
+from etb_plugin.experiment import (
+    Evaluated,
+    Experiment,
+    VerifyRequest,
+    read_evaluation,
+    read_experiment,
+    read_verification,
+)
 
 _WIDTH = 120
 """Columns where the output is no terminal."""
@@ -113,6 +120,11 @@ def experiment(context: typer.Context, file: Path | None = None) -> Experiment:
 def evaluation(context: typer.Context) -> Evaluated:
     """Return the evaluation that the call describes. Raises ConfigError."""
     return read_evaluation(context.params)
+
+
+def verification(context: typer.Context) -> VerifyRequest:
+    """Return the verification that the call describes. Raises ConfigError."""
+    return read_verification(context.params)
 
 
 def stdout() -> Console:

@@ -1,13 +1,14 @@
 """What SIGINT and SIGTERM do to long work: it stops between two batches, and leaves a checkpoint."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from etb_plugin.errors import Stopped
 from etb_plugin.report.live import Live
 from etb_plugin.training import Progress
+from etb_plugin.verification import Verdict
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -36,6 +37,11 @@ class StoppableLive(Live):
     def evaluating(self, name: str, eps: float, done: int, total: int) -> None:
         """Show, or stop."""
         super().evaluating(name, eps, done, total)
+        self._stop_if_asked()
+
+    def verifying(self, name: str, eps: float, total: int, counts: Mapping[Verdict, int]) -> None:
+        """Show, or stop."""
+        super().verifying(name, eps, total, counts)
         self._stop_if_asked()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

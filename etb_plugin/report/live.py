@@ -11,6 +11,7 @@ from etb_plugin.experiment import eps_text
 from etb_plugin.results import Result
 from etb_plugin.training import Progress as Step
 from etb_plugin.training import Training
+from etb_plugin.verification import Verdict
 
 _WORTH_SAYING = 30.0
 """Seconds from which, off a terminal, the expected duration of a training is announced."""
@@ -58,6 +59,15 @@ class Live(_Bars):
     def evaluating(self, name: str, eps: float, done: int, total: int) -> None:
         """Show how many test images are done."""
         self._show(name, done, total, f"evaluating at eps {eps_text(eps)}: {done:,} of {total:,} images")
+
+    def verifying(self, name: str, eps: float, total: int, counts: Mapping[Verdict, int]) -> None:
+        """Show how many images have which verdict."""
+        done = sum(counts.values())
+        words = ", ".join(f"{counts.get(verdict, 0):,} {verdict}" for verdict in Verdict)
+        self._show(name, done, total, f"eps {eps_text(eps)}: {done:,} of {total:,} images, {words}")
+        if done == total:
+            self._progress.remove_task(self._tasks.pop(name))
+            self._say(f"{name}, eps {eps_text(eps)}: {words}")
 
     def finished(self, name: str, training: Training | None, results: Sequence[Result]) -> None:
         """Leave one line per finished network."""

@@ -13,6 +13,7 @@ from etb_plugin.calibration import Calibration
 from etb_plugin.experiment import changed_text, eps_text
 from etb_plugin.results import Result
 from etb_plugin.tightness import Tightness
+from etb_plugin.verification import Verified
 
 CERTIFIED, EXPECTED = "bold green", "italic magenta"
 
@@ -47,6 +48,34 @@ def comparison_table(results: Sequence[Result], heading: str) -> RenderableType:
                 *(_costs(result) if trained and eps == min(r.eps_test for r in results) else ()),
             )
     return Group(Text(heading, "bold"), table, Text(_caption(results, trained), "dim"))
+
+
+def verification_table(results: Sequence[Verified], heading: str) -> RenderableType:
+    """Return the totals of each network and eps, and below them how many images each stage decided, and its time."""
+    totals = _table()
+    totals.add_column("method", no_wrap=True)
+    for name in ("eps", "clean", "PGD"):
+        totals.add_column(name, justify="right")
+    totals.add_column("verified", justify="right", style=CERTIFIED, header_style=CERTIFIED)
+    for name in ("gap", "unknown"):
+        totals.add_column(name, justify="right")
+    stages = list(dict.fromkeys(stage for result in results for stage in (*result.decided, *result.seconds)))
+    work = _table()
+    work.add_column("decided by\n(s an image)", no_wrap=True)
+    for stage in stages:
+        work.add_column(stage.replace("-", "-\n"), justify="right")
+    for r in results:
+        gap = r.pgd_accuracy - r.verified_accuracy
+        shares = (r.clean_accuracy, r.pgd_accuracy, r.verified_accuracy, gap, r.unknown)
+        totals.add_row(r.method, eps_text(r.eps_test), *(_percent(share) for share in shares))
+        counts = [str(r.decided.get(stage, 0)) for stage in stages]
+        times = [f" ({r.seconds[stage]:.2g})" if stage in r.seconds else "" for stage in stages]
+        work.add_row(f"{r.method} {eps_text(r.eps_test)}", *(c + t for c, t in zip(counts, times, strict=True)))
+    caption = (
+        f"Percent of {len(results[0].findings):,} test images. verified: proved robust, a lower bound of true robust\n"
+        "accuracy; PGD: stands under PGD, an upper bound; unknown: neither proved nor broken, counted as attackable."
+    )
+    return Group(Text(heading, "bold"), totals, Text(caption, "dim"), Text(), work)
 
 
 def tightness_table(rows: Sequence[Tightness], heading: str) -> RenderableType:

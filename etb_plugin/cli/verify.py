@@ -1,0 +1,66 @@
+"""`etb verify`: decide, image by image, whether a trained network is robust."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from etb_plugin.cli import options as o
+from etb_plugin.cli.stopping import StoppableLive
+from etb_plugin.report.table import verification_table
+from etb_plugin.verification import Verification
+
+
+def command(
+    context: typer.Context,
+    weights: Annotated[
+        Path, typer.Argument(help="A run folder, .safetensors, or a state_dict by torch.save.", show_default=False)
+    ],
+    dataset: o.Dataset = None,
+    model: o.Model = None,
+    eps_test: o.EpsTest = None,
+    images: Annotated[
+        str | None, typer.Option(help="Which test images, such as 0:200; all of them.", rich_help_panel="Verification")
+    ] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            help="The cascade: pgd, sound bounds, bab, exact, lp; without it pgd, ibp, crown-ibp, crown, alpha-crown, "
+            "dual, bab, exact, lp, as far as they take the network.",
+            rich_help_panel="Verification",
+        ),
+    ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(help="Seconds for an image's bab, exact and lp in all; 60.", rich_help_panel="Verification"),
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="highs, or gurobi where it is installed.", rich_help_panel="Verification")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes for bab, exact and lp; 1.", rich_help_panel="Verification")
+    ] = None,
+    pgd_steps: o.PgdSteps = None,
+    pgd_restarts: o.PgdRestarts = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    data_dir: o.DataDir = None,
+    out: o.Out = None,
+) -> None:
+    """Decide for each test image whether any point of its box is misclassified.
+
+    PGD looks for a counterexample, sound bounds from cheap to dear for a proof, each on what is left; branch and bound
+    (bab) and mixed-integer programming (exact) decide the rest within the time limit. What is left is unknown, and
+    counts as attackable. With --out, results.json, one file for each image and the counterexamples are written there,
+    and the same command goes on where it stopped.
+
+    Example: etb verify mine --images 0:200 --time-limit 30 --workers 2 --out mine-verified
+    """
+    verification = Verification(weights, o.verification(context))
+    for stage, why in verification.left_out.items():
+        o.stderr().print(f"{stage} is left out: {why}", highlight=False, soft_wrap=True)
+    with StoppableLive(o.stderr()) as live:
+        results = verification.run(live)
+    o.stdout().print(verification_table(results, verification.title))
+    if out is not None:
+        o.stdout().print(f"Written: {out}/results.json, findings and counterexamples", soft_wrap=True)

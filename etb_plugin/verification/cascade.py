@@ -1,0 +1,208 @@
+"""The cascade: an attack, then sound bounds from cheap to dear, then the complete verifiers, each on what is left.
+
+A *case* is a problem with what is known of it so far. Stages that take a batch of cases come first; the complete ones
+take a case at a time, and share its seconds. A new stage is one entry of `_ALONE` or, being a sound bound, none.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from etb_plugin.attacks import Pgd, falsify
+from etb_plugin.bounds import PreparedBound, get_bound, prepare_lower
+from etb_plugin.bounds.program import Maps, affine_maps
+from etb_plugin.bounds.relaxation import Relaxation, crown_ends
+from etb_plugin.bounds.solvers import check_solver
+from etb_plugin.bounds.tracing import trace
+from etb_plugin.errors import ConfigError
+from etb_plugin.verification.branch import search
+from etb_plugin.verification.exact import Decider
+from etb_plugin.verification.problem import Problem, Verdict, proved_parts, stacked
+
+STAGES = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown", "dual", "bab", "exact", "lp")
+"""The whole cascade, in order."""
+
+_SHARES = {"bab": 5, "exact": 4, "lp": 1}
+"""How the seconds of a case are shared among the complete stages, and the linear program at their end."""
+_REFINABLE = 1_500_000
+"""Unstable units times all units up to which the ends that programs and branches start from are optimised."""
+_REFINING_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a case is decided: the stages' names in order, PGD's settings, seconds for a case's complete stages."""
+
+    stages: tuple[str, ...] = STAGES
+    attack: Pgd = field(default_factory=Pgd)
+    seconds: float = 60.0
+    solver: str = "highs"
+    seed: int = 0
+
+
+@dataclass
+class Case:
+    """A problem, which of its unsafe parts are proved unreachable, a counterexample [1, *input] if there is one, the
+    stage that decided it, and the seconds spent in each stage."""
+
+    problem: Problem
+    proved: Tensor
+    witness: Tensor | None = None
+    by: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, problem: Problem) -> "Case":
+        """Return a case of which nothing is known."""
+        return cls(problem, torch.zeros(len(problem.unsafe), dtype=torch.bool))
+
+    @property
+    def verdict(self) -> Verdict:
+        """What is known of the problem."""
+        if self.witness is not None:
+            return Verdict.FALSIFIED
+        return Verdict.ROBUST if bool(self.proved.all()) else Verdict.UNKNOWN
+
+
+class Cascade:
+    """A network ready to be verified, in float64.
+
+    Raises ConfigError for a stage that is none or is not sound, and UnsupportedLayer, naming the layer, for one that
+    cannot take the network.
+    """
+
+    def __init__(self, network: nn.Module, input_shape: tuple[int, ...], settings: Settings) -> None:
+        self.settings = settings
+        self.network = copy.deepcopy(network).double().eval().requires_grad_(False)
+        check_stages(settings)
+        shape = torch.Size(input_shape)
+        self._bounds: dict[str, PreparedBound] = {
+            name: prepare_lower(name, self.network, shape)
+            for name in settings.stages
+            if name != "pgd" and name not in _ALONE
+        }
+        self._graph = trace(self.network, shape) if self.alone else None
+        self._maps: Maps | None = None
+
+    @property
+    def together(self) -> tuple[str, ...]:
+        """The stages that take many cases at once."""
+        return tuple(name for name in self.settings.stages if name not in _ALONE)
+
+    @property
+    def alone(self) -> tuple[str, ...]:
+        """The stages that take a case at a time."""
+        return tuple(name for name in self.settings.stages if name in _ALONE)
+
+    def decide_together(self, cases: Sequence[Case]) -> None:
+        """Put cases of one form through the attack and the sound bounds, each on what is left."""
+        for name in self.together:
+            left = [case for case in cases if case.verdict is Verdict.UNKNOWN]
+            if not left:
+                return
+            begun = time.perf_counter()
+            self._attack(left) if name == "pgd" else self._bound(self._bounds[name], left)
+            for case in left:
+                case.seconds[name] = (time.perf_counter() - begun) / len(left)
+                if case.verdict is not Verdict.UNKNOWN:
+                    case.by = name
+
+    def decide_alone(self, case: Case) -> None:
+        """Put one undecided case through the complete stages, for the settings' seconds in all."""
+        names = self.alone
+        if not names or case.verdict is not Verdict.UNKNOWN:
+            return
+        deadline = time.monotonic() + self.settings.seconds
+        begun = time.perf_counter()
+        decider = self._decider(case)
+        for number, name in enumerate(names):
+            if case.verdict is not Verdict.UNKNOWN:
+                break
+            share = _SHARES[name] / sum(_SHARES[other] for other in names[number:])
+            now = time.monotonic()
+            _ALONE[name](decider, case, now + share * (deadline - now))
+            if case.verdict is not Verdict.UNKNOWN:
+                case.by = name
+            case.seconds[name] = time.perf_counter() - begun
+            begun = time.perf_counter()
+
+    def _attack(self, cases: Sequence[Case]) -> None:
+        box, rows, most = stacked([case.problem for case in cases])
+        form = cases[0].problem.form
+
+        def unsafety(outputs: Tensor, some: Tensor) -> Tensor:
+            slack = most[some] - torch.einsum("prk,pk->pr", rows[some], outputs)
+            return torch.stack([part.amin(1) for part in slack.split(form, 1)], 1)
+
+        generator = torch.Generator(box.lower.device).manual_seed(self.settings.seed)
+        points, _ = falsify(self.network, box, unsafety, self.settings.attack, generator)
+        with torch.no_grad():
+            outputs = self.network(points)
+        for case, point, output in zip(cases, points, outputs, strict=True):
+            if bool(case.problem.broken(output[None])):
+                case.witness = point[None]
+
+    @torch.no_grad()
+    def _bound(self, bound: PreparedBound, cases: Sequence[Case]) -> None:
+        box, rows, most = stacked([case.problem for case in cases])
+        proved = proved_parts(bound(box, rows).lower - most, cases[0].problem.form)
+        for case, parts in zip(cases, proved.cpu(), strict=True):
+            case.proved |= parts
+
+    def _decider(self, case: Case) -> Decider:
+        """Return the case's program to be, over the best ends that are cheap enough."""
+        assert self._graph is not None
+        box = case.problem.box
+        self._maps = self._maps or affine_maps(self._graph, box.lower)
+        with torch.no_grad():
+            ends = crown_ends(self._graph, box)
+        units = sum(low.numel() for low, _ in ends.values())
+        unstable = sum(
+            int(((low < 0) & (high > 0)).sum()) for _, low, high in Relaxation(self._graph, box, ends).hinges()
+        )
+        if unstable * units <= _REFINABLE:
+            ends = crown_ends(self._graph, box, steps=_REFINING_STEPS, known=ends)
+        return Decider(self.network, Relaxation(self._graph, box, ends), self._maps, case.problem, self.settings.solver)
+
+
+def check_stages(settings: Settings) -> None:
+    """Raise ConfigError for settings that cannot work: a stage that is none or not sound, a limit, a solver."""
+    for name in settings.stages:
+        if name not in ("pgd", *_ALONE) and not get_bound(name).sound:
+            raise ConfigError(f"bound {name!r} is not sound, so it cannot verify; stages are pgd, bab and sound bounds")
+    if not settings.seconds > 0:
+        raise ConfigError(f"the time limit is {settings.seconds:g}; it must be positive, in seconds for each image")
+    if set(settings.stages) & set(_ALONE):
+        check_solver(settings.solver)
+
+
+def _bab(decider: Decider, case: Case, deadline: float) -> None:
+    found = search(decider, _open_parts(case), deadline)
+    case.proved[found.proved] = True
+    case.witness = found.witness
+
+
+def _exact(decider: Decider, case: Case, deadline: float, *, integer: bool = True) -> None:
+    for part in _open_parts(case).tolist():
+        seconds = deadline - time.monotonic()
+        if seconds <= 0:
+            return
+        case.proved[part], case.witness = decider.decide(part, seconds, integer=integer)
+        if case.witness is not None:
+            return
+
+
+def _lp(decider: Decider, case: Case, deadline: float) -> None:
+    _exact(decider, case, deadline, integer=False)
+
+
+def _open_parts(case: Case) -> Tensor:
+    return (~case.proved).nonzero()[:, 0]
+
+
+_ALONE: dict[str, Callable[[Decider, Case, float], None]] = {"bab": _bab, "exact": _exact, "lp": _lp}
+"""The stages that take a case at a time: they get its program, the case, and a deadline of `time.monotonic()`."""

@@ -1,0 +1,274 @@
+"""Verifying networks on test images: what is kept on disk, what runs side by side, and the totals."""
+
+import contextlib
+import io
+import multiprocessing
+import pickle
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from etb_plugin.attacks import Pgd
+from etb_plugin.bounds import Box
+from etb_plugin.data import Split, pixels
+from etb_plugin.errors import ConfigError, SoundnessError, UnsupportedLayer
+from etb_plugin.experiment import VerifyRequest
+from etb_plugin.results import SCHEMA, environment
+from etb_plugin.runs import claimed, read_json, write_file, write_json
+from etb_plugin.trained import Trained, restore
+from etb_plugin.verification.cascade import STAGES, Cascade, Case, Settings, check_stages
+from etb_plugin.verification.problem import Verdict, robustness
+
+MISCLASSIFIED = "misclassified"
+_TOGETHER = 25
+"""How many images the attack and the bounds take at once."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of one image, the stage that decided it ("misclassified" where there was nothing to decide), the
+    seconds spent in each stage, and whether a counterexample is kept."""
+
+    image: int
+    label: int
+    predicted: int
+    verdict: Verdict
+    by: str | None
+    seconds: dict[str, float]
+    counterexample: bool
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One network at one eps. Shares of the images, in [0, 1]: `verified_accuracy` are proved robust, `pgd_accuracy`
+    stand under PGD, `unknown` are neither proved nor broken. `decided` counts images by the stage that decided them,
+    `seconds` are means over the images that came to a stage."""
+
+    method: str
+    dataset: str
+    model: str
+    seed: int | None
+    eps_train: float | None
+    eps_test: float
+    images: tuple[int, int]
+    clean_accuracy: float
+    pgd_accuracy: float
+    verified_accuracy: float
+    unknown: float
+    decided: dict[str, int]
+    seconds: dict[str, float]
+    findings: list[Finding]
+
+    def __post_init__(self) -> None:
+        if not self.verified_accuracy <= self.pgd_accuracy <= self.clean_accuracy:
+            raise SoundnessError(
+                f"{self.method} at eps {self.eps_test:g}: verified {self.verified_accuracy}, PGD {self.pgd_accuracy} "
+                f"and clean accuracy {self.clean_accuracy} contradict each other; this is a bug: please report it"
+            )
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any], eps: float, findings: Sequence[Finding]) -> "Verified":
+        """Return the totals of a network's findings."""
+        by = Counter(f.by for f in findings if f.by is not None)
+        times: dict[str, list[float]] = {}
+        for finding in findings:
+            for stage, seconds in finding.seconds.items():
+                times.setdefault(stage, []).append(seconds)
+        verdicts = Counter(finding.verdict for finding in findings)
+        clean = len(findings) - by[MISCLASSIFIED]
+        broken_by_pgd = sum(f.by == "pgd" for f in findings)
+        return cls(
+            method=about["method"],
+            dataset=about["dataset"],
+            model=about["model"],
+            seed=about["seed"],
+            eps_train=about["eps"],
+            eps_test=eps,
+            images=(findings[0].image, findings[-1].image + 1),
+            clean_accuracy=clean / len(findings),
+            pgd_accuracy=(clean - broken_by_pgd) / len(findings),
+            verified_accuracy=verdicts[Verdict.ROBUST] / len(findings),
+            unknown=verdicts[Verdict.UNKNOWN] / len(findings),
+            decided=dict(by),
+            seconds={stage: sum(some) / len(some) for stage, some in times.items()},
+            findings=list(findings),
+        )
+
+
+class Watch(Protocol):
+    """Who is told how a verification goes."""
+
+    def verifying(self, name: str, eps: float, total: int, counts: Mapping[Verdict, int]) -> None:
+        """Called whenever images are decided, with how many have which verdict."""
+
+
+class Verification:
+    """Networks from disk, checked and ready to be verified.
+
+    Raises CheckpointError, DataError, ConfigError or UnsupportedLayer where anything cannot work; stages of the
+    whole cascade that cannot take a network are left out only where none were asked for by name, and `left_out` says
+    so. Nothing is written before `run`.
+    """
+
+    def __init__(self, path: Path, request: VerifyRequest) -> None:
+        first, stop = request.images or (0, None)
+        self.data, self.trained = restore(path, request.model_copy(update={"test_limit": stop}))
+        stop = len(self.data.test) if stop is None else stop
+        if not 0 <= first < stop <= len(self.data.test):
+            raise ConfigError(
+                f"--images {first}:{stop} are not all there: {self.data.name} has {len(self.data.test)} test images"
+            )
+        self.images = (first, stop)
+        self.request, self.left_out = request, dict[str, str]()
+        attack = Pgd(request.pgd_steps, request.pgd_restarts)
+        stages = request.stages or STAGES
+        settings = Settings(stages, attack, request.time_limit, request.solver, request.seed)
+        check_stages(settings)
+        about = self.trained[0].about
+        self.eps = request.eps_test or (about["eps"] or self.data.source.default_eps,)
+        for stage in settings.stages:
+            for trained in self.trained:
+                try:
+                    Cascade(trained.network, self.data.input_shape, replace(settings, stages=(stage,)))
+                except UnsupportedLayer as error:
+                    if request.stages is not None:
+                        raise UnsupportedLayer(f"stage {stage!r} cannot take the network: {error}") from error
+                    self.left_out[stage] = str(error)
+        kept = tuple(stage for stage in settings.stages if stage not in self.left_out)
+        self.settings = replace(settings, stages=kept)
+
+    @property
+    def title(self) -> str:
+        """The verification in one line."""
+        about, s = self.trained[0].about, self.settings
+        return (
+            f"{about['dataset']}, {about['model']}, test images {self.images[0]}:{self.images[1]}; "
+            f"PGD {s.attack.steps} steps x {s.attack.restarts}, {s.seconds:g} s for bab, exact and lp"
+        )
+
+    def run(self, watch: Watch) -> list[Verified]:
+        """Verify every network at every eps and return the totals; results.json and counterexamples are written to
+        the request's `out`, where there is one. The same call goes on where it stopped."""
+        out = None if self.request.out is None else Path(self.request.out)
+        described = self.request.model_dump(mode="json", exclude_none=True, exclude={"workers"})
+        results: list[Verified] = []
+        with claimed(out, described) if out is not None else contextlib.nullcontext():
+            for trained in self.trained:
+                for eps in self.eps:
+                    folder = out and out / "cells" / f"{trained.about['method']}-eps{eps:g}".replace(" ", "_")
+                    findings = self._findings(trained, eps, folder, watch)
+                    results.append(Verified.of(trained.about, eps, findings))
+                    if out is not None:
+                        content = {
+                            "schema": SCHEMA,
+                            "experiment": described,
+                            "environment": environment("cpu" if self.request.device == "auto" else self.request.device),
+                            "left_out": self.left_out,
+                            "verifications": [asdict(result) for result in results],
+                        }
+                        write_json(out / "results.json", content)
+        return results
+
+    def _findings(self, trained: Trained, eps: float, folder: Path | None, watch: Watch) -> list[Finding]:
+        kept = {} if folder is None else _kept(folder)
+        first, stop = self.images
+
+        def tell() -> None:
+            counts = Counter(finding.verdict for finding in kept.values())
+            watch.verifying(trained.about["method"], eps, stop - first, counts)
+
+        tell()
+        todo = [image for image in range(first, stop) if image not in kept]
+        for image, finding, point in self._decided(trained.network, todo, eps):
+            kept[image] = finding
+            if folder is not None:
+                if point is not None:
+                    buffer = io.BytesIO()
+                    np.save(buffer, point)
+                    write_file(folder / "counterexamples" / f"{image:05d}.npy", buffer.getvalue())
+                write_json(folder / "findings" / f"{image:05d}.json", asdict(finding))
+            tell()
+        return [kept[image] for image in range(first, stop)]
+
+    def _decided(
+        self, network: nn.Module, images: Sequence[int], eps: float
+    ) -> Iterator[tuple[int, Finding, np.ndarray | None]]:
+        """Yield images as they are decided: in batches first, then, side by side, those that are left one by one."""
+        cascade = Cascade(network, self.data.input_shape, self.settings)
+        hard: dict[int, Case] = {}
+        known: dict[int, tuple[int, int]] = {}
+        for some in torch.tensor(images, dtype=torch.long).split(_TOGETHER):
+            batch = Split(self.data.test.images[some], self.data.test.labels[some])
+            x = pixels(batch.images).double()
+            with torch.no_grad():
+                predicted = cascade.network(x).argmax(1).tolist()
+            labels, box = batch.labels.tolist(), Box.around(x, eps)
+            cases = {}
+            for n, image in enumerate(some.tolist()):
+                known[image] = (labels[n], predicted[n])
+                if labels[n] == predicted[n]:
+                    cases[image] = Case.of(robustness(box[n : n + 1], labels[n], self.data.classes))
+                else:
+                    mistake = Finding(image, *known[image], Verdict.FALSIFIED, MISCLASSIFIED, {}, False)
+                    yield image, mistake, None
+            cascade.decide_together(list(cases.values()))
+            for image, case in cases.items():
+                if case.verdict is Verdict.UNKNOWN:
+                    hard[image] = case
+                else:
+                    yield image, _finding(image, known[image], case), _witness(case)
+        for image, case in self._alone(network, cascade, hard):
+            yield image, _finding(image, known[image], case), _witness(case)
+
+    def _alone(self, network: nn.Module, cascade: Cascade, cases: Mapping[int, Case]) -> Iterator[tuple[int, Case]]:
+        if self.request.workers == 1 or len(cases) < 2:
+            for image, case in cases.items():
+                cascade.decide_alone(case)
+                yield image, case
+            return
+        spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
+        alone = replace(self.settings, stages=cascade.alone)
+        given = pickle.dumps((network, self.data.input_shape, alone))
+        with ProcessPoolExecutor(self.request.workers, spawn, _start, (given,)) as pool:
+            tasks = {pool.submit(_decide, pickle.dumps(case)): image for image, case in cases.items()}
+            try:
+                for task in as_completed(tasks):
+                    yield tasks[task], pickle.loads(task.result())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+_cascade: Cascade
+"""A worker process's own network."""
+
+
+def _start(given: bytes) -> None:
+    global _cascade
+    torch.set_num_threads(1)
+    _cascade = Cascade(*pickle.loads(given))
+
+
+def _decide(case: bytes) -> bytes:
+    mine: Case = pickle.loads(case)
+    _cascade.decide_alone(mine)
+    return pickle.dumps(mine)
+
+
+def _kept(folder: Path) -> dict[int, Finding]:
+    rows = [read_json(file) for file in sorted((folder / "findings").glob("*.json"))]
+    return {row["image"]: Finding(**row | {"verdict": Verdict(row["verdict"])}) for row in rows}
+
+
+def _finding(image: int, known: tuple[int, int], case: Case) -> Finding:
+    return Finding(image, *known, case.verdict, case.by, case.seconds, case.witness is not None)
+
+
+def _witness(case: Case) -> np.ndarray | None:
+    return None if case.witness is None else case.witness[0].cpu().numpy()
