@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from etb_plugin import networks
@@ -11,6 +12,7 @@ from etb_plugin.data import Dataset, load
 from etb_plugin.errors import CheckpointError, ConfigError
 from etb_plugin.experiment import Evaluated, resolve_device
 from etb_plugin.networks.checkpoints import load_weights, read_weights
+from etb_plugin.networks.onnx import read_onnx
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,15 @@ def untrained(data: Dataset, model: str, seed: int, pair: bool = False) -> nn.Mo
 
 
 def restore(path: Path, request: Evaluated) -> tuple[Dataset, list[Trained]]:
-    """Return the networks in `path`, a file of weights or a run folder, in eval mode, and the data they are for.
+    """Return the networks in `path`, a file of weights, a run folder or an ONNX file, in eval mode, and their data.
 
-    Our files say which architecture and data set they are for. Others need `model` and `dataset`, and their network
-    sees pixels in [0, 1], not normalised. Raises CheckpointError where there are no weights or they do not fit, and
-    ConfigError where architecture, data set or device is not known.
+    Our files say which architecture and data set they are for. Others need `model` and `dataset` (an ONNX file needs
+    no model), and their network sees pixels in [0, 1], not normalised. Raises CheckpointError where there are no
+    weights or they do not fit, and ConfigError where architecture, data set or device is not known.
     """
     device, model = resolve_device(request.device), request.model
+    if path.suffix == ".onnx":
+        return _restore_onnx(path, request, device)
     files = _files(path)
     contents = [read_weights(file) for file in files]
     dataset = request.dataset or contents[0][1].get("dataset")
@@ -76,6 +80,23 @@ def restore(path: Path, request: Evaluated) -> tuple[Dataset, list[Trained]]:
             own = {"dataset": dataset, "method": about["method"] + which}
             trained.append(Trained(member.to(device), about | own))
     return data, trained
+
+
+def _restore_onnx(path: Path, request: Evaluated, device: str) -> tuple[Dataset, list[Trained]]:
+    if request.model is not None:
+        raise ConfigError(f"{path} holds its own architecture: leave --model out")
+    network, shape = read_onnx(path)
+    if request.dataset is None:
+        raise ConfigError(f"{path} does not say which data set it is for: name one by --dataset")
+    data = load(request.dataset, data_dir=request.data_dir, test_limit=request.test_limit, device=device)
+    outputs = network(torch.zeros(1, *shape)).shape[1]
+    if (shape, outputs) != (data.input_shape, data.classes):
+        raise CheckpointError(
+            f"{path} is for inputs {list(shape)} and {outputs} classes; "
+            f"{request.dataset} has {list(data.input_shape)} and {data.classes}"
+        )
+    about = describe(path.stem, "onnx", request.dataset, 0.0, 0, data)
+    return data, [Trained(network.to(device), about | {"eps": None, "seed": None, "normalization": None})]
 
 
 def _files(path: Path) -> list[Path]:

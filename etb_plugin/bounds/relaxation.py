@@ -153,7 +153,8 @@ def crown_ends(
         relaxation = Relaxation(graph, region, ends)
         at = graph.nodes[i].inputs[0]
         units = open_units.flatten().nonzero()[:, 0]
-        for some in units.split(max(1, _VALUES_AT_ONCE // (2 * widest * batch))):
+        at_once = max(1, _VALUES_AT_ONCE // (2 * widest * batch))
+        for some in units.split(at_once) if len(units) else ():  # no rows at all crash some of torch's backward passes
             rows = F.one_hot(some, open_units.numel()).to(low).view(1, -1, *open_units.shape)
             both = torch.cat([rows, -rows], 1)
             value = relaxation.below(both, choice, at).value

@@ -96,8 +96,8 @@ class Highs:
             self._solver.cbMipInterrupt += self._interrupted
 
     def _interrupted(self, event: Any) -> None:
-        if self._stop(event.data_out.mip_dual_bound, event.data_out.mip_primal_bound):
-            event.interrupt()
+        # Said either way: HiGHS keeps the last answer, also for the next objective.
+        event.interrupt(self._stop(event.data_out.mip_dual_bound, event.data_out.mip_primal_bound))
 
     def minimize(
         self,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from etb_plugin import __version__
-from etb_plugin.cli import bounds, compare, evaluate, methods, models, study, train, verify
+from etb_plugin.cli import bounds, compare, evaluate, export, methods, models, study, train, verify
 from etb_plugin.errors import CheckpointError, ConfigError, DataError, EtbError, Stopped, UnsupportedLayer
 
 _REFUSALS = (ConfigError, DataError, UnsupportedLayer, CheckpointError)
@@ -28,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (compare, train, evaluate, verify, bounds, study, methods, models):
+for module in (compare, train, evaluate, verify, bounds, study, export, methods, models):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 

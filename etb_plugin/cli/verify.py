@@ -8,14 +8,18 @@ import typer
 from etb_plugin.cli import options as o
 from etb_plugin.cli.stopping import StoppableLive
 from etb_plugin.report.table import verification_table
-from etb_plugin.verification import Verification
+from etb_plugin.verification import PropertyCheck, Verification, cascade_of
 
 
 def command(
     context: typer.Context,
     weights: Annotated[
-        Path, typer.Argument(help="A run folder, .safetensors, or a state_dict by torch.save.", show_default=False)
+        Path, typer.Argument(help="A run folder, .safetensors, a state_dict, or .onnx.", show_default=False)
     ],
+    property_: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PROPERTY]", help="A VNN-LIB property of an ONNX network.", show_default=False),
+    ] = None,
     dataset: o.Dataset = None,
     model: o.Model = None,
     eps_test: o.EpsTest = None,
@@ -32,7 +36,12 @@ def command(
     ] = None,
     time_limit: Annotated[
         float | None,
-        typer.Option(help="Seconds for an image's bab, exact and lp in all; 60.", rich_help_panel="Verification"),
+        typer.Option(
+            "--time-limit",
+            "--timeout",
+            help="Seconds for an image's bab, exact and lp in all, or for a property; 60.",
+            rich_help_panel="Verification",
+        ),
     ] = None,
     solver: Annotated[
         str | None, typer.Option(help="highs, or gurobi where it is installed.", rich_help_panel="Verification")
@@ -54,9 +63,18 @@ def command(
     counts as attackable. With --out, results.json, one file for each image and the counterexamples are written there,
     and the same command goes on where it stopped.
 
+    With a PROPERTY, the answer is the verification competition's: sat and a counterexample, unsat, timeout or unknown.
+
+    Example: etb verify network.onnx property.vnnlib --timeout 60
+
     Example: etb verify mine --images 0:200 --time-limit 30 --workers 2 --out mine-verified
     """
-    verification = Verification(weights, o.verification(context))
+    request = o.verification(context)
+    if property_ is not None:
+        check = PropertyCheck(weights, property_, cascade_of(request), drop=request.stages is None)
+        print(check.run().text)
+        return
+    verification = Verification(weights, request)
     for stage, why in verification.left_out.items():
         o.stderr().print(f"{stage} is left out: {why}", highlight=False, soft_wrap=True)
     with StoppableLive(o.stderr()) as live:

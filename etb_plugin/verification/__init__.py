@@ -2,23 +2,27 @@
 
 Words owned here: a *problem* is a box and the outputs that no point of it may give; a *stage* attacks, bounds or
 decides it; the *cascade* puts each problem through the stages until one decides. Start at `cascade`. `branch` is
-branch and bound, `exact` the mixed-integer program, `vnnlib` the competition's files, `run` what happens to the test
+branch and bound, `exact` the mixed-integer program, `vnnlib` and `competition` what the verification competition
+reads and writes, `run` what happens to the test
 images of a data set, and `radius` the search for each image's own radius.
 """
 
 from etb_plugin.verification.cascade import STAGES, Cascade, Case, Settings
+from etb_plugin.verification.competition import PropertyCheck
 from etb_plugin.verification.problem import Problem, Unsafe, Verdict, robustness
-from etb_plugin.verification.run import Verification, Verified
+from etb_plugin.verification.run import Verification, Verified, cascade_of
 
 __all__ = [
     "STAGES",
     "Cascade",
     "Case",
     "Problem",
+    "PropertyCheck",
     "Settings",
     "Unsafe",
     "Verdict",
     "Verification",
     "Verified",
+    "cascade_of",
     "robustness",
 ]

@@ -7,7 +7,7 @@ take a case at a time, and share its seconds. A new stage is one entry of `_ALON
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from etb_plugin.bounds.program import Maps, affine_maps
 from etb_plugin.bounds.relaxation import Relaxation, crown_ends
 from etb_plugin.bounds.solvers import check_solver
 from etb_plugin.bounds.tracing import trace
-from etb_plugin.errors import ConfigError
+from etb_plugin.errors import ConfigError, UnsupportedLayer
 from etb_plugin.verification.branch import search
 from etb_plugin.verification.exact import Decider
 from etb_plugin.verification.problem import Problem, Verdict, proved_parts, stacked
@@ -111,12 +111,12 @@ class Cascade:
                 if case.verdict is not Verdict.UNKNOWN:
                     case.by = name
 
-    def decide_alone(self, case: Case) -> None:
-        """Put one undecided case through the complete stages, for the settings' seconds in all."""
+    def decide_alone(self, case: Case, seconds: float | None = None) -> None:
+        """Put one undecided case through the complete stages, for `seconds` in all, or the settings'."""
         names = self.alone
         if not names or case.verdict is not Verdict.UNKNOWN:
             return
-        deadline = time.monotonic() + self.settings.seconds
+        deadline = time.monotonic() + (self.settings.seconds if seconds is None else seconds)
         begun = time.perf_counter()
         decider = self._decider(case)
         for number, name in enumerate(names):
@@ -167,6 +167,28 @@ class Cascade:
         if unstable * units <= _REFINABLE:
             ends = crown_ends(self._graph, box, steps=_REFINING_STEPS, known=ends)
         return Decider(self.network, Relaxation(self._graph, box, ends), self._maps, case.problem, self.settings.solver)
+
+
+def takers(
+    networks: Sequence[nn.Module], input_shape: tuple[int, ...], settings: Settings, *, drop: bool
+) -> tuple[Settings, dict[str, str]]:
+    """Return the settings with those stages that take all of the networks, and why the others were left out.
+
+    Raises UnsupportedLayer for the first that does not, unless asked to `drop` it, and ConfigError as Cascade.
+    """
+    check_stages(settings)
+    left_out: dict[str, str] = {}
+    for stage in settings.stages:
+        try:
+            for network in networks:
+                Cascade(network, input_shape, replace(settings, stages=(stage,)))
+        except UnsupportedLayer as error:
+            if not drop:
+                raise UnsupportedLayer(f"stage {stage!r} cannot take the network: {error}") from error
+            left_out[stage] = str(error)
+    if set(settings.stages) <= {*left_out, "pgd"}:
+        raise UnsupportedLayer(f"no verifier takes the network: {next(iter(left_out.values()))}")
+    return replace(settings, stages=tuple(stage for stage in settings.stages if stage not in left_out)), left_out
 
 
 def check_stages(settings: Settings) -> None:

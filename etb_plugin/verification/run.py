@@ -18,12 +18,12 @@ from torch import nn
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box
 from etb_plugin.data import Split, pixels
-from etb_plugin.errors import ConfigError, SoundnessError, UnsupportedLayer
+from etb_plugin.errors import ConfigError, SoundnessError
 from etb_plugin.experiment import VerifyRequest
 from etb_plugin.results import SCHEMA, environment
 from etb_plugin.runs import claimed, read_json, write_file, write_json
 from etb_plugin.trained import Trained, restore
-from etb_plugin.verification.cascade import STAGES, Cascade, Case, Settings, check_stages
+from etb_plugin.verification.cascade import STAGES, Cascade, Case, Settings, takers
 from etb_plugin.verification.problem import Verdict, robustness
 
 MISCLASSIFIED = "misclassified"
@@ -109,6 +109,12 @@ class Watch(Protocol):
         """Called whenever images are decided, with how many have which verdict."""
 
 
+def cascade_of(request: VerifyRequest) -> Settings:
+    """Return the cascade that a request asks for: the whole one where it names no stages."""
+    attack = Pgd(request.pgd_steps, request.pgd_restarts)
+    return Settings(request.stages or STAGES, attack, request.time_limit, request.solver, request.seed)
+
+
 class Verification:
     """Networks from disk, checked and ready to be verified.
 
@@ -126,23 +132,12 @@ class Verification:
                 f"--images {first}:{stop} are not all there: {self.data.name} has {len(self.data.test)} test images"
             )
         self.images = (first, stop)
-        self.request, self.left_out = request, dict[str, str]()
-        attack = Pgd(request.pgd_steps, request.pgd_restarts)
-        stages = request.stages or STAGES
-        settings = Settings(stages, attack, request.time_limit, request.solver, request.seed)
-        check_stages(settings)
-        about = self.trained[0].about
+        self.request, about = request, self.trained[0].about
         self.eps = request.eps_test or (about["eps"] or self.data.source.default_eps,)
-        for stage in settings.stages:
-            for trained in self.trained:
-                try:
-                    Cascade(trained.network, self.data.input_shape, replace(settings, stages=(stage,)))
-                except UnsupportedLayer as error:
-                    if request.stages is not None:
-                        raise UnsupportedLayer(f"stage {stage!r} cannot take the network: {error}") from error
-                    self.left_out[stage] = str(error)
-        kept = tuple(stage for stage in settings.stages if stage not in self.left_out)
-        self.settings = replace(settings, stages=kept)
+        found = [trained.network for trained in self.trained]
+        self.settings, self.left_out = takers(
+            found, self.data.input_shape, cascade_of(request), drop=request.stages is None
+        )
 
     @property
     def title(self) -> str:
