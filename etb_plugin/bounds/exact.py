@@ -65,7 +65,7 @@ def by_program(
         upper = torch.full_like(lower, torch.inf)
         for image in range(len(box)):
             one = Box(box.lower[image : image + 1].double(), box.upper[image : image + 1].double())
-            relaxation = Relaxation(graph, one, crown_ends(graph, one))
+            relaxation = Relaxation(graph, one, crown_ends(graph, one).ends)
             crown = relaxation.below(rows[image : image + 1]).value[0]
             program = build_program(relaxation, maps)
             loaded = load(solver, program, integer=integer)

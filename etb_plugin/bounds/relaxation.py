@@ -6,6 +6,7 @@ every subproblem are one batch. Each hinge max(z - knot, 0) of an activation is 
 clipped activations need no case of their own.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -21,6 +22,8 @@ Hinge = tuple[int, int]
 Ends = Mapping[int, tuple[Tensor, Tensor]]
 """Lower and upper ends of each activation's input, [batch, *features], by the activation's position."""
 
+_ROUNDING = 1e-9
+"""How far apart, relative to their size, two ends of a point may be rounded in float64."""
 _VALUES_AT_ONCE = 2**25
 """Elements that the rows of one pass may hold at one node."""
 
@@ -65,6 +68,12 @@ class Relaxation:
             for i, node in enumerate(graph.nodes)
             if node.operation is not None and not isinstance(node.operation, PiecewiseLinear)
         }
+
+    def over(self, ends: Ends) -> "Relaxation":
+        """Return the same with other ends."""
+        other = copy.copy(self)
+        other.ends = ends
+        return other
 
     def hinges(self) -> Iterator[tuple[Hinge, Tensor, Tensor]]:
         """Yield each hinge whose ends are known with those of z - knot, [batch, *features]."""
@@ -125,47 +134,86 @@ class Relaxation:
         return leaving, constant
 
 
-def crown_ends(
-    graph: Graph, region: Region, *, steps: int = 0, known: Ends | None = None, choice: Choice | None = None
-) -> dict[int, tuple[Tensor, Tensor]]:
+@dataclass(frozen=True)
+class Tightened:
+    """The ends of every activation's input; which branches are empty, [branches]; and the lower slopes that gave the
+    ends: for each activation the units that were bounded, and slopes [1, 2 x units, *features], lower sides first.
+    Without optimisation there are none."""
+
+    ends: dict[int, tuple[Tensor, Tensor]]
+    empty: Tensor
+    slopes: dict[int, tuple[Tensor, Mapping[Hinge, Tensor]]]
+
+
+def crown_ends(graph: Graph, region: Region, *, steps: int = 0) -> Tightened:
     """Return the ends of every activation's input: interval arithmetic's, then CROWN's where a unit is unstable.
 
-    With `steps` the lower slopes of each unit's own bound are optimised by so many steps (alpha-CROWN). `known` ends
-    take the place of interval arithmetic's; with the signs of a `choice` (and its slopes) the ends are those of its
-    branches, [branches, *features]. Cost: two backward passes for every unit that is unstable at first, three times
-    `steps` more with steps.
+    With `steps` the lower slopes of each unit's own bound are optimised by so many steps (alpha-CROWN). Cost: two
+    backward passes for every unit that interval arithmetic leaves unstable, and three times `steps` more with steps.
     """
-    if known is None:
-        middle = graph.intervals(region.center, region.radius)
-        inputs = {i: middle[graph.nodes[i].inputs[0]] for i in graph.activations}
-        known = {i: (center - radius, center + radius) for i, (center, radius) in inputs.items()}
-    choice = choice or Choice()
-    batch = max(len(region), *(len(sign) for sign in choice.signs.values())) if choice.signs else len(region)
+    middle = graph.intervals(region.center, region.radius)
+    inputs = {i: middle[graph.nodes[i].inputs[0]] for i in graph.activations}
+    known = {i: (center - radius, center + radius) for i, (center, radius) in inputs.items()}
+    return tightened(Relaxation(graph, region, known), Choice(), steps=steps)
+
+
+def tightened(relaxation: Relaxation, choice: Choice, *, steps: int, start: Tightened | None = None) -> Tightened:
+    """Return the ends of branches, given by the signs of `choice` [branches, 1, *features], from those of
+    `relaxation`, which hold for them too. A branch is empty where a lower end lies above the upper one.
+
+    `start` gives slopes to begin with; slopes and multipliers are optimised by `steps` steps.
+    """
+    graph, region, known = relaxation.graph, relaxation.region, relaxation.ends
+    batch = max(len(low) for low, _ in known.values()) if known else len(region)
     widest = max(node.shape.numel() for node in graph.nodes)
     ends: dict[int, tuple[Tensor, Tensor]] = {}
+    slopes: dict[int, tuple[Tensor, Mapping[Hinge, Tensor]]] = {}
+    empty = torch.zeros(batch, dtype=torch.bool, device=region.center.device)
     for i, activation in graph.activations.items():
         low, high = (end.expand(batch, *end.shape[1:]).clone() for end in known[i])
-        open_units = torch.zeros_like(low[0], dtype=torch.bool)
-        for h, (knot, _) in enumerate(activation.hinges()):
-            sign = choice.signs.get((i, h))
-            undecided = torch.ones_like(low, dtype=torch.bool) if sign is None else sign[:, 0] == 0
-            open_units |= (undecided & (low < knot) & (high > knot)).any(0)
-        relaxation = Relaxation(graph, region, ends)
-        at = graph.nodes[i].inputs[0]
-        units = open_units.flatten().nonzero()[:, 0]
+        ends[i] = low, high
+        units = _unstable(activation, i, low, high, choice)
+        if start is not None and i in start.slopes:
+            units = units[torch.isin(units, start.slopes[i][0])]
         at_once = max(1, _VALUES_AT_ONCE // (2 * widest * batch))
         for some in units.split(at_once) if len(units) else ():  # no rows at all crash some of torch's backward passes
-            rows = F.one_hot(some, open_units.numel()).to(low).view(1, -1, *open_units.shape)
+            rows = F.one_hot(some, low[0].numel()).to(low).view(1, -1, *low.shape[1:])
             both = torch.cat([rows, -rows], 1)
-            value = relaxation.below(both, choice, at).value
+            mine = Choice(_chosen(start, i, some), choice.signs)
+            below = relaxation.over({j: end for j, end in ends.items() if j != i})
+            at = graph.nodes[i].inputs[0]
+            value = below.below(both, mine, at).value
             if steps:
-                value = torch.maximum(value, optimized(relaxation, both, steps=steps, position=at, start=choice)[0])
+                better, found = optimized(below, both, steps=steps, position=at, start=mine)
+                value = torch.maximum(value, better)
+                if start is None and len(some) == len(units):
+                    slopes[i] = units, found.slopes
             lower, negated = value.expand(batch, -1).chunk(2, 1)
             low.flatten(1)[:, some] = torch.maximum(low.flatten(1)[:, some], lower)
             high.flatten(1)[:, some] = torch.minimum(high.flatten(1)[:, some], -negated)
-        # The two sides are rounded apart where a unit's range is a point.
-        ends[i] = torch.minimum(low, high), torch.maximum(low, high)
-    return ends
+        empty |= (low > high + _ROUNDING * (1 + high.abs())).flatten(1).any(1)
+        ends[i] = torch.minimum(low, high), torch.maximum(low, high)  # rounded apart where a range is a point
+    return Tightened(ends, empty, slopes)
+
+
+def _unstable(activation: PiecewiseLinear, i: int, low: Tensor, high: Tensor, choice: Choice) -> Tensor:
+    """Return the units of an activation that some branch leaves undecided and unstable."""
+    found = torch.zeros_like(low[0], dtype=torch.bool)
+    for h, (knot, _) in enumerate(activation.hinges()):
+        sign = choice.signs.get((i, h))
+        undecided = torch.ones_like(low, dtype=torch.bool) if sign is None else sign[:, 0] == 0
+        found |= (undecided & (low < knot) & (high > knot)).any(0)
+    return found.flatten().nonzero()[:, 0]
+
+
+def _chosen(start: Tightened | None, i: int, units: Tensor) -> Mapping[Hinge, Tensor]:
+    """Return the slopes that `start` has for the rows of some units of an activation."""
+    if start is None or i not in start.slopes:
+        return {}
+    known, slopes = start.slopes[i]
+    place = torch.searchsorted(known, units)
+    both = torch.cat([place, place + len(known)])
+    return {key: values[:, both] for key, values in slopes.items()}
 
 
 def optimized(

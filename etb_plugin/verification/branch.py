@@ -8,12 +8,12 @@ is a linear program. Every bound is sound on its branch, so that what is left wh
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from etb_plugin.bounds.relaxation import Choice, Hinge, optimized
+from etb_plugin.bounds.relaxation import Choice, Hinge, Relaxation, optimized, tightened
 from etb_plugin.verification.exact import Decider
 from etb_plugin.verification.problem import TOLERANCE
 
@@ -23,14 +23,21 @@ _CANDIDATES = 6
 """Hinges of a branch that are tried before one is split."""
 _ROOT_STEPS, _STEPS = 40, 12
 """Steps of gradient ascent at the root and in a branch."""
+_TIGHTENED_EVERY = 5
+"""Splits after which the ends of a branch's units are computed anew: dear, and worth many splits."""
+_TIGHTENING_STEPS, _TIGHTENED_AT_ONCE = 3, 32
+"""Steps of gradient ascent for those ends, and how many branches take them together."""
 
 
 @dataclass
 class _Branches:
-    """Branches side by side: the unsafe part that each is about, signs [branches, units], slopes and multipliers
-    [branches, rows, units], and how far its best row is proved to lie above its limit."""
+    """Branches side by side: the unsafe part that each is about, the place of its ends among those that the tree keeps
+    and the splits since they were tightened, signs [branches, units], slopes and multipliers [branches, rows, units],
+    and how far its best row is proved to lie above its limit."""
 
     part: Tensor
+    ends: Tensor
+    age: Tensor
     signs: Tensor
     slopes: Tensor
     prices: Tensor
@@ -75,8 +82,15 @@ class _Tree:
         widest = max(len(part.rows) for part in problem.unsafe)
         self.rows = torch.stack([_padded(part.rows, widest) for part in problem.unsafe])
         self.most = torch.stack([_padded(part.most, widest) for part in problem.unsafe])
+        self._kept = dict(relaxation.ends)
         features = sum(low.numel() for low in self.hinges.values())
         self.at_once = max(2, min(512, _VALUES_AT_ONCE // (features * widest)))
+
+    def relaxed(self, branches: _Branches) -> Relaxation:
+        """Return the relaxation over the branches' own ends."""
+        return self.relaxation.over(
+            {i: (low[branches.ends], high[branches.ends]) for i, (low, high) in self._kept.items()}
+        )
 
     def spread(self, flat: Tensor) -> dict[Hinge, Tensor]:
         """Return values of the open units [branches, rows, units] as one tensor for each hinge, 0 elsewhere."""
@@ -111,8 +125,11 @@ class _Tree:
         for key, low, high in self.relaxation.hinges():
             slopes[key] = (high > -low).to(like).unsqueeze(1)
         shape = (len(parts), like.shape[1], self.units)
+        none = torch.zeros_like(parts)
         start = _Branches(
             parts,
+            none,
+            none,
             torch.zeros(len(parts), self.units, dtype=torch.int8, device=like.device),
             self.gathered(slopes, like.new_zeros(1, 1, self.units)).expand(shape),
             like.new_zeros(shape),
@@ -124,7 +141,7 @@ class _Tree:
         """Return the branches with their slopes and multipliers optimised."""
         limits = self.most[branches.part]
         value, choice = optimized(
-            self.relaxation,
+            self.relaxed(branches),
             self.rows[branches.part],
             steps=steps,
             start=self.choice(branches),
@@ -133,23 +150,57 @@ class _Tree:
         above = torch.maximum((value - limits).amax(1), branches.above)
         slopes = self.gathered(dict(choice.slopes), branches.slopes)
         prices = self.gathered(dict(choice.multipliers), branches.prices)
-        return _Branches(branches.part, branches.signs, slopes, prices, above)
+        return replace(branches, slopes=slopes, prices=prices, above=above)
+
+    def tightened(self, branches: _Branches) -> _Branches:
+        """Return those of the branches that are not empty, with ends of their own: what their splits say of the units
+        before and behind, and the signs that follow."""
+        signs = self.spread(branches.signs.unsqueeze(1).to(branches.slopes))
+        found = tightened(self.relaxed(branches), Choice(signs=signs), steps=_TIGHTENING_STEPS, start=self.decider.root)
+        left = (~found.empty).nonzero()[:, 0]
+        first = len(next(iter(self._kept.values()))[0])
+        for i, (low, high) in found.ends.items():
+            before = self._kept[i]
+            self._kept[i] = torch.cat([before[0], low[left]]), torch.cat([before[1], high[left]])
+        branches = branches[left]
+        places = torch.arange(first, first + len(left), device=left.device)
+        branches = replace(branches, ends=places, age=torch.zeros_like(places))
+        sides = {
+            key: ((low >= 0).to(torch.int8) - ((low < 0) & (high <= 0)).to(torch.int8)).unsqueeze(1)
+            for key, low, high in self.relaxed(branches).hinges()
+        }
+        implied = self.gathered(sides, branches.signs.unsqueeze(1))[:, 0]
+        return replace(branches, signs=torch.where(branches.signs == 0, implied, branches.signs))
 
     @torch.no_grad()
     def split(self, branches: _Branches) -> _Branches:
         """Return both halves of each branch, at the hinge whose worse half is bounded best."""
         count = min(_CANDIDATES, self.units)
-        lines = self.relaxation.below(self.rows[branches.part], self.choice(branches))
+        lines = self.relaxed(branches).below(self.rows[branches.part], self.choice(branches))
         best = (lines.value - self.most[branches.part]).argmax(1)
         loss = self._losses(branches, {i: rows[torch.arange(len(best)), best] for i, rows in lines.arriving.items()})
         loss = loss.masked_fill(branches.signs != 0, -1.0)
         units = loss.topk(count, 1).indices  # [branches, count]; decided units come last
         halves = self._halves(branches, units)
-        value = self.relaxation.below(self.rows[halves.part], self.choice(halves)).value - self.most[halves.part]
+        value = self.relaxed(halves).below(self.rows[halves.part], self.choice(halves)).value - self.most[halves.part]
         decided = (branches.signs.gather(1, units) != 0).T.repeat(2, 1, 1).flatten()
         worth = value.amax(1).masked_fill(decided, -torch.inf).view(2, count, -1)
         chosen = worth.amin(0).argmax(0)
         return self._halves(branches, units.gather(1, chosen.unsqueeze(1)))
+
+    def next(self, queue: _Branches) -> tuple[_Branches, _Branches]:
+        """Return the branches to work on, the worst first, and the rest. Old ones are tightened, by themselves."""
+        order = queue.above.argsort()
+        old = queue.age[order] >= _TIGHTENED_EVERY
+        if self.decider.root.slopes and old[0]:
+            some = order[old][:_TIGHTENED_AT_ONCE]
+            rest = torch.ones_like(old)
+            rest[some] = False
+            return self.bounded(self.tightened(queue[some]), _STEPS), queue[rest.nonzero()[:, 0]]
+        some = order[: self.at_once] if not self.decider.root.slopes else order[~old][: self.at_once]
+        rest = torch.ones_like(old)
+        rest[some] = False
+        return queue[some], queue[rest.nonzero()[:, 0]]
 
     def open_ones(self, branches: _Branches) -> tuple[_Branches, Tensor | None]:
         """Return the branches that are not proved, and a counterexample if one is met at their bounds."""
@@ -164,13 +215,13 @@ class _Tree:
         sign = torch.tensor([1, -1], dtype=torch.int8, device=units.device).repeat_interleave(len(index) // 2)
         signs = halves.signs.clone()
         signs[torch.arange(len(index), device=units.device), units.T.flatten().repeat(2)] = sign
-        return _Branches(halves.part, signs, halves.slopes, halves.prices, halves.above)
+        return replace(halves, signs=signs, age=halves.age + 1)
 
     def _losses(self, branches: _Branches, arriving: dict[int, Tensor]) -> Tensor:
         """Return how much each open unit's relaxation may lose, [branches, units]."""
         losses: dict[Hinge, Tensor] = {}
         chosen = self.spread(branches.slopes.amax(1, keepdim=True))
-        for key, low, high in self.relaxation.hinges():
+        for key, low, high in self.relaxed(branches).hinges():
             i, h = key
             if i not in arriving:
                 continue
@@ -184,7 +235,7 @@ class _Tree:
     @torch.no_grad()
     def witness(self, branches: _Branches) -> Tensor | None:
         """Return a counterexample among the points where the branches' bounds are attained, if there is one."""
-        lines = self.relaxation.below(self.rows[branches.part], self.choice(branches))
+        lines = self.relaxed(branches).below(self.rows[branches.part], self.choice(branches))
         return self.decider.broken(lines.minimizer(self.relaxation.region).flatten(0, 1))
 
 
@@ -199,8 +250,8 @@ def search(decider: Decider, parts: Tensor, deadline: float) -> Search:
     branches, count = tree.roots(parts), len(parts)
     queue, witness = tree.open_ones(branches)
     while len(queue) and witness is None and time.monotonic() < deadline:
-        order = queue.above.argsort()
-        now, queue = queue[order[: tree.at_once]], queue[order[tree.at_once :]]
+        now, queue = tree.next(queue)
+        now = now[now.above <= TOLERANCE]
         full = (now.signs != 0).all(1)
         for leaf in now[full].each():
             proved, witness = decider.decide(
@@ -210,7 +261,7 @@ def search(decider: Decider, parts: Tensor, deadline: float) -> Search:
                 return Search(_without(parts, stuck | set(queue.part.tolist())), witness, count)
             if not proved:
                 stuck.add(int(leaf.part))
-        if full.all():
+        if full.all():  # none left, or leaves only
             continue
         now = tree.bounded(tree.split(now[~full]), _STEPS)
         count += len(now)

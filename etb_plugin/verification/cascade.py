@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from etb_plugin.attacks import Pgd, falsify
 from etb_plugin.bounds import PreparedBound, get_bound, prepare_lower
 from etb_plugin.bounds.program import Maps, affine_maps
-from etb_plugin.bounds.relaxation import Relaxation, crown_ends
+from etb_plugin.bounds.relaxation import Choice, Relaxation, crown_ends, tightened
 from etb_plugin.bounds.solvers import check_solver
 from etb_plugin.bounds.tracing import trace
 from etb_plugin.errors import ConfigError, UnsupportedLayer
@@ -159,14 +159,14 @@ class Cascade:
         box = case.problem.box
         self._maps = self._maps or affine_maps(self._graph, box.lower)
         with torch.no_grad():
-            ends = crown_ends(self._graph, box)
-        units = sum(low.numel() for low, _ in ends.values())
-        unstable = sum(
-            int(((low < 0) & (high > 0)).sum()) for _, low, high in Relaxation(self._graph, box, ends).hinges()
-        )
+            found = crown_ends(self._graph, box)
+        relaxation = Relaxation(self._graph, box, found.ends)
+        units = sum(low.numel() for low, _ in found.ends.values())
+        unstable = sum(int(((low < 0) & (high > 0)).sum()) for _, low, high in relaxation.hinges())
         if unstable * units <= _REFINABLE:
-            ends = crown_ends(self._graph, box, steps=_REFINING_STEPS, known=ends)
-        return Decider(self.network, Relaxation(self._graph, box, ends), self._maps, case.problem, self.settings.solver)
+            found = tightened(relaxation, Choice(), steps=_REFINING_STEPS)
+            relaxation = relaxation.over(found.ends)
+        return Decider(self.network, relaxation, found, self._maps, case.problem, self.settings.solver)
 
 
 def takers(

@@ -7,16 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.bounds.program import Maps, Program, build_program
-from etb_plugin.bounds.relaxation import Relaxation
+from etb_plugin.bounds.relaxation import Relaxation, Tightened
 from etb_plugin.bounds.solvers import Solver, load
 from etb_plugin.verification.problem import TOLERANCE, Problem
 
 
 class Decider:
-    """A problem with its program, which is built when it is first needed."""
+    """A problem with the relaxation of its box and how it came about (`root`), and its program, which is built when
+    it is first needed."""
 
-    def __init__(self, network: nn.Module, relaxation: Relaxation, maps: Maps, problem: Problem, solver: str) -> None:
-        self.network, self.relaxation, self.problem = network, relaxation, problem
+    def __init__(
+        self,
+        network: nn.Module,
+        relaxation: Relaxation,
+        root: Tightened,
+        maps: Maps,
+        problem: Problem,
+        solver: str,
+    ) -> None:
+        self.network, self.relaxation, self.root, self.problem = network, relaxation, root, problem
         self._maps, self._solver_name = maps, solver
 
     @cached_property

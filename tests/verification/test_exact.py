@@ -108,7 +108,7 @@ def test_our_own_relaxation_is_auto_lirpas_crown(network):
     )
     graph = trace(net, torch.Size((1, 8, 8)))
     with torch.no_grad():
-        ours = Relaxation(graph, box, crown_ends(graph, box)).below(spec)
+        ours = Relaxation(graph, box, crown_ends(graph, box).ends).below(spec)
     theirs = bound("crown", net, box, spec).lower.detach()
     torch.testing.assert_close(ours.value, theirs, rtol=1e-9, atol=1e-9)
     corner = ours.minimizer(box)
@@ -121,9 +121,9 @@ def test_optimised_slopes_are_tighter_and_sound():
     net = build("mlp-10x3", (1, 8, 8), 5, seed=0).double().eval().requires_grad_(False)
     box, spec = Box.around(torch.rand(3, 1, 8, 8).double(), 0.1), margin_spec(torch.tensor([1, 2, 3]), 5, torch.float64)
     graph = trace(net, torch.Size((1, 8, 8)))
-    plain = Relaxation(graph, box, crown_ends(graph, box))
+    plain = Relaxation(graph, box, crown_ends(graph, box).ends)
     best, _ = optimized(plain, spec, steps=20)
-    both, _ = optimized(Relaxation(graph, box, crown_ends(graph, box, steps=20)), spec, steps=20)
+    both, _ = optimized(Relaxation(graph, box, crown_ends(graph, box, steps=20).ends), spec, steps=20)
     exact = bound("exact", net, box, spec).lower
     assert (best >= plain.below(spec).value).all()
     assert both.mean() > best.mean() > plain.below(spec).value.mean()
