@@ -44,6 +44,11 @@ class StoppableLive(Live):
         super().verifying(name, eps, total, counts)
         self._stop_if_asked()
 
+    def bisecting(self, name: str, done: int, total: int) -> None:
+        """Show, or stop."""
+        super().bisecting(name, done, total)
+        self._stop_if_asked()
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = number
         for signal_number in _SIGNALS:

@@ -7,8 +7,15 @@ import typer
 
 from etb_plugin.cli import options as o
 from etb_plugin.cli.stopping import StoppableLive
-from etb_plugin.report.table import verification_table
-from etb_plugin.verification import PropertyCheck, Verification, cascade_of
+from etb_plugin.report.table import radius_table, verification_table
+from etb_plugin.verification import (
+    RADIUS_STAGES,
+    STAGES,
+    PropertyCheck,
+    Verification,
+    cascade_of,
+    minimum_radii,
+)
 
 
 def command(
@@ -46,6 +53,20 @@ def command(
     solver: Annotated[
         str | None, typer.Option(help="highs, or gurobi where it is installed.", rich_help_panel="Verification")
     ] = None,
+    minimum_radius: Annotated[
+        bool,
+        typer.Option(
+            "--minimum-radius",
+            help="Bisect for each image's largest certified and smallest attacked eps instead.",
+            rich_help_panel="Verification",
+        ),
+    ] = False,
+    largest: Annotated[
+        float, typer.Option(help="The largest eps that --minimum-radius tries.", rich_help_panel="Verification")
+    ] = 0.5,
+    precision: Annotated[
+        float, typer.Option(help="How closely --minimum-radius bisects.", rich_help_panel="Verification")
+    ] = 0.001,
     workers: Annotated[
         int | None, typer.Option(help="Processes for bab, exact and lp; 1.", rich_help_panel="Verification")
     ] = None,
@@ -71,14 +92,17 @@ def command(
     """
     request = o.verification(context)
     if property_ is not None:
-        check = PropertyCheck(weights, property_, cascade_of(request), drop=request.stages is None)
+        check = PropertyCheck(weights, property_, cascade_of(request, STAGES), drop=request.stages is None)
         print(check.run().text)
         return
-    verification = Verification(weights, request)
+    verification = Verification(weights, request, RADIUS_STAGES if minimum_radius else STAGES)
     for stage, why in verification.left_out.items():
         o.stderr().print(f"{stage} is left out: {why}", highlight=False, soft_wrap=True)
     with StoppableLive(o.stderr()) as live:
-        results = verification.run(live)
-    o.stdout().print(verification_table(results, verification.title))
+        if minimum_radius:
+            table = radius_table(minimum_radii(verification, largest, precision, live), verification.title)
+        else:
+            table = verification_table(verification.run(live), verification.title)
+    o.stdout().print(table)
     if out is not None:
         o.stdout().print(f"Written: {out}/results.json, findings and counterexamples", soft_wrap=True)

@@ -69,6 +69,12 @@ class Live(_Bars):
             self._progress.remove_task(self._tasks.pop(name))
             self._say(f"{name}, eps {eps_text(eps)}: {words}")
 
+    def bisecting(self, name: str, done: int, total: int) -> None:
+        """Show how many images have their radii."""
+        self._show(name, done, total, f"{done:,} of {total:,} radii")
+        if done == total:
+            self._progress.remove_task(self._tasks.pop(name))
+
     def finished(self, name: str, training: Training | None, results: Sequence[Result]) -> None:
         """Leave one line per finished network."""
         if name in self._tasks:

@@ -10,19 +10,23 @@ images of a data set, and `radius` the search for each image's own radius.
 from etb_plugin.verification.cascade import STAGES, Cascade, Case, Settings
 from etb_plugin.verification.competition import PropertyCheck
 from etb_plugin.verification.problem import Problem, Unsafe, Verdict, robustness
+from etb_plugin.verification.radius import RADIUS_STAGES, Radii, minimum_radii
 from etb_plugin.verification.run import Verification, Verified, cascade_of
 
 __all__ = [
+    "RADIUS_STAGES",
     "STAGES",
     "Cascade",
     "Case",
     "Problem",
     "PropertyCheck",
+    "Radii",
     "Settings",
     "Unsafe",
     "Verdict",
     "Verification",
     "Verified",
     "cascade_of",
+    "minimum_radii",
     "robustness",
 ]

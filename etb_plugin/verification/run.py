@@ -109,10 +109,10 @@ class Watch(Protocol):
         """Called whenever images are decided, with how many have which verdict."""
 
 
-def cascade_of(request: VerifyRequest) -> Settings:
-    """Return the cascade that a request asks for: the whole one where it names no stages."""
+def cascade_of(request: VerifyRequest, stages: tuple[str, ...]) -> Settings:
+    """Return the cascade that a request asks for, of `stages` where it names none."""
     attack = Pgd(request.pgd_steps, request.pgd_restarts)
-    return Settings(request.stages or STAGES, attack, request.time_limit, request.solver, request.seed)
+    return Settings(request.stages or stages, attack, request.time_limit, request.solver, request.seed)
 
 
 class Verification:
@@ -123,7 +123,7 @@ class Verification:
     so. Nothing is written before `run`.
     """
 
-    def __init__(self, path: Path, request: VerifyRequest) -> None:
+    def __init__(self, path: Path, request: VerifyRequest, stages: tuple[str, ...] = STAGES) -> None:
         first, stop = request.images or (0, None)
         self.data, self.trained = restore(path, request.model_copy(update={"test_limit": stop}))
         stop = len(self.data.test) if stop is None else stop
@@ -136,7 +136,7 @@ class Verification:
         self.eps = request.eps_test or (about["eps"] or self.data.source.default_eps,)
         found = [trained.network for trained in self.trained]
         self.settings, self.left_out = takers(
-            found, self.data.input_shape, cascade_of(request), drop=request.stages is None
+            found, self.data.input_shape, cascade_of(request, stages), drop=request.stages is None
         )
 
     @property
