@@ -14,7 +14,7 @@ from etb_plugin.calibration import Calibration
 from etb_plugin.experiment import changed_text, eps_text
 from etb_plugin.results import Result
 from etb_plugin.tightness import Tightness
-from etb_plugin.verification import Radii, Verified
+from etb_plugin.verification import MISCLASSIFIED, STAGES, Radii, Verified
 
 CERTIFIED, EXPECTED = "bold green", "italic magenta"
 
@@ -60,7 +60,8 @@ def verification_table(results: Sequence[Verified], heading: str) -> RenderableT
     totals.add_column("verified", justify="right", style=CERTIFIED, header_style=CERTIFIED)
     for name in ("gap", "unknown"):
         totals.add_column(name, justify="right")
-    stages = list(dict.fromkeys(stage for result in results for stage in (*result.decided, *result.seconds)))
+    named = {stage for result in results for stage in (*result.decided, *result.seconds)}
+    stages = [stage for stage in (MISCLASSIFIED, *STAGES) if stage in named] + sorted(named - {MISCLASSIFIED, *STAGES})
     work = _table()
     work.add_column("decided by\n(s an image)", no_wrap=True)
     for stage in stages:
@@ -95,8 +96,8 @@ def radius_table(results: Sequence[Radii], heading: str) -> RenderableType:
         ]
         table.add_row(r.method, *("-" if math.isinf(value) else f"{value:.4f}" for value in found))
     caption = (
-        f"Quartiles over {len(results[0].radii):,} test images, pixel units; a misclassified one has 0 and 0. certified: "
-        "proved robust up to there;\nattacked: a counterexample lies at that distance. -: none was found."
+        f"Quartiles over {len(results[0].radii):,} test images, pixel units; a misclassified one has 0 and 0.\n"
+        "certified: proved robust up to there; attacked: a counterexample lies at that distance. -: none was found."
     )
     return Group(Text(heading, "bold"), table, Text(caption, "dim"))
 

@@ -11,9 +11,10 @@ from etb_plugin.verification.cascade import STAGES, Cascade, Case, Settings
 from etb_plugin.verification.competition import PropertyCheck
 from etb_plugin.verification.problem import Problem, Unsafe, Verdict, robustness
 from etb_plugin.verification.radius import RADIUS_STAGES, Radii, minimum_radii
-from etb_plugin.verification.run import Verification, Verified, cascade_of
+from etb_plugin.verification.run import MISCLASSIFIED, Verification, Verified, cascade_of
 
 __all__ = [
+    "MISCLASSIFIED",
     "RADIUS_STAGES",
     "STAGES",
     "Cascade",

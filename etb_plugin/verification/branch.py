@@ -3,8 +3,8 @@
 A branch says of some unstable hinges on which side of the knot their input is. Its bound is a linear relaxation with
 optimised slopes and multipliers; branches are split at the hinge whose two halves gain most, of those that the
 relaxation loses most at (after filtered smart branching, De Palma et al. 2021); the ends of a deep branch's units are
-tightened anew (ours), and a branch in which every hinge is decided
-is a linear program. Every bound is sound on its branch, so that what is left when time is up is unknown.
+tightened anew (ours), and a branch in which every hinge is decided is a linear program. Every bound is sound on its
+branch, so that what is left when time is up is unknown.
 """
 
 import time

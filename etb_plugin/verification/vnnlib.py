@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,7 +90,7 @@ def counterexample_text(point: Tensor, outputs: Tensor) -> str:
 
 def _decimal(value: float) -> str:
     """Return a number that reads back to the same bits, without an exponent, which VNN-LIB does not have."""
-    return f"{value:.25f}".rstrip("0").rstrip(".") if "e" in repr(value) else repr(value)
+    return str(np.format_float_positional(value, trim="0"))
 
 
 def _parsed(path: Path, text: str) -> list[_Term]:

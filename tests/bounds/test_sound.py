@@ -18,7 +18,7 @@ SOUND = sorted(name for name, entry in bounds().items() if entry.sound)
 
 
 def test_what_is_sound_is_declared():
-    assert SOUND == ["alpha-crown", "crown", "crown-ibp", "dual", "ibp"]
+    assert SOUND == ["alpha-crown", "crown", "crown-ibp", "dual", "exact", "ibp", "lp"]
 
 
 @pytest.mark.parametrize("name", ["ibp", "crown-ibp", "crown"])

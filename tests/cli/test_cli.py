@@ -20,7 +20,7 @@ from etb_plugin.cli.main import app, main
 from etb_plugin.experiment import Experiment
 from etb_plugin.objectives import methods
 
-COMMANDS = {"compare", "train", "evaluate", "bounds", "study", "methods", "models"}
+COMMANDS = {"compare", "train", "evaluate", "verify", "bounds", "study", "export", "methods", "models"}
 QUICK = ("--model", "mlp-12x2", "--epochs", "2", "--train-limit", "200", "--test-limit", "30", "--pgd-steps", "3")
 
 
