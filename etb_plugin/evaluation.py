@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.attacks import Pgd, fgsm, pgd
-from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepare, prepare_lower
+from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepare, prepare_signs
 from etb_plugin.data import Split
 from etb_plugin.errors import ConfigError, SoundnessError
 
@@ -71,7 +71,7 @@ def evaluate(
     """
     check_certifiers(exam.certify)
     shape = tuple(split.images.shape[1:])
-    certifiers = {name: prepare_lower(name, network, shape) for name in exam.certify}
+    certifiers = {name: prepare_signs(name, network, shape) for name in exam.certify}
     expected = prepare("expected", network, shape)
     generator = torch.Generator(split.labels.device).manual_seed(exam.seed)
     sums: dict[str, int] = dict.fromkeys(("clean", "fgsm", "pgd", "stable", "expected", *certifiers), 0)

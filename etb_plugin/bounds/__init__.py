@@ -15,6 +15,7 @@ from etb_plugin.bounds.registry import (
     load_bounds,
     prepare,
     prepare_lower,
+    prepare_signs,
     register_bound,
 )
 from etb_plugin.bounds.types import Ball, Box, Interval, Region, margin_spec, other_classes
@@ -34,6 +35,7 @@ __all__ = [
     "other_classes",
     "prepare",
     "prepare_lower",
+    "prepare_signs",
     "register_bound",
 ]
 

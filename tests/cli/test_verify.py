@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from etb_plugin.cli.main import main
 from etb_plugin.data import load, pixels
 from etb_plugin.networks.onnx import read_onnx
 from tests.cli.test_cli import etb
@@ -160,10 +161,14 @@ def test_radii_hold_the_verdicts(verified):
         (("export", "mine", "--vnnlib", "q"), "which images"),
     ],
 )
-def test_a_wrong_call_is_refused_before_work_starts(trained, arguments, words):
+def test_a_wrong_call_is_refused_before_work_starts(trained, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(sys, "argv", ["etb", *arguments])
     before = sorted(trained.iterdir())
-    done = etb(*arguments, cwd=trained)
-    assert done.returncode == 2, done.stdout
-    assert re.search(words, done.stderr), done.stderr
-    assert done.stderr.count("\n") <= 2
+    with pytest.raises(SystemExit) as stop:
+        main()
+    complaint = capsys.readouterr().err
+    assert stop.value.code == 2, complaint
+    assert re.search(words, complaint), complaint
+    assert complaint.count("\n") <= 2
     assert sorted(trained.iterdir()) == before

@@ -1,0 +1,154 @@
+"""Study `pgd-not-enough`: images that PGD leaves standing and an exact verifier breaks (Gowal et al., appendix F)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from etb_plugin.attacks import Pgd, margin, pgd
+from etb_plugin.bounds import Box
+from etb_plugin.data import Dataset, pixels
+from etb_plugin.objectives import get_method
+from etb_plugin.report.plots import figure, line
+from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
+from etb_plugin.studies.trained_networks import dataset, trained
+from etb_plugin.verification import Cascade, Settings, Verdict, robustness
+from etb_plugin.verification import Case as Unknown
+
+_STAGES = ("pgd", "crown", "bab", "exact")
+_GRID, _EXTENT = 61, (-1.5, 1.5)
+
+
+def cases(parameters: Parameters) -> list[Case]:
+    """One for each test radius."""
+    return [{"eps": eps} for eps in parameters["eps"]]
+
+
+def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
+    """Return how many images PGD breaks at each strength, how many are really breakable and how many are undecided,
+    and the loss around one that the weakest PGD leaves standing."""
+    data = dataset(parameters)
+    network = trained(get_method(parameters["method"]), data, parameters, folder, seed=parameters["seed"])
+    cascade = Cascade(network, data.input_shape, Settings(_STAGES, Pgd(200, 5), parameters["seconds"]))
+    images, labels = pixels(data.test.images).double(), data.test.labels
+    box = Box.around(images, case["eps"])
+    with torch.no_grad():
+        right = cascade.network(images).argmax(1) == labels
+    broken = []
+    for steps, restarts in parameters["attacks"]:
+        generator = torch.Generator().manual_seed(parameters["seed"])
+        broken.append(right & pgd(cascade.network, box, labels, Pgd(steps, restarts), generator)[1])
+    verdicts: dict[int, Unknown] = {}
+    for image in right.nonzero()[:, 0].tolist():
+        problem = robustness(box[image : image + 1], int(labels[image]), data.classes)
+        verdicts[image] = Unknown.of(problem)
+        cascade.decide_together([verdicts[image]])
+        cascade.decide_alone(verdicts[image])
+    breakable = [i for i, one in verdicts.items() if one.verdict is Verdict.FALSIFIED]
+    missed = [i for i in breakable if not bool(broken[0][i])]
+    return {
+        "images": len(data.test),
+        "right": int(right.sum()),
+        "broken": [int(some.sum()) for some in broken],
+        "breakable": len(breakable),
+        "unknown": sum(one.verdict is Verdict.UNKNOWN for one in verdicts.values()),
+        "missed": missed,
+        "landscape": _landscape(cascade.network, data, missed[0], verdicts[missed[0]], case["eps"]) if missed else None,
+    }
+
+
+@torch.no_grad()
+def _landscape(network: nn.Module, data: Dataset, image: int, case: Unknown, eps: float) -> list[list[float]]:
+    """Return the margin loss max f_j - f_y on the plane through the image, its counterexample, and a random corner.
+
+    The image lies at (0, 0), its counterexample at (1, 0), the corner at (0, 1); every point is put into the box.
+    """
+    assert case.witness is not None
+    center = pixels(data.test.images[image : image + 1]).double()
+    across = torch.randint(0, 2, center.shape, generator=torch.Generator().manual_seed(image)).double() * 2 - 1
+    steps = torch.linspace(*_EXTENT, _GRID, dtype=torch.float64)
+    rows: list[Tensor] = []
+    for b in steps:
+        points = center + steps.view(-1, 1, 1, 1) * (case.witness - center) + b * eps * across
+        points = torch.minimum(torch.maximum(points, case.problem.box.lower), case.problem.box.upper)
+        rows.append(margin(network(points), data.test.labels[image].repeat(_GRID)))
+    return torch.stack(rows).tolist()
+
+
+def claims(rows: Sequence[Row], parameters: Parameters) -> list[Claim]:
+    """Return what appendix F says beside what was found."""
+    found = []
+    for row in rows:
+        strengths = ", ".join(
+            f"{n} by {steps} x {restarts}"
+            for n, (steps, restarts) in zip(row["broken"], parameters["attacks"], strict=True)
+        )
+        found.append(
+            Claim(
+                f"eps {row['eps']:g}: of {row['right']} right images, broken by PGD (steps x restarts); by any point",
+                f"Gowal et al. 2019, appendix F; here {parameters['model']} on {parameters['dataset']}",
+                "some are broken by the MIP solver alone",
+                f"{strengths}; {row['breakable']} ({row['unknown']} undecided)",
+            )
+        )
+    return found
+
+
+def draw(rows: Sequence[Row], parameters: Parameters) -> Figure:
+    """Draw what each strength of PGD misses, and the loss around one image that the weakest misses."""
+    made, (left, right) = figure(2)
+    names = [f"{steps} x {restarts}" for steps, restarts in parameters["attacks"]]
+    for n, row in enumerate(rows):
+        missed = [row["breakable"] - broken for broken in row["broken"]]
+        line(left, n, list(range(len(names))), missed, f"ε = {row['eps']:g}")
+    left.set_xticks(range(len(names)), names)
+    left.set(xlabel="PGD: steps x restarts", ylabel="breakable images that it misses", ylim=(0, None))
+    left.legend(frameon=False)
+    shown = next((row["landscape"] for row in rows if row["landscape"]), None)
+    if shown is None:
+        right.text(0.5, 0.5, "PGD missed no image", ha="center", transform=right.transAxes)
+    else:
+        loss = torch.tensor(shown)
+        extent = (*_EXTENT, *_EXTENT)
+        picture = right.imshow(loss, origin="lower", extent=extent, cmap="cividis", aspect="auto")
+        right.contour(loss, levels=[0.0], extent=extent, colors="white")
+        right.grid(visible=False)
+        right.plot([0, 1], [0, 0], "o", color="white", markeredgecolor="black")
+        for name, place, offset in (("image", 0, -10), ("counterexample", 1, 10)):
+            right.annotate(
+                name, (place, 0), (0, offset), textcoords="offset points", color="white", ha="center", va="center"
+            )
+        made.colorbar(picture, ax=right, label="margin loss; broken inside the white line")
+        right.set(xlabel="towards the counterexample", ylabel="towards a random corner")
+    return made
+
+
+_SIZES = {
+    "method": "ibp",
+    "attacks": [[10, 1], [40, 1], [40, 10], [200, 10]],
+    "seed": 0,
+    "data_dir": None,
+    "train_limit": None,
+}
+
+register_study(
+    Study(
+        "pgd-not-enough",
+        "How many images does PGD leave standing that an exact verifier breaks?",
+        "Gowal et al. 2019, appendix F",
+        quick={
+            **{"dataset": "digits", "model": "tiny", "epochs": 20, "images": 100, "eps_train": 0.2},
+            **{"eps": [0.1, 0.15, 0.2], "seconds": 10.0, **_SIZES},
+        },
+        full={
+            **{"dataset": "mnist", "model": "small", "epochs": 100, "images": 1000, "eps_train": 0.4},
+            **{"eps": [0.2, 0.3, 0.4], "seconds": 60.0, **_SIZES},
+        },
+        cases=cases,
+        measure=measure,
+        claims=claims,
+        draw=draw,
+    )
+)
