@@ -1,5 +1,6 @@
 """Weights on disk: safetensors of our own, and anyone's state_dict. Loading a file never runs code from it."""
 
+import hashlib
 import json
 import pickle
 import warnings
@@ -71,3 +72,11 @@ def load_weights(network: nn.Module, weights: Weights, where: Path) -> None:
     if shapes != theirs:
         raise CheckpointError(f"{where} does not fit the network: the file has shapes {theirs},\nthe network {shapes}")
     network.load_state_dict({mine: weights[name] for mine, name in zip(own, names, strict=True)})
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Return a short hash of the network's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]

@@ -110,17 +110,15 @@ def draw(rows: Sequence[Row], parameters: Parameters) -> Figure:
     if shown is None:
         right.text(0.5, 0.5, "PGD missed no image", ha="center", transform=right.transAxes)
     else:
-        loss = torch.tensor(shown)
+        loss = torch.tensor(shown).numpy()
         extent = (*_EXTENT, *_EXTENT)
         picture = right.imshow(loss, origin="lower", extent=extent, cmap="cividis", aspect="auto")
         right.contour(loss, levels=[0.0], extent=extent, colors="white")
         right.grid(visible=False)
         right.plot([0, 1], [0, 0], "o", color="white", markeredgecolor="black")
-        for name, place, offset in (("image", 0, -10), ("counterexample", 1, 10)):
-            right.annotate(
-                name, (place, 0), (0, offset), textcoords="offset points", color="white", ha="center", va="center"
-            )
-        made.colorbar(picture, ax=right, label="margin loss; broken inside the white line")
+        for name, place, height in (("image", 0, -10), ("counterexample", 1, 24)):
+            right.annotate(name, (place, 0), (0, height), textcoords="offset points", color="white", ha="center")
+        made.colorbar(picture, ax=right, label="margin loss (white line: 0)")
         right.set(xlabel="towards the counterexample", ylabel="towards a random corner")
     return made
 

@@ -57,7 +57,7 @@ class _Branches:
         return _Branches(*(torch.cat(pair) for pair in zip(mine, theirs, strict=True)))
 
     def each(self) -> Iterator["_Branches"]:
-        return (self[torch.tensor([i])] for i in range(len(self)))
+        return (self[torch.tensor([i], device=self.part.device)] for i in range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def search(decider: Decider, parts: Tensor, deadline: float) -> Search:
     """
     tree = _Tree(decider)
     stuck: set[int] = set()
-    branches, count = tree.roots(parts), len(parts)
+    branches, count = tree.roots(parts.to(tree.rows.device)), len(parts)
     queue, witness = tree.open_ones(branches)
     while len(queue) and witness is None and time.monotonic() < deadline:
         now, queue = tree.next(queue)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from etb_plugin.bounds import Box
 from etb_plugin.data import pixels
 from etb_plugin.errors import ConfigError
+from etb_plugin.experiment import resolve_device
 from etb_plugin.results import SCHEMA, environment
 from etb_plugin.runs import claimed, read_json, write_json
 from etb_plugin.verification.cascade import Cascade, Case
@@ -73,18 +74,18 @@ def minimum_radii(verification: Verification, largest: float, precision: float, 
     request = verification.request
     out = None if request.out is None else Path(request.out)
     search = {"largest": largest, "precision": precision}
-    described = request.model_dump(mode="json", exclude_none=True, exclude={"workers"}) | {"minimum_radius": search}
+    described = verification.described | {"minimum_radius": search}
     results: list[Radii] = []
     with claimed(out, described) if out is not None else contextlib.nullcontext():
         for trained in verification.trained:
             name = trained.about["method"]
-            folder = out and out / "cells" / name.replace(" ", "_") / "radii"
+            folder = out and out / "cells" / verification.name_of(trained) / "radii"
             results.append(Radii(name, _radii(verification, trained.network, name, folder, search, watch)))
             if out is not None:
                 content: dict[str, Any] = {
                     "schema": SCHEMA,
                     "experiment": described,
-                    "environment": environment("cpu" if request.device == "auto" else request.device),
+                    "environment": environment(resolve_device(request.device)),
                     "radii": [asdict(result) for result in results],
                 }
                 write_json(out / "results.json", content)

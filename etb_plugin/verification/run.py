@@ -4,6 +4,7 @@ import contextlib
 import io
 import multiprocessing
 import pickle
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,7 +20,8 @@ from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box
 from etb_plugin.data import Split, pixels
 from etb_plugin.errors import ConfigError, SoundnessError
-from etb_plugin.experiment import VerifyRequest
+from etb_plugin.experiment import VerifyRequest, resolve_device
+from etb_plugin.networks.checkpoints import weights_digest
 from etb_plugin.results import SCHEMA, environment
 from etb_plugin.runs import claimed, read_json, write_file, write_json
 from etb_plugin.trained import Trained, restore
@@ -148,23 +150,33 @@ class Verification:
             f"PGD {s.attack.steps} steps x {s.attack.restarts}, {s.seconds:g} s for bab, exact and lp"
         )
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """What determines the result: the request, and the networks by a hash of their weights."""
+        request = self.request.model_dump(mode="json", exclude_none=True, exclude={"workers"})
+        return request | {"weights": [weights_digest(trained.network) for trained in self.trained]}
+
+    def name_of(self, trained: Trained) -> str:
+        """Return a name for files that no other network of this run has."""
+        method = re.sub(r"[^\w.,=-]+", "_", trained.about["method"])
+        return f"{method}-{weights_digest(trained.network)}"
+
     def run(self, watch: Watch) -> list[Verified]:
         """Verify every network at every eps and return the totals; results.json and counterexamples are written to
         the request's `out`, where there is one. The same call goes on where it stopped."""
         out = None if self.request.out is None else Path(self.request.out)
-        described = self.request.model_dump(mode="json", exclude_none=True, exclude={"workers"})
         results: list[Verified] = []
-        with claimed(out, described) if out is not None else contextlib.nullcontext():
+        with claimed(out, self.described) if out is not None else contextlib.nullcontext():
             for trained in self.trained:
                 for eps in self.eps:
-                    folder = out and out / "cells" / f"{trained.about['method']}-eps{eps:g}".replace(" ", "_")
+                    folder = out and out / "cells" / f"{self.name_of(trained)}-eps{eps:g}"
                     findings = self._findings(trained, eps, folder, watch)
                     results.append(Verified.of(trained.about, eps, findings))
                     if out is not None:
                         content = {
                             "schema": SCHEMA,
-                            "experiment": described,
-                            "environment": environment("cpu" if self.request.device == "auto" else self.request.device),
+                            "experiment": self.described,
+                            "environment": environment(resolve_device(self.request.device)),
                             "left_out": self.left_out,
                             "verifications": [asdict(result) for result in results],
                         }

@@ -49,7 +49,8 @@ def test_every_image_is_decided_with_its_evidence(verified):
     for finding in result["findings"]:
         image = finding["image"]
         if finding["counterexample"]:
-            point = torch.from_numpy(np.load(folder / f"v/cells/pgd-eps0.03/counterexamples/{image:05d}.npy"))
+            (file,) = (folder / "v/cells").glob(f"pgd-*-eps0.03/counterexamples/{image:05d}.npy")
+            point = torch.from_numpy(np.load(file))
             x = pixels(data.test.images[image]).double()
             assert float((point - x).abs().max()) <= 0.03 + 1e-12
             assert int(network.double()(point[None]).argmax()) != finding["label"]
@@ -84,16 +85,16 @@ def test_exact_agrees_with_every_bound_and_the_attack_on_every_image(trained):
 def test_a_signal_stops_and_the_same_command_goes_on(trained):
     call = (sys.executable, "-m", "etb_plugin", "verify", "mine", "--stages", "pgd,exact", "--out", "s")
     process = subprocess.Popen(call, cwd=trained, stderr=subprocess.PIPE, text=True)
-    kept = trained / "s/cells/pgd-eps0.03/findings"
-    while process.poll() is None and not (kept.exists() and len(list(kept.iterdir())) > 30):
+    kept = trained / "s/cells"
+    while process.poll() is None and len(list(kept.glob("*/findings/*"))) <= 30:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, complaint = process.communicate(timeout=60)
     assert process.returncode == 143, complaint
     assert not (trained / "s/results.json").exists()
-    before = {p.name for p in kept.iterdir()}
+    before = set(kept.glob("*/findings/*"))
     assert etb(*call[3:], cwd=trained).returncode == 0
-    assert before < {p.name for p in kept.iterdir()}
+    assert before < set(kept.glob("*/findings/*"))
 
 
 def test_properties_from_files_have_the_verdicts_of_the_run(verified):
@@ -142,6 +143,15 @@ def test_radii_hold_the_verdicts(verified):
         else:
             assert radius["certified"] <= 0.03
         assert radius["attacked"] - radius["certified"] < 0.01
+
+
+def test_a_folder_of_another_networks_verdicts_is_refused(verified):
+    folder, _, _ = verified
+    arguments = ("--method", "nominal", "--model", "mlp-16x2", "--epochs", "1", "--eps", "0.03", "--out", "other")
+    assert etb("train", *arguments, cwd=folder).returncode == 0
+    done = etb("verify", "other", "--images", "0:60", "--time-limit", "20", "--out", "v", cwd=folder)
+    assert done.returncode == 2
+    assert "v holds another experiment (weights " in done.stderr
 
 
 @pytest.mark.parametrize(
