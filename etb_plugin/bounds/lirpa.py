@@ -53,14 +53,18 @@ class LirpaNetwork:
             if isinstance(layer, nn.modules.dropout._DropoutNd):
                 raise UnsupportedLayer(f"layer '{name}' ({type(layer).__name__}): auto_LiRPA needs it removed")
         self._normalize, self._network = split_normalization(network)
-        example = example_input(network, input_shape)
-        self._bounded = _convert(self._network, example, "patches")
-        if {type(node).__name__.removeprefix("Bound") for node in self._bounded._modules.values()} - _PATCHES_TAKE:
-            self._bounded = _convert(self._network, example, "matrix")
-        self._bounded.eval()
-        _check_forward(self._bounded, self._network, example)
-        _repair_pooling(self._bounded)
+        self._example = example_input(network, input_shape)
+        self._bounded = self._converted(sparse=True)
         self._classes = self._bounded.final_shape[-1]
+
+    def _converted(self, sparse: bool) -> BoundedModule:
+        bounded = _convert(self._network, self._example, "patches", sparse)
+        if {type(node).__name__.removeprefix("Bound") for node in bounded._modules.values()} - _PATCHES_TAKE:
+            bounded = _convert(self._network, self._example, "matrix", sparse)
+        bounded.eval()
+        _check_forward(bounded, self._network, self._example)
+        _repair_pooling(bounded)
+        return bounded
 
     def compute(
         self, method: str, box: Box, spec: Tensor | None, *, lower_only: bool = False, frozen: bool = False
@@ -75,10 +79,25 @@ class LirpaNetwork:
         if spec is None and method != "IBP":
             spec = identity_spec(box, self._classes)
         region = PerturbationLpNorm(norm=math.inf, x_L=box.lower, x_U=box.upper)
-        with self._own_weights(frozen), _default_dtype(box.lower.dtype):
-            lower, upper = self._bounded.compute_bounds(
-                x=(BoundedTensor(box.center, region),), C=spec, method=method, bound_upper=not lower_only
-            )
+
+        def run() -> tuple[Tensor, Tensor]:
+            with self._own_weights(frozen), _default_dtype(box.lower.dtype):
+                return self._bounded.compute_bounds(
+                    x=(BoundedTensor(box.center, region),), C=spec, method=method, bound_upper=not lower_only
+                )
+
+        try:
+            lower, upper = run()
+        except AssertionError:
+            if method != "alpha-CROWN":
+                raise
+            # auto_LiRPA 0.3 stops where a layer has no unstable unit and alphas are stored sparsely. Dense ones give the
+            # same bound, at eight times the cost on `small`, so they are made only then.
+            sparsely, self._bounded = self._bounded, self._converted(sparse=False)
+            try:
+                lower, upper = run()
+            finally:
+                self._bounded = sparsely
         return lower, torch.full_like(lower, math.inf) if upper is None or lower_only else upper
 
     @contextlib.contextmanager
@@ -94,10 +113,10 @@ class LirpaNetwork:
             yield
 
 
-def _convert(network: nn.Module, example: Tensor, mode: str) -> BoundedModule:
+def _convert(network: nn.Module, example: Tensor, mode: str, sparse: bool) -> BoundedModule:
     with evaluating(network), _kept_grad_flags(network), _refusals_named(network), _default_dtype(example.dtype):
-        # auto_LiRPA 0.3 mixes up its ways to store alphas where nearly all of a layer is unstable, or none of it.
-        options = {"conv_mode": mode, "sparse_spec_alpha": False, "minimum_sparsity": 1.0}
+        # auto_LiRPA 0.3 mixes up its ways to store alphas where more than this share of a layer is unstable.
+        options = {"conv_mode": mode, "sparse_spec_alpha": sparse, "minimum_sparsity": 1.0}
         return BoundedModule(network, example, bound_opts=options)
 
 
