@@ -91,8 +91,8 @@ class LirpaNetwork:
         except AssertionError:
             if method != "alpha-CROWN":
                 raise
-            # auto_LiRPA 0.3 stops where a layer has no unstable unit and alphas are stored sparsely. Dense ones give the
-            # same bound, at eight times the cost on `small`, so they are made only then.
+            # auto_LiRPA 0.3 stops where no unit of a layer is unstable and alphas are stored sparsely. Dense ones give
+            # the same bound, at eight times the cost on `small`, so they are made only then.
             sparsely, self._bounded = self._bounded, self._converted(sparse=False)
             try:
                 lower, upper = run()
