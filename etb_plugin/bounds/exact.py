@@ -66,17 +66,17 @@ def by_program(
         for image in range(len(box)):
             one = Box(box.lower[image : image + 1].double(), box.upper[image : image + 1].double())
             relaxation = Relaxation(graph, one, crown_ends(graph, one).ends)
-            crown = relaxation.below(rows[image : image + 1]).value[0]
+            lower[image] = crown = relaxation.below(rows[image : image + 1]).value[0].cpu()
+            wanted = [row for row, known in enumerate(crown.tolist()) if not (sign_only and known > TOLERANCE)]
+            if not wanted:
+                continue
             program = build_program(relaxation, maps)
             loaded = load(solver, program, integer=integer)
-            for row, known in enumerate(crown.tolist()):
-                if sign_only and known > TOLERANCE:
-                    lower[image, row] = known
-                    continue
+            for row in wanted:
                 cost, constant = program.objective(rows[image, row].cpu().numpy())
                 enough = TOLERANCE if sign_only else None
                 found = loaded.minimize(cost, constant, time_limit=time_limit, enough=enough)
-                lower[image, row] = max(known, found.bound)
+                lower[image, row] = max(float(crown[row]), found.bound)
                 if not lower_only:
                     upper[image, row] = -loaded.minimize(-cost, -constant, time_limit=time_limit).bound
         return lower.to(box.lower), upper.to(box.lower)

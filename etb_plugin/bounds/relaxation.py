@@ -57,6 +57,11 @@ class Lines:
         return center - radius * self.coefficients.sign()
 
 
+def crown_slope(low: Tensor, high: Tensor) -> Tensor:
+    """Return CROWN's own slope of a lower line (Zhang et al. 2018): 1 where more of the range lies above the knot."""
+    return (high > -low).to(low)
+
+
 class Relaxation:
     """A graph relaxed over a region, once the ends of all its activations are known."""
 
@@ -123,7 +128,7 @@ class Relaxation:
             steep = beyond / (beyond - below_knot).clamp(min=1e-30)  # 1 where on, 0 where off
             unstable = (lo < 0) & (hi > 0)
             slope = choice.slopes.get((i, h))
-            flat = torch.where(unstable, (hi > -lo).to(rows) if slope is None else slope, steep)
+            flat = torch.where(unstable, crown_slope(lo, hi) if slope is None else slope, steep)
             weighed = rows * change
             positive, negative = weighed.clamp(min=0), weighed.clamp(max=0)
             through = positive * flat + negative * steep
@@ -171,7 +176,7 @@ def tightened(relaxation: Relaxation, choice: Choice, *, steps: int, start: Tigh
     empty = torch.zeros(batch, dtype=torch.bool, device=region.center.device)
     for i, activation in graph.activations.items():
         low, high = (end.expand(batch, *end.shape[1:]).clone() for end in known[i])
-        ends[i] = low, high
+        before, at = relaxation.over(dict(ends)), graph.nodes[i].inputs[0]
         units = _unstable(activation, i, low, high, choice)
         if start is not None and i in start.slopes:
             units = units[torch.isin(units, start.slopes[i][0])]
@@ -180,11 +185,9 @@ def tightened(relaxation: Relaxation, choice: Choice, *, steps: int, start: Tigh
             rows = F.one_hot(some, low[0].numel()).to(low).view(1, -1, *low.shape[1:])
             both = torch.cat([rows, -rows], 1)
             mine = Choice(_chosen(start, i, some), choice.signs)
-            below = relaxation.over({j: end for j, end in ends.items() if j != i})
-            at = graph.nodes[i].inputs[0]
-            value = below.below(both, mine, at).value
+            value = before.below(both, mine, at).value
             if steps:
-                better, found = optimized(below, both, steps=steps, position=at, start=mine)
+                better, found = optimized(before, both, steps=steps, position=at, start=mine)
                 value = torch.maximum(value, better)
                 if start is None and len(some) == len(units):
                     slopes[i] = units, found.slopes
@@ -238,7 +241,7 @@ def optimized(
     at = len(relaxation.graph.nodes) - 1 if position is None else position
     for key, low, high in relaxation.hinges():
         if key[0] < at and bool(((low < 0) & (high > 0)).any()):
-            first = start.slopes.get(key, (high > -low).to(rows).unsqueeze(1))
+            first = start.slopes.get(key, crown_slope(low, high).unsqueeze(1))
             slopes[key] = first.expand(batch, rows.shape[1], *low.shape[1:]).clone().requires_grad_()
         if key in start.signs:
             price = start.multipliers.get(key, torch.zeros_like(start.signs[key], dtype=rows.dtype))
@@ -262,6 +265,5 @@ def optimized(
                     price.clamp_(min=0)
             for group in optimizer.param_groups:
                 group["lr"] *= 0.95
-    detached = ({k: v.detach() for k, v in values.items()} for values in (slopes, prices))
-    fixed, priced = detached
+    fixed, priced = ({k: v.detach() for k, v in values.items()} for values in (slopes, prices))
     return best, Choice(fixed, start.signs, priced)

@@ -115,9 +115,6 @@ def _fixed_shape(path: Path, value: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes[1:] if size)
 
 
-Made = Callable[..., fx.Node]
-
-
 class _Builder:
     """Turns ONNX nodes into an fx graph. `probe` holds what each tensor is for one input of zeros: constants are
     folded, and shapes are known, without the batch."""
@@ -223,7 +220,7 @@ class _Call:
 Result = tuple[fx.Node, Tensor]
 
 
-def _linear(call: _Call, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
     layer.weight.data = weight.contiguous()
     if bias is not None:
@@ -238,7 +235,7 @@ def _gemm(call: _Call) -> Result:
     if call.value.ndim != 2:
         raise call.refused("needs an input [batch, features]")
     scaled = call.get("alpha", 1.0) * (weight if call.get("transB", 0) else weight.T)
-    return call.layer(_linear(call, scaled, None if bias is None else call.get("beta", 1.0) * bias.flatten()))
+    return call.layer(_linear(scaled, None if bias is None else call.get("beta", 1.0) * bias.flatten()))
 
 
 def _matmul(call: _Call) -> Result:
@@ -246,13 +243,13 @@ def _matmul(call: _Call) -> Result:
         weight = call.constant(1)
         if weight is None or weight.ndim != 2:
             raise call.refused("needs a constant matrix")
-        return call.layer(_linear(call, weight.T, None))
+        return call.layer(_linear(weight.T, None))
     weight = call.constant(0)
     node, value = call.builder.nodes[call.inputs[1]], call.builder.probe[call.inputs[1]]
     if weight is None or weight.ndim != 2 or value.ndim < 3:
         raise call.refused("needs a constant matrix, and an input [batch, features, columns]")
     turned = call.builder.graph.call_method("transpose", (node, -1, -2))
-    inner, out = call.layer(_linear(call, weight, None), turned, value.transpose(-1, -2))
+    inner, out = call.layer(_linear(weight, None), turned, value.transpose(-1, -2))
     return call.builder.graph.call_method("transpose", (inner, -1, -2)), out.transpose(-1, -2)
 
 

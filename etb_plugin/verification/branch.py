@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from etb_plugin.bounds.relaxation import Choice, Hinge, Relaxation, optimized, tightened
+from etb_plugin.bounds.relaxation import Choice, Hinge, Relaxation, crown_slope, optimized, tightened
 from etb_plugin.verification.exact import Decider
 from etb_plugin.verification.problem import TOLERANCE
 
@@ -124,9 +124,7 @@ class _Tree:
     def roots(self, parts: Tensor) -> _Branches:
         """Return one branch without splits for each of the parts, bounded."""
         like = self.rows
-        slopes = self.spread(like.new_zeros(1, 1, self.units))
-        for key, low, high in self.relaxation.hinges():
-            slopes[key] = (high > -low).to(like).unsqueeze(1)
+        slopes = {key: crown_slope(low, high).unsqueeze(1) for key, low, high in self.relaxation.hinges()}
         shape = (len(parts), like.shape[1], self.units)
         none = torch.zeros_like(parts)
         start = _Branches(
