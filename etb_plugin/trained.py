@@ -60,19 +60,13 @@ def restore(path: Path, request: Evaluated) -> tuple[Dataset, list[Trained]]:
     files = _files(path)
     contents = [read_weights(file) for file in files]
     dataset = request.dataset or contents[0][1].get("dataset")
-    if dataset is None:
-        raise ConfigError(f"{path} does not say which data set it is for: name one by --dataset")
-    data = load(dataset, data_dir=request.data_dir, test_limit=request.test_limit, device=device)
+    dataset, data = _data(path, dataset, request, device)
     trained = []
     for file, (weights, known) in zip(files, contents, strict=True):
         about = known or _unknown(file, model, dataset, data)
         if model is not None and about["model"] != model:
             raise ConfigError(f"{file} holds a network {about['model']!r}, and --model says {model!r}")
-        if (tuple(about["input_shape"]), about["classes"]) != (data.input_shape, data.classes):
-            raise CheckpointError(
-                f"{file} is for images {list(about['input_shape'])} and {about['classes']} classes; "
-                f"{dataset} has {list(data.input_shape)} and {data.classes}"
-            )
+        _check_fit(file, tuple(about["input_shape"]), about["classes"], dataset, data)
         seen = replace(data, source=replace(data.source, normalization=_statistics(about["normalization"])))
         network = untrained(seen, about["model"], 0, about.get("pair", False))
         load_weights(network, weights, file)
@@ -86,17 +80,24 @@ def _restore_onnx(path: Path, request: Evaluated, device: str) -> tuple[Dataset,
     if request.model is not None:
         raise ConfigError(f"{path} holds its own architecture: leave --model out")
     network, shape = read_onnx(path)
-    if request.dataset is None:
+    dataset, data = _data(path, request.dataset, request, device)
+    _check_fit(path, shape, network(torch.zeros(1, *shape)).shape[1], dataset, data)
+    return data, [Trained(network.to(device), _unknown(path, "onnx", dataset, data))]
+
+
+def _data(path: Path, dataset: str | None, request: Evaluated, device: str) -> tuple[str, Dataset]:
+    """Return the data set's name, checked to be known, and the data set."""
+    if dataset is None:
         raise ConfigError(f"{path} does not say which data set it is for: name one by --dataset")
-    data = load(request.dataset, data_dir=request.data_dir, test_limit=request.test_limit, device=device)
-    outputs = network(torch.zeros(1, *shape)).shape[1]
-    if (shape, outputs) != (data.input_shape, data.classes):
+    return dataset, load(dataset, data_dir=request.data_dir, test_limit=request.test_limit, device=device)
+
+
+def _check_fit(file: Path, shape: tuple[int, ...], classes: int, dataset: str, data: Dataset) -> None:
+    if (shape, classes) != (data.input_shape, data.classes):
         raise CheckpointError(
-            f"{path} is for inputs {list(shape)} and {outputs} classes; "
-            f"{request.dataset} has {list(data.input_shape)} and {data.classes}"
+            f"{file} is for images {list(shape)} and {classes} classes; "
+            f"{dataset} has {list(data.input_shape)} and {data.classes}"
         )
-    about = describe(path.stem, "onnx", request.dataset, 0.0, 0, data)
-    return data, [Trained(network.to(device), about | {"eps": None, "seed": None, "normalization": None})]
 
 
 def _files(path: Path) -> list[Path]:

@@ -23,12 +23,11 @@ _GAP = 1e-7
 
 @dataclass(frozen=True)
 class Solution:
-    """What is known of the least objective: it is `bound` or more. `point` [inputs] is the best input found, if any.
-    `complete` is False where a limit came first; an infeasible program has a bound of +inf."""
+    """What is known of the least objective: it is `bound` or more, +inf where the program is infeasible. `point`
+    [inputs] is the best input found, if any."""
 
     bound: float
     point: Vector | None
-    complete: bool
 
 
 class Solver(Protocol):
@@ -135,13 +134,13 @@ class Highs:
         status, kinds = self._solver.getModelStatus(), self._highspy.HighsModelStatus
         info = self._solver.getInfo()
         if status in (kinds.kInfeasible, kinds.kUnboundedOrInfeasible):  # every column has ends: never unbounded
-            return Solution(np.inf, None, True)
+            return Solution(np.inf, None)
         done = status == kinds.kOptimal
         proved = info.objective_function_value if done else -np.inf  # of a linear program
         bound = info.mip_dual_bound if self._integer else proved
         feasible = info.primal_solution_status == self._highspy.SolutionStatus.kSolutionStatusFeasible
         point = np.array(self._solver.getSolution().col_value[: self._program.inputs]) if feasible else None
-        return Solution(bound - TOLERANCE, point, done)
+        return Solution(bound - TOLERANCE, point)
 
 
 class Gurobi:
@@ -194,11 +193,11 @@ class Gurobi:
             model.reset()
             model.optimize()
             if model.Status in (codes.INFEASIBLE, codes.INF_OR_UNBD):
-                return Solution(np.inf, None, True)
+                return Solution(np.inf, None)
             done = model.Status == codes.OPTIMAL
             bound = model.ObjBound if model.IsMIP or done else -np.inf
             point = np.asarray(columns.X)[: self._program.inputs] if model.SolCount else None
-            return Solution(bound - TOLERANCE, point, done)
+            return Solution(bound - TOLERANCE, point)
         except self._gurobipy.GurobiError as error:
             raise ConfigError(f"Gurobi: {error}") from None
         finally:

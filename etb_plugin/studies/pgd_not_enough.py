@@ -15,7 +15,7 @@ from etb_plugin.report.plots import figure, line
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
 from etb_plugin.studies.trained_networks import dataset, trained
 from etb_plugin.verification import Cascade, Settings, Verdict, robustness
-from etb_plugin.verification import Case as Unknown
+from etb_plugin.verification import Case as Decided
 
 _STAGES = ("pgd", "crown", "bab", "exact")
 _GRID, _EXTENT = 61, (-1.5, 1.5)
@@ -40,12 +40,10 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
     for steps, restarts in parameters["attacks"]:
         generator = torch.Generator().manual_seed(parameters["seed"])
         broken.append(right & pgd(cascade.network, box, labels, Pgd(steps, restarts), generator)[1])
-    verdicts: dict[int, Unknown] = {}
-    for image in right.nonzero()[:, 0].tolist():
-        problem = robustness(box[image : image + 1], int(labels[image]), data.classes)
-        verdicts[image] = Unknown.of(problem)
-        cascade.decide_together([verdicts[image]])
-        cascade.decide_alone(verdicts[image])
+    verdicts = {
+        image: cascade.decide(robustness(box[image : image + 1], int(labels[image]), data.classes))
+        for image in right.nonzero()[:, 0].tolist()
+    }
     breakable = [i for i, one in verdicts.items() if one.verdict is Verdict.FALSIFIED]
     missed = [i for i in breakable if not bool(broken[0][i])]
     return {
@@ -60,7 +58,7 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
 
 
 @torch.no_grad()
-def _landscape(network: nn.Module, data: Dataset, image: int, case: Unknown, eps: float) -> list[list[float]]:
+def _landscape(network: nn.Module, data: Dataset, image: int, case: Decided, eps: float) -> list[list[float]]:
     """Return the margin loss max f_j - f_y on the plane through the image, its counterexample, and a random corner.
 
     The image lies at (0, 0), its counterexample at (1, 0), the corner at (0, 1); every point is put into the box.

@@ -52,6 +52,11 @@ class _Branches:
     def __len__(self) -> int:
         return len(self.part)
 
+    @property
+    def open(self) -> Tensor:
+        """Which are not proved, [branches]: a bound that is no number proves nothing."""
+        return ~(self.above > TOLERANCE)
+
     def joined(self, other: "_Branches") -> "_Branches":
         mine, theirs = vars(self).values(), vars(other).values()
         return _Branches(*(torch.cat(pair) for pair in zip(mine, theirs, strict=True)))
@@ -62,12 +67,10 @@ class _Branches:
 
 @dataclass(frozen=True)
 class Search:
-    """What came out: those of the parts asked for that are proved, a counterexample [1, *input] if one was met, and
-    the number of branches that were bounded."""
+    """What came out: those of the parts asked for that are proved, and a counterexample [1, *input] if one was met."""
 
     proved: Tensor
     witness: Tensor | None
-    branches: int
 
 
 class _Tree:
@@ -209,7 +212,7 @@ class _Tree:
 
     def open_ones(self, branches: _Branches) -> tuple[_Branches, Tensor | None]:
         """Return the branches that are not proved, and a counterexample if one is met at their bounds."""
-        left = branches[branches.above <= TOLERANCE]
+        left = branches[branches.open]
         return left, self.witness(left) if len(left) else None
 
     def _halves(self, branches: _Branches, units: Tensor) -> _Branches:
@@ -252,31 +255,25 @@ def search(decider: Decider, parts: Tensor, deadline: float) -> Search:
     """
     tree = _Tree(decider)
     stuck: set[int] = set()
-    branches, count = tree.roots(parts.to(tree.rows.device)), len(parts)
-    queue, witness = tree.open_ones(branches)
+    queue, witness = tree.open_ones(tree.roots(parts.to(tree.rows.device)))
     while len(queue) and witness is None and time.monotonic() < deadline:
         now, queue = tree.next(queue)
-        now = now[now.above <= TOLERANCE]
+        now = now[now.open]
         full = (now.signs != 0).all(1)
         for leaf in now[full].each():
             proved, witness = decider.decide(
                 int(leaf.part), deadline - time.monotonic(), integer=False, signs=leaf.signs[0].tolist()
             )
             if witness is not None:
-                return Search(_without(parts, stuck | set(queue.part.tolist())), witness, count)
+                return Search(parts[:0], witness)
             if not proved:
                 stuck.add(int(leaf.part))
         if full.all():  # none left, or leaves only
             continue
-        now = tree.bounded(tree.split(now[~full]), _STEPS)
-        count += len(now)
-        now, witness = tree.open_ones(now)
+        now, witness = tree.open_ones(tree.bounded(tree.split(now[~full]), _STEPS))
         queue = queue.joined(now)
-    return Search(_without(parts, stuck | set(queue.part.tolist())), witness, count)
-
-
-def _without(parts: Tensor, left: set[int]) -> Tensor:
-    return torch.tensor([part for part in parts.tolist() if part not in left], dtype=torch.long)
+    left = stuck | set(queue.part.tolist())
+    return Search(torch.tensor([part for part in parts.tolist() if part not in left], dtype=torch.long), witness)
 
 
 def _padded(rows: Tensor, size: int) -> Tensor:

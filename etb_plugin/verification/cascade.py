@@ -98,6 +98,13 @@ class Cascade:
         """The stages that take a case at a time."""
         return tuple(name for name in self.settings.stages if name in _ALONE)
 
+    def decide(self, problem: Problem) -> Case:
+        """Put one problem through all stages."""
+        case = Case.of(problem)
+        self.decide_together([case])
+        self.decide_alone(case)
+        return case
+
     def decide_together(self, cases: Sequence[Case]) -> None:
         """Put cases of one form through the attack and the sound bounds, each on what is left."""
         for name in self.together:

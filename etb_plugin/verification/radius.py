@@ -1,10 +1,9 @@
 """Each image's own radius: the largest eps that is proved, and the smallest at which it breaks, by bisection."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +11,13 @@ from torch import Tensor, nn
 from etb_plugin.bounds import Box
 from etb_plugin.data import pixels
 from etb_plugin.errors import ConfigError
-from etb_plugin.experiment import resolve_device
-from etb_plugin.results import SCHEMA, environment
-from etb_plugin.runs import claimed, read_json, write_json
+from etb_plugin.runs import read_json, write_json
 from etb_plugin.verification.cascade import Cascade, Case
 from etb_plugin.verification.problem import Verdict, robustness
-from etb_plugin.verification.run import Verification
+from etb_plugin.verification.run import TOGETHER, Verification
 
 RADIUS_STAGES = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown")
 """The cascade of every step, where none is asked for: the complete verifiers would take their limit at most steps."""
-_TOGETHER = 25
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Radius:
 
 @dataclass(frozen=True)
 class Radii:
-    """The radii of one network's images; `median_attacked` is None where most stand at the largest eps tried."""
+    """The radii of one network's images."""
 
     method: str
     radii: list[Radius]
@@ -71,24 +67,15 @@ def minimum_radii(verification: Verification, largest: float, precision: float, 
     """
     if not 0 < precision < largest <= 1:
         raise ConfigError(f"--largest {largest:g} and --precision {precision:g}: write 0 < precision < largest <= 1")
-    request = verification.request
-    out = None if request.out is None else Path(request.out)
     search = {"largest": largest, "precision": precision}
     described = verification.described | {"minimum_radius": search}
     results: list[Radii] = []
-    with claimed(out, described) if out is not None else contextlib.nullcontext():
+    with verification.claim(described):
         for trained in verification.trained:
             name = trained.about["method"]
-            folder = out and out / "cells" / verification.name_of(trained) / "radii"
+            folder = verification.folder_of(trained, "-radii")
             results.append(Radii(name, _radii(verification, trained.network, name, folder, search, watch)))
-            if out is not None:
-                content: dict[str, Any] = {
-                    "schema": SCHEMA,
-                    "experiment": described,
-                    "environment": environment(resolve_device(request.device)),
-                    "radii": [asdict(result) for result in results],
-                }
-                write_json(out / "results.json", content)
+            verification.write_results(described, radii=[asdict(result) for result in results])
     return results
 
 
@@ -106,7 +93,7 @@ def _radii(
     todo = torch.tensor([image for image in range(first, stop) if image not in kept], dtype=torch.long)
     cascade = Cascade(network, verification.data.input_shape, verification.settings)
     watch.bisecting(name, len(kept), stop - first)
-    for some in todo.split(_TOGETHER):
+    for some in todo.split(TOGETHER):
         split = verification.data.test
         x, labels = pixels(split.images[some]).double(), split.labels[some].tolist()
         searches = [_Bisection(x[n : n + 1], label, verification.data.classes) for n, label in enumerate(labels)]
@@ -132,14 +119,11 @@ class _Bisection:
 
     def next(self, largest: float, precision: float) -> list[float]:
         """Return the radii to try: one while nothing is open, then one on each side of what is."""
-        top = min(self.broken, largest)
-        if self.opens is None:
-            # The largest radius itself is tried first: most networks break there.
-            sides = [(self.proved, top)] if self.broken < torch.inf else []
-            middle = [(low + high) / 2 for low, high in sides if high - low > precision]
-            return middle if self.broken < torch.inf else [largest] * (self.proved < largest)
-        below, above = (self.proved, self.opens[0]), (self.opens[1], top)
-        return [(low + high) / 2 for low, high in (below, above) if high - low > precision]
+        if self.opens is None and self.broken == torch.inf:
+            return [largest] if self.proved < largest else []  # first of all: most networks break there
+        marks = [self.proved, *(self.opens or ()), min(self.broken, largest)]
+        spans = zip(marks[::2], marks[1::2], strict=True)
+        return [(low + high) / 2 for low, high in spans if high - low > precision]
 
     def learn(self, eps: float, case: Case) -> None:
         if case.verdict is Verdict.ROBUST:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from torch import nn
 
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box
-from etb_plugin.data import Split, pixels
+from etb_plugin.data import pixels
 from etb_plugin.errors import ConfigError, SoundnessError
 from etb_plugin.experiment import VerifyRequest, resolve_device
 from etb_plugin.networks.checkpoints import weights_digest
@@ -29,7 +30,7 @@ from etb_plugin.verification.cascade import STAGES, Cascade, Case, Settings, tak
 from etb_plugin.verification.problem import Verdict, robustness
 
 MISCLASSIFIED = "misclassified"
-_TOGETHER = 25
+TOGETHER = 25
 """How many images the attack and the bounds take at once."""
 
 
@@ -150,40 +151,48 @@ class Verification:
             f"PGD {s.attack.steps} steps x {s.attack.restarts}, {s.seconds:g} s for bab, exact and lp"
         )
 
-    @property
+    @cached_property
     def described(self) -> dict[str, Any]:
         """What determines the result: the request, and the networks by a hash of their weights."""
         request = self.request.model_dump(mode="json", exclude_none=True, exclude={"workers"})
         return request | {"weights": [weights_digest(trained.network) for trained in self.trained]}
 
-    def name_of(self, trained: Trained) -> str:
-        """Return a name for files that no other network of this run has."""
+    @property
+    def out(self) -> Path | None:
+        """Where the results go, if anywhere."""
+        return None if self.request.out is None else Path(self.request.out)
+
+    def claim(self, described: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+        """Hold `out`, where there is one, for what is `described`. Raises ConfigError like `claimed`."""
+        return contextlib.nullcontext() if self.out is None else claimed(self.out, described)
+
+    def folder_of(self, trained: Trained, ending: str) -> Path | None:
+        """Return a folder of `out` that no other network of this run has."""
         method = re.sub(r"[^\w.,=-]+", "_", trained.about["method"])
-        return f"{method}-{weights_digest(trained.network)}"
+        return self.out and self.out / "cells" / f"{method}-{weights_digest(trained.network)}{ending}"
+
+    def write_results(self, described: Mapping[str, Any], **figures: Any) -> None:
+        """Write results.json to `out`, where there is one."""
+        if self.out is not None:
+            known = {"schema": SCHEMA, "experiment": described, "left_out": self.left_out}
+            where = {"environment": environment(resolve_device(self.request.device))}
+            write_json(self.out / "results.json", known | where | figures)
 
     def run(self, watch: Watch) -> list[Verified]:
         """Verify every network at every eps and return the totals; results.json and counterexamples are written to
         the request's `out`, where there is one. The same call goes on where it stopped."""
-        out = None if self.request.out is None else Path(self.request.out)
         results: list[Verified] = []
-        with claimed(out, self.described) if out is not None else contextlib.nullcontext():
+        with self.claim(self.described):
             for trained in self.trained:
+                cascade = Cascade(trained.network, self.data.input_shape, self.settings)
                 for eps in self.eps:
-                    folder = out and out / "cells" / f"{self.name_of(trained)}-eps{eps:g}"
-                    findings = self._findings(trained, eps, folder, watch)
+                    findings = self._findings(trained, cascade, eps, watch)
                     results.append(Verified.of(trained.about, eps, findings))
-                    if out is not None:
-                        content = {
-                            "schema": SCHEMA,
-                            "experiment": self.described,
-                            "environment": environment(resolve_device(self.request.device)),
-                            "left_out": self.left_out,
-                            "verifications": [asdict(result) for result in results],
-                        }
-                        write_json(out / "results.json", content)
+                    self.write_results(self.described, verifications=[asdict(result) for result in results])
         return results
 
-    def _findings(self, trained: Trained, eps: float, folder: Path | None, watch: Watch) -> list[Finding]:
+    def _findings(self, trained: Trained, cascade: Cascade, eps: float, watch: Watch) -> list[Finding]:
+        folder = self.folder_of(trained, f"-eps{eps:g}")
         kept = {} if folder is None else _kept(folder)
         first, stop = self.images
 
@@ -193,7 +202,7 @@ class Verification:
 
         tell()
         todo = [image for image in range(first, stop) if image not in kept]
-        for image, finding, point in self._decided(trained.network, todo, eps):
+        for image, finding, point in self._decided(trained.network, cascade, todo, eps):
             kept[image] = finding
             if folder is not None:
                 if point is not None:
@@ -205,18 +214,16 @@ class Verification:
         return [kept[image] for image in range(first, stop)]
 
     def _decided(
-        self, network: nn.Module, images: Sequence[int], eps: float
+        self, network: nn.Module, cascade: Cascade, images: Sequence[int], eps: float
     ) -> Iterator[tuple[int, Finding, np.ndarray | None]]:
         """Yield images as they are decided: in batches first, then, side by side, those that are left one by one."""
-        cascade = Cascade(network, self.data.input_shape, self.settings)
         hard: dict[int, Case] = {}
         known: dict[int, tuple[int, int]] = {}
-        for some in torch.tensor(images, dtype=torch.long).split(_TOGETHER):
-            batch = Split(self.data.test.images[some], self.data.test.labels[some])
-            x = pixels(batch.images).double()
+        for some in torch.tensor(images, dtype=torch.long).split(TOGETHER):
+            x = pixels(self.data.test.images[some]).double()
             with torch.no_grad():
                 predicted = cascade.network(x).argmax(1).tolist()
-            labels, box = batch.labels.tolist(), Box.around(x, eps)
+            labels, box = self.data.test.labels[some].tolist(), Box.around(x, eps)
             cases = {}
             for n, image in enumerate(some.tolist()):
                 known[image] = (labels[n], predicted[n])
