@@ -76,6 +76,17 @@ def covered(interval: Interval, lower: Tensor, upper: Tensor) -> Tensor:
     return meet.clamp(min=0) / (upper - lower)
 
 
+def covered_between(interval: Interval, inner: Interval, outer: Interval) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest `covered` of any range between `inner` and `outer`, both [batch, rows]."""
+    shares = [
+        covered(interval, lower, upper) for lower in (inner.lower, outer.lower) for upper in (inner.upper, outer.upper)
+    ]
+    # The share falls on both sides of the interval's own ends.
+    nearest_lower = interval.lower.clamp(outer.lower, inner.lower)
+    nearest_upper = interval.upper.clamp(inner.upper, outer.upper)
+    return torch.stack(shares).amin(0), covered(interval, nearest_lower, nearest_upper)
+
+
 def reached(
     network: nn.Module, box: Box, spec: Tensor, attack: Pgd, generator: torch.Generator, *, samples: int, seed: int
 ) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from etb_plugin.attacks import Pgd, fgsm, pgd
 from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepare, prepare_signs
 from etb_plugin.data import Split
 from etb_plugin.errors import ConfigError, SoundnessError
+from etb_plugin.named import named_options
 
 _IMAGES_AT_ONCE = 25
 """How many images a bound takes at once: full CROWN and the dual need gigabytes for a hundred."""
@@ -46,10 +47,19 @@ class Evaluation:
 
 
 def check_certifiers(names: Sequence[str]) -> None:
-    """Raise ConfigError for a name that is no bound, or a bound that is no certificate."""
-    for name in names:
-        if not get_bound(name).sound:
-            raise ConfigError(f"bound {name!r} is not sound, so it cannot certify; certify takes sound bounds only")
+    """Raise ConfigError for what is no bound or no certificate. Bounds may have options: `exact:time_limit=10`."""
+    for text in names:
+        name, options = named_options(text)
+        entry = get_bound(name)
+        entry.check_options(options)
+        if not entry.soundness(options):
+            raise ConfigError(f"bound {text!r} is not sound, so it cannot certify; certify takes sound bounds only")
+
+
+def prepare_certifier(text: str, network: nn.Module, input_shape: tuple[int, ...]) -> PreparedBound:
+    """Make a bound, written as in `check_certifiers`, ready to tell which rows are positive. Raises like `prepare`."""
+    name, options = named_options(text)
+    return prepare_signs(name, network, input_shape, **options)
 
 
 def evaluate(
@@ -71,7 +81,7 @@ def evaluate(
     """
     check_certifiers(exam.certify)
     shape = tuple(split.images.shape[1:])
-    certifiers = {name: prepare_signs(name, network, shape) for name in exam.certify}
+    certifiers = {name: prepare_certifier(name, network, shape) for name in exam.certify}
     expected = prepare("expected", network, shape)
     generator = torch.Generator(split.labels.device).manual_seed(exam.seed)
     sums: dict[str, int] = dict.fromkeys(("clean", "fgsm", "pgd", "stable", "expected", *certifiers), 0)

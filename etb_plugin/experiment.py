@@ -31,6 +31,7 @@ from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import bounds
 from etb_plugin.errors import ConfigError
 from etb_plugin.evaluation import Exam, check_certifiers
+from etb_plugin.named import named_options
 from etb_plugin.networks import check_network
 from etb_plugin.objectives import Method, get_method
 
@@ -139,21 +140,6 @@ class VerifyRequest(Evaluated):
     solver: str = "highs"
     images: Annotated[tuple[int, int], BeforeValidator(_image_range)] | None = None
     workers: Count = 1
-
-
-def named_options(text: str) -> tuple[str, dict[str, Any]]:
-    """Read `name:key=value:key=value`, values as in YAML. Raises ConfigError where a key has no value."""
-    name, *options = text.split(":")
-    values: dict[str, Any] = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise ConfigError(f"{text!r}: write an option as {name}:key=value")
-        try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"{text!r}: {value!r} is no value; write a number, a word, or a YAML file") from None
-    return name, values
 
 
 class Variant(BaseModel):

@@ -14,7 +14,8 @@ from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepar
 from etb_plugin.calibration import Calibration, calibrate
 from etb_plugin.data import Dataset
 from etb_plugin.errors import ConfigError
-from etb_plugin.experiment import Evaluated, named_options
+from etb_plugin.experiment import Evaluated
+from etb_plugin.named import named_options
 from etb_plugin.trained import restore
 
 

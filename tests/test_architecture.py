@@ -11,6 +11,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     {"errors", "compat", "discovery"},
+    {"named"},
     {"runs", "data", "networks"},
     {"bounds"},
     {"attacks"},

@@ -8,7 +8,7 @@ from torch import nn
 
 from etb_plugin.attacks import Pgd, reach
 from etb_plugin.bounds import Box, Interval, bound, margin_spec, prepare
-from etb_plugin.calibration import calibrate, conformal_factor, factors
+from etb_plugin.calibration import calibrate, conformal_factor, covered, covered_between, factors
 from etb_plugin.data import load
 from etb_plugin.errors import ConfigError
 from etb_plugin.networks import build
@@ -68,6 +68,23 @@ def test_attacks_reach_the_true_range_of_an_affine_network_and_never_beyond():
     assert (sound.lower <= low + 1e-5).all()
     assert (high <= sound.upper + 1e-5).all()
     assert (high - low > 0.9 * sampled.width).all()  # sampled visits every corner here
+
+
+def test_the_coverage_of_an_uncertain_range_lies_between_the_ends_that_are_attained():
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.rand(200, 4, generator=generator, dtype=torch.float64).sort(1).values
+    outer, inner = (Interval(ends[:, [i]], ends[:, [3 - i]], sound=False) for i in (0, 1))
+    own = torch.rand(200, 2, generator=generator, dtype=torch.float64).sort(1).values
+    interval = Interval(own[:, :1], own[:, 1:], sound=False)
+    least, most = covered_between(interval, inner, outer)
+    steps = torch.linspace(0, 1, 101, dtype=torch.float64)
+    lower = (outer.lower + (inner.lower - outer.lower) * steps)[:, :, None]
+    upper = (inner.upper + (outer.upper - inner.upper) * steps)[:, None, :]
+    every = covered(Interval(interval.lower[..., None], interval.upper[..., None], sound=False), lower, upper)
+    assert bool((least <= every.amin((1, 2))[:, None] + 1e-12).all())
+    assert bool((most >= every.amax((1, 2))[:, None] - 1e-12).all())
+    torch.testing.assert_close(least[:, 0], every.amin((1, 2)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(most[:, 0], every.amax((1, 2)), rtol=0, atol=0.05)
 
 
 def test_calibration_covers_fresh_images():

@@ -155,10 +155,12 @@ def prepare_lower(
     return prepare(name, network, input_shape, **{**spare, **options})
 
 
-def prepare_signs(name: str, network: nn.Module, input_shape: tuple[int, ...] | torch.Size) -> PreparedBound:
+def prepare_signs(
+    name: str, network: nn.Module, input_shape: tuple[int, ...] | torch.Size, **options: Any
+) -> PreparedBound:
     """Make a bound ready as `prepare_lower` does, to tell which rows are positive: it may stop at that."""
     spare = {"sign_only": True} if "sign_only" in get_bound(name).options else {}
-    return prepare_lower(name, network, input_shape, **spare)
+    return prepare_lower(name, network, input_shape, **{**spare, **options})
 
 
 def bound(name: str, network: nn.Module, box: Region, spec: Tensor | None = None, **options: Any) -> Interval:

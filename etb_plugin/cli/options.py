@@ -95,7 +95,8 @@ PgdRestarts = Annotated[
 Certify = Annotated[
     str | None,
     typer.Option(
-        help="Sound bounds that certify; without it ibp, crown-ibp and the sound ones that are trained with.",
+        help="Sound bounds that certify, such as ibp,exact:time_limit=10; without it ibp, crown-ibp and the sound ones "
+        "that are trained with.",
         rich_help_panel=_EVALUATION,
     ),
 ]
