@@ -47,12 +47,13 @@ def untrained(data: Dataset, model: str, seed: int, pair: bool = False) -> nn.Mo
     return networks.Pair(one(seed), one(seed + 1)).eval() if pair else one(seed)
 
 
-def restore(path: Path, request: Evaluated) -> tuple[Dataset, list[Trained]]:
+def restore(path: Path, request: Evaluated, *, cascades: bool = False) -> tuple[Dataset, list[Trained]]:
     """Return the networks in `path`, a file of weights, a run folder or an ONNX file, in eval mode, and their data.
 
     Our files say which architecture and data set they are for. Others need `model` and `dataset` (an ONNX file needs
-    no model), and their network sees pixels in [0, 1], not normalised. Raises CheckpointError where there are no
-    weights or they do not fit, and ConfigError where architecture, data set or device is not known.
+    no model), and their network sees pixels in [0, 1], not normalised. A file of several networks is a cascade, for
+    callers that take `cascades`. Raises CheckpointError where there are no weights or they do not fit, and ConfigError
+    where architecture, data set or device is not known.
     """
     device, model = resolve_device(request.device), request.model
     if path.suffix == ".onnx":
@@ -62,14 +63,18 @@ def restore(path: Path, request: Evaluated) -> tuple[Dataset, list[Trained]]:
     dataset = request.dataset or contents[0][1].get("dataset")
     dataset, data = _data(path, dataset, request, device)
     trained = []
-    for file, (weights, known) in zip(files, contents, strict=True):
+    for file, (parts, known) in zip(files, contents, strict=True):
         about = known or _unknown(file, model, dataset, data)
         if model is not None and about["model"] != model:
             raise ConfigError(f"{file} holds a network {about['model']!r}, and --model says {model!r}")
         _check_fit(file, tuple(about["input_shape"]), about["classes"], dataset, data)
         seen = replace(data, source=replace(data.source, normalization=_statistics(about["normalization"])))
-        network = untrained(seen, about["model"], 0, about.get("pair", False))
-        load_weights(network, weights, file)
+        several = [untrained(seen, about["model"], 0, about.get("pair", False)) for _ in parts]
+        for network, weights in zip(several, parts, strict=True):
+            load_weights(network, weights, file)
+        if len(several) > 1 and not cascades:
+            raise ConfigError(f"{file} holds a cascade of {len(several)} networks, which only etb verify takes")
+        network = several[0] if len(several) == 1 else networks.NetworkCascade(several).eval()
         for which, member in networks.members(network).items():
             own = {"dataset": dataset, "method": about["method"] + which}
             trained.append(Trained(member.to(device), about | own))

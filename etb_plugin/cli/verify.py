@@ -1,5 +1,6 @@
 """`etb verify`: decide, image by image, whether a trained network is robust."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -84,6 +85,9 @@ def command(
     counts as attackable. With --out, results.json, one file for each image and the counterexamples are written there,
     and the same command goes on where it stopped.
 
+    A file with a list of state_dicts is a cascade of networks, verified as one: an image is answered by the first that
+    is robust there, or else by the last.
+
     With a PROPERTY, the answer is the verification competition's: sat and a counterexample, unsat, timeout or unknown.
 
     Example: etb verify network.onnx property.vnnlib --timeout 60
@@ -93,11 +97,11 @@ def command(
     request = o.verification(context)
     if property_ is not None:
         check = PropertyCheck(weights, property_, cascade_of(request, STAGES), drop=request.stages is None)
+        _say_what_is_left_out(check.left_out)
         print(check.run().text)
         return
     verification = Verification(weights, request, RADIUS_STAGES if minimum_radius else STAGES)
-    for stage, why in verification.left_out.items():
-        o.stderr().print(f"{stage} is left out: {why}", highlight=False, soft_wrap=True)
+    _say_what_is_left_out(verification.left_out)
     with StoppableLive(o.stderr()) as live:
         if minimum_radius:
             table = radius_table(minimum_radii(verification, largest, precision, live), verification.title)
@@ -105,4 +109,10 @@ def command(
             table = verification_table(verification.run(live), verification.title)
     o.stdout().print(table)
     if out is not None:
-        o.stdout().print(f"Written: {out}/results.json, findings and counterexamples", soft_wrap=True)
+        further = "" if minimum_radius else ", findings and counterexamples"
+        o.stdout().print(f"Written: {out}/results.json{further}", soft_wrap=True)
+
+
+def _say_what_is_left_out(stages: Mapping[str, str]) -> None:
+    for stage, why in stages.items():
+        o.stderr().print(f"{stage} is left out: {why}", highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ network's first layer, so everything outside counts in pixels.
 """
 
 from etb_plugin.discovery import import_files
+from etb_plugin.networks.cascade import NetworkCascade
 from etb_plugin.networks.initialization import initialize_for_ibp
 from etb_plugin.networks.layers import Normalize, Residual, evaluating, split_normalization
 from etb_plugin.networks.pair import Pair, members
@@ -18,6 +19,7 @@ from etb_plugin.networks.registry import (
 )
 
 __all__ = [
+    "NetworkCascade",
     "Normalize",
     "Pair",
     "Residual",

@@ -28,16 +28,17 @@ def save_weights(network: nn.Module, path: Path, about: Mapping[str, Any]) -> No
     write_file(path, save(tensors, metadata={"etb": json.dumps(dict(about))}))
 
 
-def read_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
+def read_weights(path: Path) -> tuple[list[Weights], dict[str, Any]]:
     """Return the weights in `path`, and what is known about them (nothing for files that are not ours).
 
-    Takes safetensors, and what torch.save made of a state_dict or of {"state_dict": ...}. Raises CheckpointError
-    for anything else.
+    Takes safetensors, and what torch.save made of a state_dict, of {"state_dict": ...}, or of a list of either: the
+    networks of a cascade, in order. Raises CheckpointError for anything else.
     """
     if path.is_dir() or not path.exists():
         raise CheckpointError(f"there is no file of weights {path}")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        weights, about = _read_safetensors(path)
+        return [weights], about
     try:
         with warnings.catch_warnings(action="ignore"):  # of protocols that torch.save would not have written
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -45,11 +46,16 @@ def read_weights(path: Path) -> tuple[Weights, dict[str, Any]]:
         raise CheckpointError(
             f"{path} is damaged, or holds more than tensors (a whole pickled network, say): save its state_dict"
         ) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not (isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values())):
-        raise CheckpointError(f"{path} holds no state_dict")
-    return content, {}
+    content = _unwrapped(content)
+    several = [_unwrapped(one) for one in content] if isinstance(content, list) else [content]
+    for one in several or [None]:
+        if not (isinstance(one, dict) and one and all(isinstance(v, Tensor) for v in one.values())):
+            raise CheckpointError(f"{path} holds no state_dict, nor a list of them")
+    return several, {}
+
+
+def _unwrapped(content: Any) -> Any:
+    return content["state_dict"] if isinstance(content, dict) and "state_dict" in content else content
 
 
 def _read_safetensors(path: Path) -> tuple[Weights, dict[str, Any]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from etb_plugin.bounds import Box
 from etb_plugin.data import pixels
 from etb_plugin.errors import ConfigError
+from etb_plugin.networks import NetworkCascade
 from etb_plugin.runs import read_json, write_json
 from etb_plugin.verification.cascade import Cascade, Case
 from etb_plugin.verification.problem import Verdict, robustness
@@ -67,6 +68,8 @@ def minimum_radii(verification: Verification, largest: float, precision: float, 
     """
     if not 0 < precision < largest <= 1:
         raise ConfigError(f"--largest {largest:g} and --precision {precision:g}: write 0 < precision < largest <= 1")
+    if any(isinstance(trained.network, NetworkCascade) for trained in verification.trained):
+        raise ConfigError("--minimum-radius takes single networks, no cascade: its answers depend on the radius")
     search = {"largest": largest, "precision": precision}
     described = verification.described | {"minimum_radius": search}
     results: list[Radii] = []

@@ -6,7 +6,7 @@ import multiprocessing
 import pickle
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -22,12 +22,14 @@ from etb_plugin.bounds import Box
 from etb_plugin.data import pixels
 from etb_plugin.errors import ConfigError, SoundnessError
 from etb_plugin.experiment import VerifyRequest, resolve_device
+from etb_plugin.networks import NetworkCascade
 from etb_plugin.networks.checkpoints import weights_digest
 from etb_plugin.results import SCHEMA, environment
 from etb_plugin.runs import claimed, read_json, write_file, write_json
 from etb_plugin.trained import Trained, restore
 from etb_plugin.verification.cascade import STAGES, Cascade, Case, Settings, takers
 from etb_plugin.verification.problem import Verdict, robustness
+from etb_plugin.verification.turns import Turns
 
 MISCLASSIFIED = "misclassified"
 TOGETHER = 25
@@ -37,11 +39,12 @@ TOGETHER = 25
 @dataclass(frozen=True)
 class Finding:
     """What is known of one image, the stage that decided it ("misclassified" where there was nothing to decide), the
-    seconds spent in each stage, and whether a counterexample is kept."""
+    seconds spent in each stage, and whether a counterexample is kept. `predicted` is None where a limit left open which
+    network of a cascade answers."""
 
     image: int
     label: int
-    predicted: int
+    predicted: int | None
     verdict: Verdict
     by: str | None
     seconds: dict[str, float]
@@ -128,7 +131,7 @@ class Verification:
 
     def __init__(self, path: Path, request: VerifyRequest, stages: tuple[str, ...] = STAGES) -> None:
         first, stop = request.images or (0, None)
-        self.data, self.trained = restore(path, request.model_copy(update={"test_limit": stop}))
+        self.data, self.trained = restore(path, request.model_copy(update={"test_limit": stop}), cascades=True)
         stop = len(self.data.test) if stop is None else stop
         if not 0 <= first < stop <= len(self.data.test):
             raise ConfigError(
@@ -137,7 +140,7 @@ class Verification:
         self.images = (first, stop)
         self.request, about = request, self.trained[0].about
         self.eps = request.eps_test or (about["eps"] or self.data.source.default_eps,)
-        found = [trained.network for trained in self.trained]
+        found = [network for trained in self.trained for network in _networks(trained)]
         self.settings, self.left_out = takers(
             found, self.data.input_shape, cascade_of(request, stages), drop=request.stages is None
         )
@@ -184,14 +187,23 @@ class Verification:
         results: list[Verified] = []
         with self.claim(self.described):
             for trained in self.trained:
-                cascade = Cascade(trained.network, self.data.input_shape, self.settings)
+                decided = self._decider(trained)
                 for eps in self.eps:
-                    findings = self._findings(trained, cascade, eps, watch)
+                    findings = self._findings(trained, decided, eps, watch)
                     results.append(Verified.of(trained.about, eps, findings))
                     self.write_results(self.described, verifications=[asdict(result) for result in results])
         return results
 
-    def _findings(self, trained: Trained, cascade: Cascade, eps: float, watch: Watch) -> list[Finding]:
+    def _decider(self, trained: Trained) -> "Decided":
+        """Return what decides the images of one network, or of a cascade of them."""
+        shape, network = self.data.input_shape, trained.network
+        if isinstance(network, NetworkCascade):
+            turns = Turns(list(network.networks), shape, self.data.classes, self.settings)
+            return lambda images, eps: self._decided_in_turn(turns, images, eps)
+        cascade = Cascade(network, shape, self.settings)
+        return lambda images, eps: self._decided(network, cascade, images, eps)
+
+    def _findings(self, trained: Trained, decided: "Decided", eps: float, watch: Watch) -> list[Finding]:
         folder = self.folder_of(trained, f"-eps{eps:g}")
         kept = {} if folder is None else _kept(folder)
         first, stop = self.images
@@ -202,7 +214,7 @@ class Verification:
 
         tell()
         todo = [image for image in range(first, stop) if image not in kept]
-        for image, finding, point in self._decided(trained.network, cascade, todo, eps):
+        for image, finding, point in decided(todo, eps):
             kept[image] = finding
             if folder is not None:
                 if point is not None:
@@ -212,6 +224,18 @@ class Verification:
                 write_json(folder / "findings" / f"{image:05d}.json", asdict(finding))
             tell()
         return [kept[image] for image in range(first, stop)]
+
+    def _decided_in_turn(
+        self, turns: Turns, images: Sequence[int], eps: float
+    ) -> Iterator[tuple[int, Finding, np.ndarray | None]]:
+        """Yield images as a cascade of networks decides them."""
+        for image in images:
+            label = int(self.data.test.labels[image])
+            predicted, case = turns.decide(pixels(self.data.test.images[image : image + 1]).double(), label, eps)
+            if predicted not in (None, label):
+                yield image, Finding(image, label, predicted, Verdict.FALSIFIED, MISCLASSIFIED, {}, False), None
+            else:
+                yield image, _finding(image, (label, predicted), case), _witness(case)
 
     def _decided(
         self, network: nn.Module, cascade: Cascade, images: Sequence[int], eps: float
@@ -259,6 +283,9 @@ class Verification:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
+Decided = Callable[[Sequence[int], float], Iterator[tuple[int, Finding, np.ndarray | None]]]
+"""(images, eps) -> each image with its finding, and its counterexample [*input] where there is one."""
+
 _cascade: Cascade
 """A worker process's own network."""
 
@@ -275,12 +302,17 @@ def _decide(case: bytes) -> bytes:
     return pickle.dumps(mine)
 
 
+def _networks(trained: Trained) -> list[nn.Module]:
+    network = trained.network
+    return list(network.networks) if isinstance(network, NetworkCascade) else [network]
+
+
 def _kept(folder: Path) -> dict[int, Finding]:
     rows = [read_json(file) for file in sorted((folder / "findings").glob("*.json"))]
     return {row["image"]: Finding(**row | {"verdict": Verdict(row["verdict"])}) for row in rows}
 
 
-def _finding(image: int, known: tuple[int, int], case: Case) -> Finding:
+def _finding(image: int, known: tuple[int, int | None], case: Case) -> Finding:
     return Finding(image, *known, case.verdict, case.by, case.seconds, case.witness is not None)
 
 

@@ -14,7 +14,7 @@ from etb_plugin.networks.checkpoints import load_weights, read_weights, save_wei
 def test_weights_and_what_is_known_of_them_come_back(tmp_path):
     one, other = (build("tiny", (1, 8, 8), 10, seed=s) for s in (0, 1))
     save_weights(one, tmp_path / "a.safetensors", {"model": "tiny", "input_shape": (1, 8, 8), "eps": 0.1})
-    weights, about = read_weights(tmp_path / "a.safetensors")
+    (weights,), about = read_weights(tmp_path / "a.safetensors")
     assert about == {"model": "tiny", "input_shape": [1, 8, 8], "eps": 0.1}
     load_weights(other, weights, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
@@ -25,11 +25,22 @@ def test_anyones_state_dict_is_read_and_matched_in_order(tmp_path, wrap):
     theirs = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), nn.ReLU(), nn.Linear(8, 10))
     torch.save(wrap(theirs.state_dict()), tmp_path / "w.pt")
     ours = build("mlp-8x1", (1, 8, 8), 10, seed=0)
-    weights, about = read_weights(tmp_path / "w.pt")
+    (weights,), about = read_weights(tmp_path / "w.pt")
     load_weights(ours, weights, tmp_path / "w.pt")
     x = torch.rand(3, 1, 8, 8)
     assert about == {}
     assert torch.equal(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: [{"state_dict": one} for one in s]]
+)
+def test_a_list_of_state_dicts_is_read_in_order(tmp_path, wrap):
+    states = [build("mlp-8x1", (1, 8, 8), 10, seed=s).state_dict() for s in (0, 1)]
+    torch.save(wrap(states), tmp_path / "w.pt")
+    several, _ = read_weights(tmp_path / "w.pt")
+    for mine, theirs in zip(several, states, strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
 def test_shapes_that_do_not_match_are_both_shown(tmp_path):
