@@ -27,7 +27,8 @@ _PACKAGES = ("etb_plugin", "torch", "auto_LiRPA", "convex_adversarial", "numpy")
 class Result:
     """One row of a comparison. Accuracies are shares in [0, 1], eps in pixel units, memory in MiB.
 
-    `changes` are those to the method's defaults. What training cost is None where the network was not trained here.
+    `changes` are those to the method's defaults. `verified` holds what `etb verify` found of some of the test images:
+    which ones, and shares of them. What training cost is None where the network was not trained here.
     Raises SoundnessError unless every certified accuracy <= PGD accuracy <= clean accuracy.
     """
 
@@ -51,6 +52,7 @@ class Result:
     peak_memory_mib: float | None
     parameters: int
     changes: dict[str, Any] = field(default_factory=dict)
+    verified: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         pgd = ("PGD", self.pgd_accuracy)
@@ -119,10 +121,12 @@ def write_results(
     for result in results:
         row = asdict(result)
         row["changes"] = json.dumps(result.changes)
+        row |= {f"verification_{key}": value for key, value in (row.pop("verified") or {}).items()}
         certified = row.pop("certified_accuracy")
         rows.append(row | {f"certified_{name}": value for name, value in certified.items()})
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_file(folder / "results.csv", buffer.getvalue())

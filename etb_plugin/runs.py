@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import yaml
 
 from etb_plugin.errors import CheckpointError, ConfigError
 
-_PLACES = ("data_dir", "out", "tensorboard")
-"""Keys of an experiment that say which files lie where, and nothing about its results."""
+LAYOUT = 2
+"""Of a run folder; one of another layout is refused."""
+_APART = ("data_dir", "out", "training.tensorboard", "engine", "report")
+"""Keys of an experiment that have no say in its results: where files lie, what runs it, how it is shown."""
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -56,14 +58,16 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, experiment: Mapping[str, Any]) -> Iterator[None]:
+def claimed(folder: Path, experiment: Mapping[str, Any], may_grow: Sequence[str] = ()) -> Iterator[None]:
     """Hold `folder` for one experiment (plain values, written as experiment.yaml) and one process.
 
-    Raises ConfigError, with nothing harmed, where the folder holds another experiment or something else, or is in use.
+    Lists under the keys `may_grow` may hold more than they did, in any order; a key that was not there may come.
+    Raises ConfigError, with nothing harmed, where the folder holds another experiment, one of another version of etb,
+    or something else, or is in use.
     """
-    ours, text = folder / "experiment.yaml", yaml.safe_dump(dict(experiment), sort_keys=False)
+    ours, text = folder / "experiment.yaml", yaml.safe_dump({"layout": LAYOUT, **experiment}, sort_keys=False)
     if ours.exists():
-        unlike = _differences(experiment, _read_yaml(ours))
+        unlike = _differences(experiment, read_experiment_of(folder), may_grow)
         if unlike:
             raise ConfigError(f"{folder} holds another experiment ({'; '.join(unlike)}): choose another --out")
     elif folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= {".lock"}):
@@ -78,21 +82,46 @@ def claimed(folder: Path, experiment: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_experiment_of(folder: Path) -> dict[str, Any]:
+    """Return the experiment that a run folder holds. Raises ConfigError where it cannot be read or is not laid out as
+    this version does it."""
+    path = folder / "experiment.yaml"
     try:
-        return dict(yaml.safe_load(path.read_text()))
+        found = dict(yaml.safe_load(path.read_text()))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): choose another --out") from error
+    if (layout := found.pop("layout", None)) != LAYOUT:
+        raise ConfigError(
+            f"{folder} was written by another version of etb (layout {layout or 1}; this one has {LAYOUT}): choose "
+            f"another --out, or use that version"
+        )
+    return found
 
 
-def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Return where two experiments differ, as "key 1 here, 2 there". Where files lie makes no difference."""
-    keys = dict.fromkeys((*ours, *theirs))
-    return [
-        f"{k} {ours.get(k)} here, {theirs.get(k)} there"
-        for k in keys
-        if k not in _PLACES and ours.get(k) != theirs.get(k)
-    ]
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], may_grow: Sequence[str]) -> list[str]:
+    """Return where two experiments differ, as "key 1 here, 2 there"."""
+    flat_ours, flat_theirs = _flat(ours), _flat(theirs)
+    found = []
+    for key in dict.fromkeys((*flat_ours, *flat_theirs)):
+        mine, other = flat_ours.get(key), flat_theirs.get(key)
+        if mine == other or any(key == apart or key.startswith(f"{apart}.") for apart in _APART):
+            continue
+        if any(key == grows or key.startswith(f"{grows}.") for grows in may_grow) and _holds(mine, other):
+            continue
+        found.append(f"{key} {mine} here, {other} there")
+    return found
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: value}
+    return found
+
+
+def _holds(mine: Any, other: Any) -> bool:
+    """Return whether `mine` is a list with all that the list `other` has, or something where there was nothing."""
+    return other is None or (isinstance(mine, list) and isinstance(other, list) and all(one in mine for one in other))
 
 
 def _umask() -> int:

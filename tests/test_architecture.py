@@ -11,14 +11,15 @@ import torch
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     {"errors", "compat", "discovery"},
-    {"named"},
+    {"named", "stopping"},
     {"runs", "data", "networks"},
     {"bounds"},
     {"attacks"},
     {"objectives"},
     {"training", "evaluation", "calibration"},
     {"experiment", "results", "trained"},
-    {"comparison", "tightness", "verification"},
+    {"tightness", "verification"},
+    {"comparison"},
     {"report"},
     {"studies"},
     {"cli", "__main__"},

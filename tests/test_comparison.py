@@ -8,8 +8,8 @@ import pytest
 from torch import nn
 
 from etb_plugin import networks
-from etb_plugin.comparison import Comparison, Reevaluation
-from etb_plugin.errors import ConfigError, SoundnessError, UnsupportedLayer
+from etb_plugin.comparison import Comparison, Reevaluation, overview, planned
+from etb_plugin.errors import ConfigError, SoundnessError, TrainingError, UnsupportedLayer
 from etb_plugin.experiment import read_evaluation, read_experiment
 from etb_plugin.results import Result
 from tests.training.test_training import Killed
@@ -46,12 +46,19 @@ class Log:
     def evaluating(self, name, eps, done, total):
         assert 0 < done <= total == 40
 
+    def verifying(self, name, eps, total, counts):
+        assert sum(counts.values()) <= total
+
     def finished(self, name, training, results):
         self.done.append((name, training is not None))
 
 
 def comparison(tmp_path, **changes):
     return Comparison(read_experiment(None, {**FLAGS, "out": str(tmp_path / "run"), **changes}))
+
+
+def ids(comparison):
+    return {cell.id for entry in comparison.entries for cell in entry.cells}
 
 
 def untimed(results):
@@ -64,7 +71,7 @@ def test_a_run_leaves_what_the_design_lists(tmp_path):
     content = json.loads((folder / "results.json").read_text())
     assert [(r.method, r.eps_test) for r in results] == [(m, e) for m in ("ibp", "expected") for e in (0.02, 0.1)]
     assert content["schema"] == 1
-    assert content["experiment"]["eps"] == 0.1
+    assert content["experiment"]["eps"] == [0.1]
     assert content["environment"]["versions"]["torch"]
     assert set(content["cells"][0]) >= DESIGN
     assert [Result(**cell) for cell in content["cells"]] == results
@@ -73,7 +80,8 @@ def test_a_run_leaves_what_the_design_lists(tmp_path):
     assert [float(row["certified_crown-ibp"]) for row in rows] == [r.certified_accuracy["crown-ibp"] for r in results]
     for cell in (folder / "cells").iterdir():
         assert {p.name for p in cell.iterdir()} == {
-            *("result.json", "state.pt", "metrics.jsonl", "last.safetensors", "best.safetensors")
+            *("result.json", "state.pt", "metrics.jsonl", "last.safetensors", "best.safetensors"),
+            *("progress.json", ".lock"),
         }
 
 
@@ -99,14 +107,14 @@ def test_an_interrupted_run_goes_on_to_the_same_results(tmp_path):
 
 def test_equal_names_with_other_images_are_other_cells(tmp_path):
     one, two = comparison(tmp_path), comparison(tmp_path, train_limit=100)
-    assert {c.id for c in one.cells}.isdisjoint(c.id for c in two.cells)
-    assert {c.id for c in one.cells} == {c.id for c in comparison(tmp_path, pgd_restarts=1).cells}
+    assert ids(one).isdisjoint(ids(two))
+    assert ids(one) == ids(comparison(tmp_path, pgd_restarts=1))
 
 
 def test_the_best_point_of_a_grid_is_chosen_on_images_that_nothing_was_trained_or_tested_on(tmp_path):
     grid = {"expected": {"name": "best", "masks": "ibp", "grid": {"eps": [0.05, 0.1], "learning_rate": [1e-6, 1e-3]}}}
     run = comparison(tmp_path, methods=["nominal", grid], validation=40, train_limit=None)
-    assert len(run.data.train) == 1437 - 40
+    assert len(run.workshop.data.train) == 1437 - 40
     results = run.run(Log())
     content = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [(r.method, r.eps_test) for r in results] == [(m, e) for m in ("nominal", "best") for e in (0.02, 0.1)]
@@ -128,7 +136,7 @@ def test_the_best_point_of_a_grid_is_chosen_on_images_that_nothing_was_trained_o
 
 
 def test_a_grid_without_images_to_choose_on_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="'ibp' has a grid, and nothing to choose on: set validation"):
+    with pytest.raises(ConfigError, match=r"'ibp' has a grid, and nothing to choose on: set training\.validation"):
         comparison(tmp_path, methods=[{"ibp": {"grid": {"eps": [0.1, 0.2]}}}])
 
 
@@ -154,7 +162,7 @@ def test_a_changed_method_that_cannot_work_is_refused_before_anything_is_written
 def test_another_experiment_in_the_folder_is_refused_and_unharmed(tmp_path):
     comparison(tmp_path).run(Log())
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    with pytest.raises(ConfigError, match=r"holds another experiment \(epochs 4 here, 3 there\)"):
+    with pytest.raises(ConfigError, match=r"holds another experiment \(training.epochs 4 here, 3 there\)"):
         comparison(tmp_path, epochs=4).run(Log())
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
@@ -194,3 +202,60 @@ def test_a_record_that_breaks_the_chain_cannot_exist(tmp_path):
     ):
         with pytest.raises(SoundnessError, match=message):
             Result(**{**asdict(result), **change})
+
+
+def test_every_combination_of_network_radius_and_seed_is_a_cell(tmp_path):
+    run = comparison(tmp_path, methods="nominal,ibp,ibp:eps=0.3", model="mlp-12x2,mlp-8x1", eps="0.1,0.2", seed="0,1")
+    combinations = [(c.method.name, c.model, c.eps, c.seed) for e in run.entries for c in e.cells]
+    assert len(combinations) == len(set(combinations)) == 2 * 2 * (1 + 2 + 1)  # nominal has no radius, the last its own
+    assert {eps for name, _, eps, _ in combinations if name == "ibp"} == {0.1, 0.2, 0.3}
+    assert run.entries[0].name == "nominal, mlp-12x2, seed 0"
+    assert "ibp, mlp-8x1, eps 0.2, seed 1" in [entry.name for entry in run.entries]
+    assert len({entry.name for entry in run.entries}) == len(run.entries)
+
+
+def test_a_larger_experiment_in_the_folder_keeps_what_is_done_in_any_order(tmp_path):
+    first = comparison(tmp_path).run(Log())
+    log = Log()
+    larger = comparison(tmp_path, methods="expected,pgd,ibp", seed="1,0").run(log)
+    assert {name for name, _ in log.trained} == {
+        *("pgd, seed 0", "pgd, seed 1", "ibp, seed 1", "expected, seed 1"),
+    }
+    assert [row for row in larger if row.seed == 0 and row.method == "ibp"] == [r for r in first if r.method == "ibp"]
+    with pytest.raises(ConfigError, match=r"holds another experiment \(methods"):
+        comparison(tmp_path).run(Log())
+
+
+def test_other_test_radii_are_evaluated_anew_without_training(tmp_path):
+    comparison(tmp_path).run(Log())
+    log = Log()
+    results = comparison(tmp_path, eps_test="0.02,0.1,0.05").run(log)
+    assert log.trained == []
+    assert [r.eps_test for r in results] == [0.02, 0.1, 0.05] * 2
+
+
+def test_a_cell_that_fails_leaves_the_others_and_is_run_again(tmp_path):
+    def run(rate, **changes):
+        methods = [{"ibp": {"learning_rate": rate}}, "expected"]
+        return comparison(tmp_path, methods=methods, **changes)
+
+    with pytest.raises(TrainingError, match="the loss is not finite in epoch 1"):
+        run(1e30).run(Log())
+    content = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {cell["method"] for cell in content["cells"]} == {"expected"}
+    status, failed = overview(run(1e30).workshop)
+    assert (status.done, status.total) == (1, 2)
+    assert "not finite" in failed["ibp learning_rate=1e+30"]
+    assert [item.state for item in planned(run(1e30).workshop)] == ["failed", "done"]
+
+
+def test_verification_fills_its_own_column(tmp_path):
+    path = tmp_path / "e.yaml"
+    path.write_text("verification: {images: '0:10', time_limit: 5, stages: [pgd, crown, bab]}\n")
+    flags = {**FLAGS, "out": str(tmp_path / "run"), "methods": "ibp", "eps_test": "0.02"}
+    (result,) = Comparison(read_experiment(path, flags)).run(Log())
+    assert result.verified["images"] == [0, 10]
+    assert result.verified["verified_accuracy"] + result.verified["unknown"] <= result.verified["clean_accuracy"]
+    assert result.verified["verified_accuracy"] <= result.verified["pgd_accuracy"]
+    assert list((tmp_path / "run/cells").glob("*/verified/results.json"))
+    assert Comparison(read_experiment(path, flags)).run(Log()) == [result]

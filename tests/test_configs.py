@@ -18,11 +18,12 @@ FILES = sorted([*(CONFIGS / "papers").glob("*.yaml"), *(CONFIGS / "quick").glob(
 def test_a_file_is_valid_down_to_its_schedules(file):
     experiment = read_experiment(file, {"device": "cpu"}).resolved()
     assert experiment.dataset in sources()
-    images = TRAINING_IMAGES[experiment.dataset] - (experiment.validation or 0)
-    run = Run(experiment.epochs, -(-images // experiment.batch_size))
+    training = experiment.training
+    images = TRAINING_IMAGES[experiment.dataset] - (training.validation or 0)
+    run = Run(training.epochs, -(-images // training.batch_size))
     for variant in experiment.methods:
         for changes in variant.points():
-            method, eps = variant.at(changes, experiment.eps)
+            method, eps = variant.at(changes, experiment.eps[0])
             schedule = Schedule(method.recipe, eps, method.recipe.learning_rate, run)
             assert schedule.point(run.steps - 1).eps == pytest.approx(eps)
 

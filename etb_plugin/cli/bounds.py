@@ -34,7 +34,7 @@ def command(
     alpha: Annotated[float, typer.Option(help="Share of images that may be left uncovered.")] = 0.1,
     pgd_steps: o.PgdSteps = None,
     pgd_restarts: o.PgdRestarts = None,
-    seed: o.Seed = None,
+    seed: o.AttackSeed = None,
     device: o.Device = None,
     data_dir: o.DataDir = None,
 ) -> None:

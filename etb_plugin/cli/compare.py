@@ -1,11 +1,14 @@
 """`etb compare`: train, attack and certify several methods on one network and data set."""
 
+from typing import Annotated
+
 import typer
 
 from etb_plugin.cli import options as o
 from etb_plugin.cli.stopping import StoppableLive
 from etb_plugin.comparison import Comparison
-from etb_plugin.report.table import comparison_table
+from etb_plugin.report.sheet import comparison_sheet
+from etb_plugin.report.table import comparison_table, plan_table
 
 
 def command(
@@ -29,18 +32,35 @@ def command(
     certify: o.Certify = None,
     tensorboard: o.TensorBoard = None,
     compile: o.Compile = None,
+    engine: o.EngineName = None,
+    workers: o.Workers = None,
+    threads: o.Threads = None,
+    address: o.Address = None,
     device: o.Device = None,
     data_dir: o.DataDir = None,
     out: o.Out = None,
+    changes: o.Set = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells, what is done and what is missing, and stop.")
+    ] = False,
 ) -> None:
     """Train every method on the same network and data, attack and certify all alike, and show one table.
 
-    The same command again resumes: finished methods are kept, a half-trained one goes on from its last epoch.
+    Several networks, radii and seeds make a cell of each combination. The same command again resumes: finished cells
+    are kept, a half-trained one goes on from its last epoch. From another terminal, etb compare status RUN tells how
+    far it is.
 
     Example: etb compare --dataset cifar10 --methods ibp,expected,crown --eps 2/255
+
+    Example: etb compare configs/quick/tradeoff.yaml --workers 2 --set training.epochs=5
     """
-    comparison = Comparison(o.experiment(context, file))
+    comparison = Comparison(o.experiment(context, file, changes))
+    if dry_run:
+        o.stdout().print(plan_table(comparison.workshop, comparison.title))
+        return
     with StoppableLive(o.stderr()) as live:
         results = comparison.run(live)
-    o.stdout().print(comparison_table(results, comparison.title))
+    if comparison.experiment.engine.name == "print":
+        return
+    o.stdout().print(comparison_table(comparison_sheet(results, comparison.title, comparison.experiment.report.spread)))
     o.stdout().print(f"Written: {comparison.experiment.folder}/results.json and results.csv", soft_wrap=True)

@@ -8,6 +8,7 @@ import typer
 from etb_plugin.cli import options as o
 from etb_plugin.cli.stopping import StoppableLive
 from etb_plugin.comparison import Reevaluation
+from etb_plugin.report.sheet import comparison_sheet
 from etb_plugin.report.table import comparison_table
 
 
@@ -23,7 +24,7 @@ def command(
     pgd_steps: o.PgdSteps = None,
     pgd_restarts: o.PgdRestarts = None,
     certify: o.Certify = None,
-    seed: o.Seed = None,
+    seed: o.AttackSeed = None,
     device: o.Device = None,
     data_dir: o.DataDir = None,
     out: o.Out = None,
@@ -38,6 +39,6 @@ def command(
     evaluation = Reevaluation(weights, o.evaluation(context))
     with StoppableLive(o.stderr()) as live:
         results = evaluation.run(live, Path(out) if out is not None else None)
-    o.stdout().print(comparison_table(results, evaluation.title))
+    o.stdout().print(comparison_table(comparison_sheet(results, evaluation.title)))
     if out is not None:
         o.stdout().print(f"Written: {out}/results.json and results.csv", soft_wrap=True)

@@ -2,9 +2,11 @@
 
 import contextlib
 import ctypes
+import importlib
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -12,7 +14,6 @@ from rich.console import Console
 from rich.text import Text
 
 from etb_plugin import __version__
-from etb_plugin.cli import bounds, compare, evaluate, export, methods, models, study, train, verify
 from etb_plugin.errors import CheckpointError, ConfigError, DataError, EtbError, Stopped, UnsupportedLayer
 
 _REFUSALS = (ConfigError, DataError, UnsupportedLayer, CheckpointError)
@@ -28,8 +29,23 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (compare, train, evaluate, verify, bounds, study, export, methods, models):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+_COMMANDS = (
+    *("compare", "status", "train", "evaluate", "verify", "bounds", "study"),
+    *("experiment", "export", "methods", "models", "cell"),
+)
+
+
+def _add_commands(arguments: Sequence[str]) -> None:
+    """Add the subcommand that is asked for, or all of them: each brings libraries that the others can do without."""
+    if arguments == ["--version"]:
+        return
+    asked = next((a for a in arguments if not a.startswith("-")), None)
+    for name in (asked,) if asked in _COMMANDS else _COMMANDS:
+        module = importlib.import_module(f"etb_plugin.cli.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name, hidden=name == "cell")(module.command)
 
 
 def _version(wanted: bool) -> None:
@@ -67,7 +83,10 @@ def main() -> None:
     debug = "--debug" in arguments
     if debug:  # it is understood anywhere, and belongs to no subcommand
         arguments = ["--debug", *(a for a in arguments if a != "--debug")]
+    if arguments[:2] == ["compare", "status"]:
+        arguments = arguments[1:]
     try:
+        _add_commands(arguments)
         status = app(arguments, prog_name="etb", standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:

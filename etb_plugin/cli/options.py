@@ -2,14 +2,19 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 
 from etb_plugin.experiment import (
+    Engine,
     Evaluated,
+    EvaluationSection,
     Experiment,
+    TrainingSection,
+    Verifying,
     VerifyRequest,
     read_evaluation,
     read_experiment,
@@ -19,103 +24,81 @@ from etb_plugin.experiment import (
 _WIDTH = 120
 """Columns where the output is no terminal."""
 
-_WHAT, _TRAINING, _EVALUATION, _WHERE = "What", "Training", "Evaluation", "Where"
 
-Dataset = Annotated[
-    str | None,
-    typer.Option(
-        help="digits, mnist, fashion-mnist, cifar10, cifar100, svhn, har, imagenet64, or path/to/file.npz.",
-        rich_help_panel=_WHAT,
-    ),
-]
-Methods = Annotated[
-    str | None,
-    typer.Option(
-        help="Methods of `etb methods`, such as ibp,expected,crown or ibp:elision=false:kappa=0.5.",
-        rich_help_panel=_WHAT,
-    ),
-]
+def _option(schema: type[BaseModel], key: str, panel: str, *names: str) -> Any:
+    """Return the option of a key, with the schema's own words for it."""
+    return typer.Option(*names, help=schema.model_fields[key].description, rich_help_panel=panel)
+
+
+def _what(key: str) -> Any:
+    return _option(Experiment, key, "What")
+
+
+def _training(key: str, *names: str) -> Any:
+    return _option(TrainingSection, key, "Training", *names)
+
+
+def _evaluation(key: str) -> Any:
+    return _option(EvaluationSection, key, "Evaluation")
+
+
+def _verification(key: str, *names: str) -> Any:
+    return _option(Verifying, key, "Verification", *names)
+
+
+def _where(key: str) -> Any:
+    return _option(Experiment, key, "Where")
+
+
+def _engine(key: str, *names: str) -> Any:
+    return _option(Engine, key, "Engine", *names)
+
+
+Dataset = Annotated[str | None, _what("dataset")]
+Methods = Annotated[str | None, _what("methods")]
 Method = Annotated[
-    str | None, typer.Option(help="A method of `etb methods`, such as ibp:elision=false.", rich_help_panel=_WHAT)
+    str | None, typer.Option(help="A method of `etb methods`, such as ibp:elision=false.", rich_help_panel="What")
 ]
-Model = Annotated[
-    str | None,
+Model = Annotated[str | None, _what("model")]
+Eps = Annotated[str | None, _what("eps")]
+Seed = Annotated[str | None, _what("seed")]
+Epochs = Annotated[int | None, _training("epochs")]
+BatchSize = Annotated[int | None, _training("batch_size")]
+Lr = Annotated[str | None, _training("lr")]
+TrainLimit = Annotated[int | None, _training("train_limit")]
+Validation = Annotated[int | None, _training("validation")]
+Select = Annotated[str | None, _training("select")]
+TensorBoard = Annotated[bool | None, _training("tensorboard", "--tensorboard")]
+Compile = Annotated[bool | None, _training("compile", "--compile")]
+EpsTest = Annotated[str | None, _evaluation("eps_test")]
+TestLimit = Annotated[int | None, _evaluation("test_limit")]
+PgdSteps = Annotated[int | None, _evaluation("pgd_steps")]
+PgdRestarts = Annotated[int | None, _evaluation("pgd_restarts")]
+Certify = Annotated[str | None, _evaluation("certify")]
+Images = Annotated[str | None, _verification("images")]
+Stages = Annotated[str | None, _verification("stages")]
+TimeLimit = Annotated[float | None, _verification("time_limit", "--time-limit", "--timeout")]
+Solver = Annotated[str | None, _verification("solver")]
+EngineName = Annotated[str | None, _engine("name", "--engine")]
+Workers = Annotated[int | None, _engine("workers")]
+Threads = Annotated[int | None, _engine("threads")]
+Address = Annotated[str | None, _engine("address")]
+Device = Annotated[str | None, _where("device")]
+DataDir = Annotated[str | None, _where("data_dir")]
+Out = Annotated[str | None, _where("out")]
+AttackSeed = Annotated[int | None, typer.Option("--seed", help="Seed of attacks; 0.", rich_help_panel="Evaluation")]
+Set = Annotated[
+    list[str] | None,
     typer.Option(
-        help="An architecture of `etb models`; tiny on digits and small elsewhere unless given.", rich_help_panel=_WHAT
+        "--set", metavar="KEY=VALUE", help="Any key of the experiment, such as training.epochs=5; can be repeated."
     ),
-]
-Eps = Annotated[
-    str | None,
-    typer.Option(help="Training radius in pixel units, 0 to 1; 8/255 is understood.", rich_help_panel=_TRAINING),
-]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.", rich_help_panel=_TRAINING)]
-BatchSize = Annotated[int | None, typer.Option(help="Images in a training step; 100.", rich_help_panel=_TRAINING)]
-Lr = Annotated[
-    str | None, typer.Option(help="Learning rate, in place of each method's own.", rich_help_panel=_TRAINING)
-]
-Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches and attacks; 0.", rich_help_panel=_TRAINING)]
-TrainLimit = Annotated[
-    int | None, typer.Option(help="Train on the first so many images only.", rich_help_panel=_TRAINING)
-]
-Validation = Annotated[
-    int | None,
-    typer.Option(
-        help="Set the last so many training images aside, to choose a grid's best.", rich_help_panel=_TRAINING
-    ),
-]
-Select = Annotated[
-    str | None,
-    typer.Option(
-        help="What a grid's best is chosen by on them: clean, pgd (the default) or certified accuracy.",
-        rich_help_panel=_TRAINING,
-    ),
-]
-TensorBoard = Annotated[
-    bool | None, typer.Option("--tensorboard", help="Write TensorBoard's logs too.", rich_help_panel=_TRAINING)
-]
-Compile = Annotated[
-    bool | None,
-    typer.Option(
-        "--compile", help="Have torch compile the network; pays on GPUs and long runs.", rich_help_panel=_TRAINING
-    ),
-]
-EpsTest = Annotated[
-    str | None,
-    typer.Option(help="Test radii, such as 0.1,0.2; without it the training one.", rich_help_panel=_EVALUATION),
-]
-TestLimit = Annotated[
-    int | None, typer.Option(help="Test on the first so many images only.", rich_help_panel=_EVALUATION)
-]
-PgdSteps = Annotated[
-    int | None, typer.Option(help="Steps of PGD; 40. The papers take 200.", rich_help_panel=_EVALUATION)
-]
-PgdRestarts = Annotated[
-    int | None, typer.Option(help="Restarts of PGD; 1. The papers take 10.", rich_help_panel=_EVALUATION)
-]
-Certify = Annotated[
-    str | None,
-    typer.Option(
-        help="Sound bounds that certify, such as ibp,exact:time_limit=10; without it ibp, crown-ibp and the sound ones "
-        "that are trained with.",
-        rich_help_panel=_EVALUATION,
-    ),
-]
-Device = Annotated[
-    str | None, typer.Option(help="auto (the GPU where there is one), cpu, cuda, cuda:1.", rich_help_panel=_WHERE)
-]
-DataDir = Annotated[
-    str | None,
-    typer.Option(help="Folder of data sets; the variable ETB_DATA_DIR, or data.", rich_help_panel=_WHERE),
-]
-Out = Annotated[
-    str | None, typer.Option(help="Run folder; runs/... named after the experiment.", rich_help_panel=_WHERE)
 ]
 File = Annotated[Path | None, typer.Argument(help="A YAML file with the same keys as the flags, which override it.")]
 
 
-def experiment(context: typer.Context, file: Path | None = None) -> Experiment:
+def experiment(context: typer.Context, file: Path | None, changes: list[str] | None) -> Experiment:
     """Return the experiment that the call, and a file, describe. Raises ConfigError."""
-    return read_experiment(file, context.params)
+    return read_experiment(file, context.params, changes or ())
 
 
 def evaluation(context: typer.Context) -> Evaluated:

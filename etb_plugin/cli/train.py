@@ -27,6 +27,7 @@ def command(
     device: o.Device = None,
     data_dir: o.DataDir = None,
     out: o.Out = None,
+    changes: o.Set = None,
 ) -> None:
     """Train a network by one method, and keep its last and best weights.
 
@@ -37,10 +38,11 @@ def command(
 
     Several processes: torchrun --nproc-per-node 2 -m etb_plugin train mine.yaml
     """
-    experiment = read_experiment(file, {**context.params, "methods": method})
+    experiment = read_experiment(file, {**context.params, "methods": method}, changes or ())
     if file is None and method is None:
         raise ConfigError("which method? write --method ibp, or name a file that says so")
-    if len(experiment.methods) != 1 or experiment.methods[0].grid:
+    axes = (experiment.methods, experiment.model or (), experiment.eps or (), experiment.seed)
+    if any(len(axis) > 1 for axis in axes) or experiment.methods[0].grid:
         names = ", ".join(variant.label for variant in experiment.methods)
         raise ConfigError(f"etb train trains one network; for several ({names}) there is etb compare")
     with joined(resolve_device(experiment.device)) as team:

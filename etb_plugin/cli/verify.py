@@ -31,29 +31,10 @@ def command(
     dataset: o.Dataset = None,
     model: o.Model = None,
     eps_test: o.EpsTest = None,
-    images: Annotated[
-        str | None, typer.Option(help="Which test images, such as 0:200; all of them.", rich_help_panel="Verification")
-    ] = None,
-    stages: Annotated[
-        str | None,
-        typer.Option(
-            help="The cascade: pgd, sound bounds, bab, exact, lp; without it pgd, ibp, crown-ibp, crown, alpha-crown, "
-            "dual, bab, exact, lp, as far as they take the network.",
-            rich_help_panel="Verification",
-        ),
-    ] = None,
-    time_limit: Annotated[
-        float | None,
-        typer.Option(
-            "--time-limit",
-            "--timeout",
-            help="Seconds for an image's bab, exact and lp in all, or for a property; 60.",
-            rich_help_panel="Verification",
-        ),
-    ] = None,
-    solver: Annotated[
-        str | None, typer.Option(help="highs, or gurobi where it is installed.", rich_help_panel="Verification")
-    ] = None,
+    images: o.Images = None,
+    stages: o.Stages = None,
+    time_limit: o.TimeLimit = None,
+    solver: o.Solver = None,
     minimum_radius: Annotated[
         bool,
         typer.Option(
@@ -73,7 +54,7 @@ def command(
     ] = None,
     pgd_steps: o.PgdSteps = None,
     pgd_restarts: o.PgdRestarts = None,
-    seed: o.Seed = None,
+    seed: o.AttackSeed = None,
     device: o.Device = None,
     data_dir: o.DataDir = None,
     out: o.Out = None,

@@ -31,5 +31,6 @@ register_method(
         "cross-entropy only: the baseline, with no defence at all",
         Nominal(),
         Recipe("Adam 1e-3 with tenfold decays, as Gowal et al. 2019 (appendix A) train MNIST", decay_at=(0.7, 0.9)),
+        uses_eps=False,
     )
 )

@@ -1,7 +1,7 @@
 """What an objective and a method are, and the methods by name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol, get_type_hints
 
 import torch
@@ -63,7 +63,8 @@ class Objective(Protocol):
 class Method:
     """What `--methods` names. `summary` says in one line what it does and when to use it.
 
-    With `pair` the objective is prepared for a `networks.Pair`, both of which it trains.
+    With `pair` the objective is prepared for a `networks.Pair`, both of which it trains. `uses_eps` says whether the
+    radius has a say in it.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Method:
     objective: Objective
     recipe: Recipe
     pair: bool = False
+    uses_eps: bool = field(default=True, repr=False)
 
     @property
     def changeable(self) -> dict[str, Any]:
@@ -106,7 +108,7 @@ _FIXED = frozenset({"source", "bound", "options", "first", "first_options"})
 
 
 def _names(record: Any) -> set[str]:
-    return {field.name for field in fields(record)}
+    return {one.name for one in fields(record)}
 
 
 def _replaced(record: Any, changes: Mapping[str, Any]) -> Any:
@@ -115,7 +117,7 @@ def _replaced(record: Any, changes: Mapping[str, Any]) -> Any:
     for key, value in changes.items():
         now = getattr(record, key)
         if is_dataclass(now) and isinstance(value, dict):  # a part of it, such as an attack's steps
-            value = {field.name: getattr(now, field.name) for field in fields(now)} | value
+            value = {one.name: getattr(now, one.name) for one in fields(now)} | value
         try:
             values[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:

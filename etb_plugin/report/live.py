@@ -7,12 +7,14 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 
+from etb_plugin.comparison import Overview
 from etb_plugin.experiment import eps_text
 from etb_plugin.results import Result
 from etb_plugin.training import Progress as Step
 from etb_plugin.training import Training
 from etb_plugin.verification import Verdict
 
+_TOTAL = "all"
 _WORTH_SAYING = 30.0
 """Seconds from which, off a terminal, the expected duration of a training is announced."""
 
@@ -74,6 +76,16 @@ class Live(_Bars):
         self._show(name, done, total, f"{done:,} of {total:,} radii")
         if done == total:
             self._progress.remove_task(self._tasks.pop(name))
+
+    def elsewhere(self, overview: Overview) -> None:
+        """Show one line per running cell, and the totals."""
+        for word in overview.running.values():
+            left = "" if word.seconds_left is None else f"  {duration(word.seconds_left)} left"
+            self._show(word.name, word.done, word.total, word.status + left)
+        at_work = {word.name for word in overview.running.values()}
+        for name in [name for name in self._tasks if name not in {*at_work, _TOTAL}]:
+            self._progress.remove_task(self._tasks.pop(name))
+        self._show(_TOTAL, overview.done, overview.total, f"{overview.done:,} of {overview.total:,} cells")
 
     def finished(self, name: str, training: Training | None, results: Sequence[Result]) -> None:
         """Leave one line per finished network."""

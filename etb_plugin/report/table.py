@@ -1,8 +1,9 @@
-"""The comparison as a table on a terminal."""
+"""Tables on a terminal."""
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from rich import box
@@ -11,44 +12,124 @@ from rich.table import Table
 from rich.text import Text
 
 from etb_plugin.calibration import Calibration
-from etb_plugin.experiment import changed_text, eps_text
-from etb_plugin.results import Result
+from etb_plugin.comparison import Overview, Workshop, planned
+from etb_plugin.experiment import Experiment, Read, Resolved, eps_text
+from etb_plugin.report.live import duration
+from etb_plugin.report.sheet import Figure, Kind, Sheet, percent
 from etb_plugin.tightness import Tightness
 from etb_plugin.verification import MISCLASSIFIED, STAGES, Radii, Verified
 
 CERTIFIED, EXPECTED = "bold green", "italic magenta"
 
 
-def comparison_table(results: Sequence[Result], heading: str) -> RenderableType:
-    """Return the results, grouped by test eps. What training cost is shown once per method.
+_STYLES = {Kind.CERTIFIED: CERTIFIED, Kind.EXPECTED: EXPECTED, Kind.COST: "dim"}
 
-    Certified columns are green; the expected one is set apart by style, by ~ and by the caption, which says that
-    it is not a certificate.
-    """
-    certifiers = list(dict.fromkeys(name for result in results for name in result.certified_accuracy))
-    trained = any(result.step_ms is not None for result in results)
+
+def comparison_table(sheet: Sheet) -> RenderableType:
+    """Return a comparison. Certified columns are green; the expected one is set apart by style, by ~ and by the notes,
+    which say that it is no certificate."""
     table = _table()
     table.add_column("method", no_wrap=True)
-    for name in ("clean", "PGD", "PGD\nrobust"):
-        table.add_column(name, justify="right")
-    for name in certifiers:
-        header = "cert.\n" + name.replace("-", "-\n")
-        table.add_column(header, justify="right", style=CERTIFIED, header_style=CERTIFIED)
-    table.add_column("expected\nno proof", justify="right", style=EXPECTED, header_style=EXPECTED)
-    if trained:
-        for name in ("s per\nepoch", "step x\nnominal", "peak\nMiB"):
-            table.add_column(name, justify="right", style="dim")
-    for eps, group in itertools.groupby(sorted(results, key=lambda r: r.eps_test), key=lambda r: r.eps_test):
-        table.add_row(f"[dim]eps {eps_text(eps)}[/]")
-        for result in group:
-            table.add_row(
-                f" {result.method}",
-                *(_percent(v) for v in (result.clean_accuracy, result.pgd_accuracy, result.pgd_robustness)),
-                *(_percent(result.certified_accuracy[name]) for name in certifiers),
-                f"~{_percent(result.expected_accuracy)}",
-                *(_costs(result) if trained and eps == min(r.eps_test for r in results) else ()),
-            )
-    return Group(Text(heading, "bold"), table, Text(_caption(results, trained), "dim"))
+    for column in sheet.columns:
+        style = _STYLES.get(column.kind, "")
+        header = Text("\n".join(_lines(column.title)), "" if column.kind is Kind.COST else style)
+        table.add_column(header, justify="right", style=style)
+    for name, lines in sheet.groups:
+        table.add_row(f"[dim]{name}[/]")
+        for line in lines:
+            table.add_row(Text(f" {line.name}"), *map(_figure, line.figures))
+    return Group(Text(sheet.heading, "bold"), table, Text("\n".join(sheet.notes), "dim"))
+
+
+def _figure(figure: Figure | None) -> Text:
+    if figure is None:
+        return Text("")
+    return Text(figure.full, "bold underline" if figure.leads else "")
+
+
+def _lines(title: str) -> list[str]:
+    """Return a title in short lines: words, and the parts of hyphenated ones."""
+    words = [part for word in title.split() for part in word.replace("-", "- ").replace(":", ": ").split()]
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + 1 + len(word) <= 8 and not lines[-1].endswith(("-", ":")):
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def plan_table(shop: Workshop, heading: str) -> RenderableType:
+    """Return every cell of an experiment: done, running or missing, and how long it takes by cells that are done."""
+    table = _table()
+    for name in ("cell", "name", "state"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("takes", justify="right")
+    plan = planned(shop)
+    for item in plan:
+        takes = "" if item.seconds is None else duration(item.seconds)
+        style = {"done": "green", "running": "bold", "failed": "bold red"}.get(item.state, "")
+        table.add_row(item.cell, Text(item.name), Text(item.state, style), takes)
+    left = [item for item in plan if item.state != "done"]
+    known = [item.seconds for item in left if item.seconds is not None]
+    counts = Counter(item.state for item in plan)
+    said = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+    if known:
+        said += f"; {duration(sum(known))} of work left, by cells of the same method that are done"
+    if len(known) < len(left):
+        said += f"; nothing is known yet of {len(left) - len(known):,} cells"
+    return Group(Text(heading, "bold"), table, Text(said, "dim"))
+
+
+def status_table(overview: Overview, failed: Mapping[str, str], heading: str) -> RenderableType:
+    """Return how far a run is: a line for each cell that runs, the failures, and the totals."""
+    table = _table()
+    table.add_column("running", no_wrap=True)
+    table.add_column("done", justify="right")
+    table.add_column("")
+    table.add_column("left", justify="right")
+    for word in overview.running.values():
+        left = "" if word.seconds_left is None else duration(word.seconds_left)
+        table.add_row(Text(word.name), f"{word.done / max(1, word.total):.0%}", Text(word.status), left)
+    lines = [Text(f"{heading}: {overview.done:,} of {overview.total:,} cells done", "bold")]
+    parts: list[RenderableType] = [*lines, *([table] if overview.running else [])]
+    parts += [Text(f"failed: {name}: {why}", "red") for name, why in failed.items()]
+    return Group(*parts)
+
+
+def experiment_table(read: Read, resolved: Resolved) -> RenderableType:
+    """Return every key of an experiment with its value, and where that comes from."""
+    table = _table()
+    table.add_column("key", no_wrap=True)
+    table.add_column("value")
+    table.add_column("from", style="dim")
+    for keys, value in _leaves(resolved.plain):
+        opened = _FILLED.get(keys[-1], "default") if _is_open(read.experiment, keys) else "default"
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        table.add_row(".".join(keys), Text(text), read.places.get(keys, opened))
+    return table
+
+
+_FILLED = {
+    **dict.fromkeys(("model", "eps", "epochs"), "the data set's default"),
+    **{"eps_test": "eps", "certify": "ibp, crown-ibp and the methods'"},
+}
+"""Where values come from that were left open."""
+
+
+def _leaves(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*above, key))
+        else:
+            yield (*above, key), value
+
+
+def _is_open(experiment: Experiment, keys: tuple[str, ...]) -> bool:
+    value: Any = experiment
+    for key in keys:
+        value = getattr(value, key)
+    return value is None
 
 
 def verification_table(results: Sequence[Verified], heading: str) -> RenderableType:
@@ -69,7 +150,7 @@ def verification_table(results: Sequence[Verified], heading: str) -> RenderableT
     for r in results:
         gap = r.pgd_accuracy - r.verified_accuracy
         shares = (r.clean_accuracy, r.pgd_accuracy, r.verified_accuracy, gap, r.unknown)
-        totals.add_row(r.method, eps_text(r.eps_test), *(_percent(share) for share in shares))
+        totals.add_row(r.method, eps_text(r.eps_test), *(percent(share) for share in shares))
         counts = [str(r.decided.get(stage, 0)) for stage in stages]
         times = [f" ({r.seconds[stage]:.2g})" if stage in r.seconds else "" for stage in stages]
         work.add_row(f"{r.method} {eps_text(r.eps_test)}", *(c + t for c, t in zip(counts, times, strict=True)))
@@ -113,7 +194,7 @@ def tightness_table(rows: Sequence[Tightness], heading: str) -> RenderableType:
         figures = (
             f"{row.width:.4g}",
             f"{row.ratio_to_ibp:.3g}",
-            f"{_percent(row.positive)} %",
+            f"{percent(row.positive)} %",
             f"{row.milliseconds:,.0f}",
         )
         table.add_row(row.name, sound, *figures)
@@ -125,10 +206,10 @@ def calibration_table(found: Mapping[str, Calibration], alpha: float, heading: s
     """Return one line per bound: the factor of its radius, and the coverage of fresh images without and with it."""
     table = _table()
     table.add_column("bound", no_wrap=True)
-    for name in ("factor", "covered\nas it is", f"covered\nscaled (aim {_percent(1 - alpha)})"):
+    for name in ("factor", "covered\nas it is", f"covered\nscaled (aim {percent(1 - alpha)})"):
         table.add_column(name, justify="right", style=EXPECTED, header_style=EXPECTED)
     for name, c in found.items():
-        table.add_row(name, f"{c.factor:.4g}", f"{_percent(c.covered_before)} %", f"{_percent(c.covered_after)} %")
+        table.add_row(name, f"{c.factor:.4g}", f"{percent(c.covered_before)} %", f"{percent(c.covered_after)} %")
     one = next(iter(found.values()))
     caption = (
         f"Factor found on {one.images} test images, coverage counted on {one.fresh_images} others: the share whose "
@@ -150,36 +231,3 @@ def claims_table(claims: Sequence[tuple[str, str, str, str]], heading: str) -> R
 
 def _table() -> Table:
     return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _costs(result: Result) -> tuple[str, str, str]:
-    """Return s/epoch, relative step and peak memory; a dash for a network that was not trained here."""
-    if result.seconds_per_epoch is None or result.relative_step is None or result.peak_memory_mib is None:
-        return "-", "-", "-"
-    seconds, relative = result.seconds_per_epoch, result.relative_step
-    return (
-        f"{seconds:.3g}",
-        f"{relative:.1f}" if relative < 100 else f"{relative:,.0f}",
-        f"{result.peak_memory_mib:,.0f}",
-    )
-
-
-def _caption(results: Sequence[Result], trained: bool) -> str:
-    images = min(result.images for result in results)
-    half_width = 100 * 1.96 * math.sqrt(0.25 / images)
-    lines = [
-        f"Percent of {images:,} test images (95 % interval at most ±{half_width:.1f}); one seed. PGD robust: the "
-        "prediction, right or wrong, stays.",
-        "cert.: certified, proved by a sound bound for every point of the box. expected is NOT a certificate: it says "
-        "how often the expected bound's margins are positive.",
-    ]
-    for label, changes in {r.method: r.changes for r in results if r.changes}.items():
-        if label != changed_text(label.partition(" ")[0], changes):
-            lines.append(f"{label}: {changed_text('', changes).strip()}.")
-    if trained:
-        lines.append("Step: median, relative to a nominal step of the same network and batch timed just before.")
-    return "\n".join(lines)

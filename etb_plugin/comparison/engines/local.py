@@ -1,0 +1,196 @@
+"""The engine `local`: this process alone, or several on this machine."""
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from etb_plugin.comparison.cells import Task
+from etb_plugin.comparison.engines.registry import EngineRun, Finished, register_engine
+from etb_plugin.comparison.engines.serving import Quiet, end_with, set_up
+from etb_plugin.comparison.journal import Overview, Watch, read_word
+from etb_plugin.comparison.work import Workshop
+from etb_plugin.errors import ConfigError, EtbError, SoundnessError, Stopped
+from etb_plugin.experiment import Engine
+from etb_plugin.stopping import StopSignals
+
+_LOOK_EVERY = 0.5
+"""Seconds between two looks at what the workers say."""
+_TRIES = 3
+"""How often a cell whose process died is begun; it goes on from its last checkpoint."""
+_PATIENCE = 60.0
+"""Seconds that workers have to write their checkpoints after a signal."""
+
+
+@register_engine("local")
+class Local(EngineRun):
+    """One process, or `workers` of them. On a GPU machine the workers take turns in choosing a GPU."""
+
+    def __init__(self, engine: Engine, device: str) -> None:
+        if engine.address is not None:
+            raise ConfigError("engine.address is for engine ray; local runs here")
+        self._gpus = torch.cuda.device_count() if device == "cuda" else 0
+        self._workers = engine.workers or max(1, self._gpus)
+        self._threads = engine.threads
+
+    def run(
+        self, tasks: Sequence[Task], shop: Workshop, watch: Watch, finished: Finished, evaluation: bool
+    ) -> dict[Task, EtbError]:
+        """Do the tasks here, or have the workers do them."""
+        count = min(self._workers, len(tasks))
+        if self._workers == 1:
+            return self._alone(tasks, shop, watch, finished, evaluation)
+        if not evaluation:
+            raise ConfigError("etb train takes one process, or torchrun's")
+        threads = self._threads or max(1, (os.cpu_count() or 1) // self._workers)
+        pool = _Pool(shop.experiment.folder, count, threads, self._gpus)
+        try:
+            return pool.run(tasks, shop, watch, finished)
+        finally:
+            pool.end()
+
+    def _alone(
+        self, tasks: Sequence[Task], shop: Workshop, watch: Watch, finished: Finished, evaluation: bool
+    ) -> dict[Task, EtbError]:
+        failures: dict[Task, EtbError] = {}
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        for task in tasks:
+            try:
+                shop.perform(task, watch, evaluation=evaluation)
+            except (Stopped, SoundnessError):
+                raise
+            except EtbError as error:
+                failures[task] = error
+            finished()
+        return failures
+
+
+class _Worker:
+    """A process, and what it works at."""
+
+    def __init__(self, folder: Path, threads: int, gpu: int | None) -> None:
+        spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
+        self.connection, theirs = spawn.Pipe()
+        self.task: Task | None = None
+        before = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if gpu is not None:
+            visible = before.split(",") if before else []
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible[gpu] if visible else str(gpu)
+        try:
+            self.process = spawn.Process(target=_serve, args=(theirs, str(folder), threads, os.getpid()))
+            self.process.start()
+        finally:
+            if gpu is not None:
+                if before is None:
+                    del os.environ["CUDA_VISIBLE_DEVICES"]
+                else:
+                    os.environ["CUDA_VISIBLE_DEVICES"] = before
+        theirs.close()
+
+    def give(self, task: Task) -> None:
+        self.task = task
+        self.connection.send(task.key)
+
+
+class _Pool:
+    def __init__(self, folder: Path, count: int, threads: int, gpus: int) -> None:
+        self._folder, self._threads, self._gpus = folder, threads, gpus
+        self._workers = [self._worker(number) for number in range(count)]
+
+    def _worker(self, number: int) -> _Worker:
+        return _Worker(self._folder, self._threads, number % self._gpus if self._gpus else None)
+
+    def run(self, tasks: Sequence[Task], shop: Workshop, watch: Watch, finished: Finished) -> dict[Task, EtbError]:
+        left, tries = deque(tasks), dict.fromkeys(tasks, 0)
+        failures: dict[Task, EtbError] = {}
+        done = 0
+        while done < len(tasks):
+            for worker in self._workers:
+                if worker.task is None and left:
+                    task = left.popleft()
+                    tries[task] += 1
+                    worker.give(task)
+            ready = wait([w.connection for w in self._workers], timeout=_LOOK_EVERY)
+            for number, worker in enumerate(self._workers):
+                if worker.connection in ready:
+                    given, answer = worker.task, _received(worker.connection)
+                    worker.task = None
+                    if answer is _LOST:
+                        worker.process.join()
+                        self._workers[number] = self._worker(number)
+                        if given is None:
+                            continue
+                        if tries[given] < _TRIES:
+                            left.appendleft(given)
+                            continue
+                        answer = EtbError(
+                            f"{given.name}: its process died {_TRIES} times (exit {worker.process.exitcode}); its last "
+                            f"checkpoint is kept"
+                        )
+                    if isinstance(answer, (SoundnessError, Stopped)):
+                        raise answer
+                    assert given is not None
+                    if isinstance(answer, EtbError):
+                        failures[given] = answer
+                    else:
+                        watch.finished(given.name, shop.training(given), [] if given.validate else shop.results(given))
+                    done += 1
+                    finished()
+            at_work = [worker.task for worker in self._workers if worker.task is not None]
+            words = {task.cell.id: read_word(task.cell.folder) for task in at_work}
+            watch.elsewhere(Overview(done, len(tasks), {k: word for k, word in words.items() if word is not None}))
+        return failures
+
+    def end(self) -> None:
+        """Have every worker stop between two batches, and wait for its checkpoint."""
+        for worker in self._workers:
+            if worker.task is None:
+                worker.connection.close()  # it waits for a task, and ends where there is none to come
+            elif worker.process.pid is not None and worker.process.is_alive():
+                os.kill(worker.process.pid, signal.SIGTERM)
+        for worker in self._workers:
+            worker.process.join(_PATIENCE)
+            if worker.process.is_alive():
+                worker.process.kill()
+
+
+_LOST = object()
+
+
+def _received(connection: Connection) -> Any:
+    try:
+        return connection.recv()
+    except (EOFError, OSError):
+        return _LOST
+
+
+def _serve(connection: Connection, folder: str, threads: int, parent: int) -> None:
+    """Do the tasks that come, until none can come any more."""
+    end_with(parent)
+    set_up(threads)
+    with StopSignals() as signals:
+        shop: Workshop | None = None
+        watch = Quiet(signals)
+        while True:
+            try:
+                cell, validate = connection.recv()
+            except (EOFError, OSError):
+                return
+            try:
+                shop = shop or Workshop.of(Path(folder))
+                shop.perform(shop.task(cell, validate), watch)
+                answer = None
+            except EtbError as error:
+                answer = error
+            except Exception as error:  # a bug in a cell is that cell's failure
+                answer = EtbError(f"{type(error).__name__}: {error}")
+            connection.send(answer)
+            if isinstance(answer, Stopped):
+                return

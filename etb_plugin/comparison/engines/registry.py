@@ -1,0 +1,56 @@
+"""What an engine is, and the engines by name."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from etb_plugin.comparison.cells import Task
+from etb_plugin.comparison.journal import Watch
+from etb_plugin.comparison.work import Workshop
+from etb_plugin.errors import EtbError, unknown_name
+from etb_plugin.experiment import Engine
+
+Finished = Callable[[], None]
+"""Called whenever tasks are done, by the process that writes the results."""
+
+
+class EngineRun(Protocol):
+    """An engine made ready for one comparison."""
+
+    def opened(self) -> AbstractContextManager[None]:
+        """Hold what the engine needs from elsewhere, before anything is written. Raises ConfigError without it."""
+        return contextlib.nullcontext()
+
+    def run(
+        self, tasks: Sequence[Task], shop: Workshop, watch: Watch, finished: Finished, evaluation: bool
+    ) -> dict[Task, EtbError]:
+        """Do the tasks, whose folder is claimed, and return those that failed. Raises Stopped where `watch` does."""
+
+
+_registry: dict[str, Callable[[Engine, str], EngineRun]] = {}
+
+
+def register_engine(name: str) -> Callable[[Callable[[Engine, str], EngineRun]], Callable[[Engine, str], EngineRun]]:
+    """Register the decorated class, called with the experiment's `engine` and the resolved device, as engine `name`.
+
+    It raises ConfigError for what it cannot do.
+    """
+
+    def register(make: Callable[[Engine, str], EngineRun]) -> Callable[[Engine, str], EngineRun]:
+        _registry[name] = make
+        return make
+
+    return register
+
+
+def engines() -> Mapping[str, Callable[[Engine, str], EngineRun]]:
+    """Return every registered engine by name."""
+    return dict(_registry)
+
+
+def engine_of(engine: Engine, device: str) -> EngineRun:
+    """Return the engine that is asked for. Raises ConfigError where there is none, or it is not installed."""
+    if engine.name not in _registry:
+        raise unknown_name("engine", engine.name, _registry)
+    return _registry[engine.name](engine, device)

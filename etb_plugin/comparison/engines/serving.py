@@ -1,0 +1,75 @@
+"""What a process does that works for a comparison in another one."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from etb_plugin.comparison.journal import Overview
+from etb_plugin.comparison.work import Workshop
+from etb_plugin.results import Result
+from etb_plugin.stopping import StopSignals
+from etb_plugin.training import Progress, Training
+from etb_plugin.verification import Verdict
+
+
+class Quiet:
+    """A Watch that shows nothing, and stops where a signal came; what it is told is in the cells' journals."""
+
+    def __init__(self, signals: StopSignals | None) -> None:
+        self._signals = signals
+
+    def training(self, name: str, progress: Progress) -> None:
+        """Stop, if asked."""
+        self._check()
+
+    def evaluating(self, name: str, eps: float, done: int, total: int) -> None:
+        """Stop, if asked."""
+        self._check()
+
+    def verifying(self, name: str, eps: float, total: int, counts: Mapping[Verdict, int]) -> None:
+        """Stop, if asked."""
+        self._check()
+
+    def finished(self, name: str, training: Training | None, results: Sequence[Result]) -> None:
+        """Nothing more is to be said."""
+
+    def elsewhere(self, overview: Overview) -> None:
+        """No one works for this process."""
+
+    def _check(self) -> None:
+        if self._signals is not None:
+            self._signals.check()
+
+
+def set_up(threads: int) -> None:
+    """Give this process its share of the machine."""
+    torch.set_num_threads(threads)
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after its parent is gone, however that ended: nobody would read its work."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+class Shops:
+    """Workshops by folder: loading the data and the networks' forms once is enough."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, Workshop] = {}
+
+    def of(self, folder: Path) -> Workshop:
+        """Return the folder's workshop."""
+        if folder not in self._known:
+            self._known[folder] = Workshop.of(folder)
+        return self._known[folder]

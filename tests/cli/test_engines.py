@@ -1,0 +1,172 @@
+"""Engines: the same cells, figures and files whatever runs them, and whatever is killed on the way."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.cli.test_cli import etb
+
+EXPERIMENT = """
+dataset: digits
+model: mlp-40x2
+methods: [ibp, expected]
+eps: [0.05, 0.1]
+seed: [0, 1]
+training: {epochs: 25}
+evaluation: {test_limit: 50, pgd_steps: 5}
+engine: {threads: 1}
+"""
+COSTS = {"train_seconds", "seconds_per_epoch", "step_ms", "nominal_step_ms", "peak_memory_mib"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("engines")
+    (made / "e.yaml").write_text(EXPERIMENT)
+    done = etb("compare", "e.yaml", "--out", "whole", cwd=made)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def figures(run):
+    content = json.loads((run / "results.json").read_text())
+    return [{key: value for key, value in cell.items() if key not in COSTS} for cell in content["cells"]]
+
+
+def epochs(run):
+    return sum(len(file.read_text().splitlines()) for file in run.glob("cells/*/metrics.jsonl"))
+
+
+@contextlib.contextmanager
+def begun(folder, *arguments):
+    """A comparison in a process group of its own."""
+    call = (sys.executable, "-m", "etb_plugin", "compare", "e.yaml", *arguments)
+    with subprocess.Popen(
+        call, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def until(condition, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def children(process, word):
+    """The processes below `process` whose command line holds `word`."""
+    listed = subprocess.run(("ps", "-eww", "-o", "pid,sid,args"), capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    return [int(pid) for pid, sid, args in rows if int(sid) == process.pid and word in args and int(pid) != process.pid]
+
+
+def test_two_workers_killed_twice_end_with_the_same_figures(folder):
+    run = folder / "two"
+    for part in (30, 110):
+        with begun(folder, "--out", "two", "--workers", "2") as process:
+            until(lambda part=part: epochs(run) >= part, process)
+            os.killpg(process.pid, signal.SIGKILL)
+    assert 110 <= epochs(run) < 200
+    done = etb("compare", "e.yaml", "--out", "two", "--workers", "2", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert figures(run) == figures(folder / "whole")
+
+
+def test_a_worker_that_dies_is_replaced_and_a_second_comparison_is_refused_meanwhile(folder):
+    run = folder / "lost"
+    with begun(folder, "--out", "lost", "--workers", "2") as process:
+        until(lambda: epochs(run) >= 20, process)
+        os.kill(children(process, "spawn_main")[0], signal.SIGKILL)
+        second = etb("compare", "e.yaml", "--out", "lost", cwd=folder)
+        assert (second.returncode, second.stderr) == (2, "error: lost is in use by another process\n")
+        status = etb("compare", "status", "lost", cwd=folder)
+        assert "of 8 cells done" in status.stdout
+        assert "epoch" in status.stdout
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert figures(run) == figures(folder / "whole")
+
+
+def test_workers_stop_with_a_checkpoint_and_go_on(folder):
+    run = folder / "stopped"
+    with begun(folder, "--out", "stopped", "--workers", "2") as process:
+        until(lambda: epochs(run) >= 20, process)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 143, errors
+        assert "the same command goes on from there" in errors
+        assert not children(process, "spawn_main")
+    assert any((cell / "state.pt").exists() for cell in (run / "cells").iterdir())
+    done = etb("compare", "e.yaml", "--out", "stopped", "--workers", "2", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert figures(run) == figures(folder / "whole")
+
+
+def test_printed_lines_do_the_cells_and_the_comparison_finds_them(folder):
+    printed = etb("compare", "e.yaml", "--out", "lines", "--engine", "print", "--threads", "1", cwd=folder)
+    lines = printed.stdout.splitlines()
+    assert len(lines) == 8
+    assert all(line.startswith("etb cell lines ") for line in lines)
+    script = "\n".join(line.replace("etb ", f"{sys.executable} -m etb_plugin ", 1) for line in lines[:2])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(("sh", "-e", "-c", script), cwd=folder, env=environment, check=True, capture_output=True)
+    again = etb("compare", "e.yaml", "--out", "lines", "--engine", "print", cwd=folder)
+    assert again.stdout.splitlines() == lines[2:]
+    listed = etb("compare", "e.yaml", "--out", "lines", "--dry-run", cwd=folder)
+    assert "2 done, 6 missing" in listed.stdout
+    done = etb("compare", "e.yaml", "--out", "lines", "--workers", "2", cwd=folder)
+    assert done.stderr.count("kept from an earlier run") == 2
+    assert figures(folder / "lines") == figures(folder / "whole")
+
+
+def test_ray_loses_a_worker_and_the_driver_and_ends_with_the_same_figures(folder):
+    run = folder / "ray"
+    arguments = ("--out", "ray", "--engine", "ray", "--workers", "2")
+    with begun(folder, *arguments) as process:
+        until(lambda: epochs(run) >= 20, process)
+        os.killpg(process.pid, signal.SIGKILL)
+    time.sleep(2)  # the cluster that the driver had started notices
+    with begun(folder, *arguments) as process:
+        before = epochs(run)
+        until(lambda: epochs(run) >= before + 20, process)
+        os.kill(children(process, "ray::_perform")[0], signal.SIGKILL)
+        _, errors = process.communicate(timeout=180)
+        assert process.returncode == 0, errors
+    assert figures(run) == figures(folder / "whole")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--engine", "slurm"), "unknown engine 'slurm'; known: local, print, ray"),
+        (("--engine", "ray", "--address", "127.0.0.1:1"), "no Ray cluster answers at 127.0.0.1:1 within 10 s"),
+        (("--engine", "ray", "--address", "somewhere"), "write auto, HOST:PORT or ray://HOST:PORT"),
+        (("--engine", "ray", "--address", "auto"), "Ray cannot be reached at auto"),
+        (("--address", "auto"), "engine.address is for engine ray"),
+        (("--engine", "print", "--workers", "2"), "takes no workers"),
+    ],
+)
+def test_an_engine_that_cannot_work_is_refused_and_nothing_is_written(folder, arguments, message):
+    done = etb("compare", "e.yaml", "--out", "none", *arguments, cwd=folder)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (folder / "none").exists()
+
+
+def test_a_cell_that_is_none_is_refused(folder):
+    for run, cell, message in (("whole", "x", "whole has no cell x"), (".", "x", ". holds no experiment.yaml")):
+        done = etb("cell", run, cell, cwd=folder)
+        assert done.returncode == 2
+        assert message in done.stderr
