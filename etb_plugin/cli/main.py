@@ -22,30 +22,35 @@ _REFUSALS = (ConfigError, DataError, UnsupportedLayer, CheckpointError)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt."""
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-_COMMANDS = (
+COMMANDS = (
     *("compare", "status", "train", "evaluate", "verify", "bounds", "study"),
     *("experiment", "export", "methods", "models", "cell"),
 )
+_FOR_MACHINES = ("cell", "status")
+"""Subcommands that the list leaves out: for schedulers, and said as `etb compare status`."""
 
 
-def _add_commands(arguments: Sequence[str]) -> None:
-    """Add the subcommand that is asked for, or all of them: each brings libraries that the others can do without."""
-    if arguments == ["--version"]:
-        return
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """Return the command line with the subcommand that is asked for, or with all of them.
+
+    Each brings libraries that the others can do without.
+    """
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        callback=_root,
+    )
     asked = next((a for a in arguments if not a.startswith("-")), None)
-    for name in (asked,) if asked in _COMMANDS else _COMMANDS:
+    for name in (asked,) if asked in COMMANDS else () if "--version" in arguments else COMMANDS:
         module = importlib.import_module(f"etb_plugin.cli.{name}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
         else:
-            app.command(name, hidden=name == "cell")(module.command)
+            app.command(name, hidden=name in _FOR_MACHINES)(module.command)
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -54,8 +59,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def root(
+def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
@@ -86,8 +90,7 @@ def main() -> None:
     if arguments[:2] == ["compare", "status"]:
         arguments = arguments[1:]
     try:
-        _add_commands(arguments)
-        status = app(arguments, prog_name="etb", standalone_mode=False)
+        status = build(arguments)(arguments, prog_name="etb", standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
         status = 130

@@ -16,11 +16,16 @@ from torch import nn
 
 from etb_plugin import networks
 from etb_plugin.bounds import bounds
-from etb_plugin.cli.main import app, main
+from etb_plugin.cli.main import COMMANDS as BUILT
+from etb_plugin.cli.main import build, main
 from etb_plugin.experiment import Experiment
+from etb_plugin.experiment.reading import _flags
 from etb_plugin.objectives import methods
 
-COMMANDS = {"compare", "train", "evaluate", "verify", "bounds", "study", "export", "methods", "models"}
+COMMANDS = {
+    *("compare", "status", "train", "evaluate", "verify", "bounds", "study", "experiment", "export", "methods"),
+    *("models", "cell"),
+}
 QUICK = ("--model", "mlp-12x2", "--epochs", "2", "--train-limit", "200", "--test-limit", "30", "--pgd-steps", "3")
 
 
@@ -53,7 +58,7 @@ def refused(tmp_path, monkeypatch, capsys):
     def call(*arguments):
         before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
         monkeypatch.setattr(sys, "argv", ["etb", *arguments])
-        monkeypatch.setattr("etb_plugin.comparison.train", lambda *_, **__: pytest.fail("training began"))
+        monkeypatch.setattr("etb_plugin.comparison.work.train", lambda *_, **__: pytest.fail("training began"))
         with pytest.raises(SystemExit) as stop:
             main()
         out, complaint = capsys.readouterr()
@@ -103,8 +108,8 @@ def test_the_same_command_keeps_what_is_done(run):
 def test_a_file_says_the_same_as_flags(run, tmp_path):
     folder, _ = run
     (tmp_path / "e.yaml").write_text(
-        "methods: [ibp, expected]\neps-test: [0.02, 0.1]\nmodel: mlp-12x2\nepochs: 9\ntrain_limit: 200\n"
-        f"test_limit: 30\npgd_steps: 3\nout: {folder}/mine\n"
+        "methods: [ibp, expected]\nmodel: mlp-12x2\ntraining: {epochs: 9, train_limit: 200}\n"
+        f"evaluation:\n  eps-test: [0.02, 0.1]\n  test_limit: 30\n  pgd_steps: 3\nout: {folder}/mine\n"
     )
     again = etb("compare", "e.yaml", "--epochs", "2", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
@@ -239,24 +244,27 @@ def test_methods_and_models_list_what_is_registered(tmp_path):
     assert "62,464" in shown
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
+@pytest.mark.parametrize(
+    "command", [*sorted(COMMANDS - {"experiment"}), "experiment schema", "experiment check", "experiment show"]
+)
 def test_every_command_helps_with_an_example(command, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["etb", command, "--help"])
+    monkeypatch.setattr(sys, "argv", ["etb", *command.split(), "--help"])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 0
-    assert f"Example: etb {command}" in capsys.readouterr().out
+    example = {"status": "compare status", "cell": "compare mine.yaml --out run --engine print"}.get(command, command)
+    assert f"Example: etb {example}" in capsys.readouterr().out
 
 
 def test_the_public_surface_is_the_designs():
-    names = {c.name for c in app.registered_commands}
-    assert names == COMMANDS
+    assert {*COMMANDS} == {*BUILT}
     flags = {"dataset", "methods", "model", "eps", "eps_test", "epochs", "batch_size", "lr", "seed", "device"}
     flags |= {"data_dir", "train_limit", "test_limit", "pgd_steps", "pgd_restarts", "certify", "out"}
-    flags |= {"validation", "select", "tensorboard", "compile"}
-    assert set(Experiment.model_fields) == flags
-    compare = next(c for c in app.registered_commands if c.name == "compare")
-    assert set(compare.callback.__annotations__) - {"context", "file", "return"} == flags
+    flags |= {"validation", "select", "tensorboard", "compile", "engine", "workers", "threads", "address"}
+    assert set(_flags(Experiment)) == flags
+    (compare,) = build(["compare"]).registered_commands
+    beside = {"context", "file", "return", "changes", "dry_run"}
+    assert set(compare.callback.__annotations__) - beside == flags
 
 
 @pytest.mark.parametrize(
@@ -298,7 +306,7 @@ def test_a_wrong_call_is_one_line_or_two(refused, arguments, complaint):
     ("content", "complaint"),
     [
         ("dataset: digits\nmetods: ibp\n", r"e\.yaml, line 2, metods: there is no such key; did you mean methods"),
-        ("epochs: ten\n", r"e\.yaml, line 1, epochs: 'ten' does not do"),
+        ("training:\n  epochs: ten\n", r"e\.yaml, line 2, training\.epochs: 'ten' does not do"),
         ("eps:\n\t0.1\n", r"e\.yaml, line 2: a tab"),
         ("eps: 8\n", r"e\.yaml, line 1, eps: 8 is in the wrong units"),
     ],
@@ -327,9 +335,17 @@ def test_a_method_that_cannot_take_the_network_is_refused_by_layer(refused, tmp_
 
 def test_a_folder_of_another_experiment_is_refused(refused, tmp_path):
     (tmp_path / "r").mkdir()
-    (tmp_path / "r/experiment.yaml").write_text("dataset: mnist\n")
+    (tmp_path / "r/experiment.yaml").write_text("layout: 2\ndataset: mnist\n")
     said = refused("compare", "--methods", "ibp", *QUICK, "--out", "r")
-    assert "r holds another experiment (dataset digits here, mnist there" in said
+    assert "r holds another experiment (" in said
+    assert "dataset digits here, mnist there" in said
+
+
+def test_a_folder_of_another_version_is_refused(refused, tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/experiment.yaml").write_text("dataset: digits\nepochs: 2\n")
+    for call in (("compare", "--methods", "ibp", *QUICK, "--out", "r"), ("compare", "status", "r")):
+        assert "r was written by another version of etb (layout 1; this one has 2)" in refused(*call)
 
 
 def test_weights_that_do_not_fit_or_say_nothing_are_refused(refused, tmp_path):
