@@ -11,7 +11,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     {"errors", "compat", "discovery"},
-    {"named", "stopping"},
+    {"named", "stopping", "allocation"},
     {"runs", "data", "networks"},
     {"bounds"},
     {"attacks"},

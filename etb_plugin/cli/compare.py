@@ -1,5 +1,6 @@
 """`etb compare`: train, attack and certify several methods on one network and data set."""
 
+import webbrowser
 from typing import Annotated
 
 import typer
@@ -7,6 +8,7 @@ import typer
 from etb_plugin.cli import options as o
 from etb_plugin.cli.stopping import StoppableLive
 from etb_plugin.comparison import Comparison
+from etb_plugin.report.page import write_report
 from etb_plugin.report.sheet import comparison_sheet
 from etb_plugin.report.table import comparison_table, plan_table
 
@@ -43,6 +45,7 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells, what is done and what is missing, and stop.")
     ] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Show report.html in the browser when all is done.")] = False,
 ) -> None:
     """Train every method on the same network and data, attack and certify all alike, and show one table.
 
@@ -55,6 +58,7 @@ def command(
     Example: etb compare configs/quick/tradeoff.yaml --workers 2 --set training.epochs=5
     """
     comparison = Comparison(o.experiment(context, file, changes))
+    folder = comparison.experiment.folder
     if dry_run:
         o.stdout().print(plan_table(comparison.workshop, comparison.title))
         return
@@ -63,4 +67,7 @@ def command(
     if comparison.experiment.engine.name == "print":
         return
     o.stdout().print(comparison_table(comparison_sheet(results, comparison.title, comparison.experiment.report.spread)))
-    o.stdout().print(f"Written: {comparison.experiment.folder}/results.json and results.csv", soft_wrap=True)
+    write_report(folder, comparison.title, comparison.experiment.report.spread)
+    o.stdout().print(f"Written: {folder}/report.html, results.json, results.csv and plots", soft_wrap=True)
+    if open_:
+        webbrowser.open((folder / "report.html").resolve().as_uri())

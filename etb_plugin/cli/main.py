@@ -1,7 +1,5 @@
 """The entry point: collects the subcommands, and turns errors into a line or two and an exit status."""
 
-import contextlib
-import ctypes
 import importlib
 import os
 import sys
@@ -14,17 +12,15 @@ from rich.console import Console
 from rich.text import Text
 
 from etb_plugin import __version__
+from etb_plugin.allocation import keep_freed_memory
 from etb_plugin.errors import CheckpointError, ConfigError, DataError, EtbError, Stopped, UnsupportedLayer
 
 _REFUSALS = (ConfigError, DataError, UnsupportedLayer, CheckpointError)
 """Errors of the call or of a file: nothing was started, exit status 2. Any other is a failure of the work: 1."""
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Parameters of glibc's mallopt."""
-
 COMMANDS = (
     *("compare", "status", "train", "evaluate", "verify", "bounds", "study"),
-    *("experiment", "export", "methods", "models", "cell"),
+    *("report", "leaderboard", "experiment", "export", "methods", "models", "cell"),
 )
 _FOR_MACHINES = ("cell", "status")
 """Subcommands that the list leaves out: for schedulers, and said as `etb compare status`."""
@@ -71,18 +67,9 @@ def _root(
     """
 
 
-def _keep_freed_memory() -> None:
-    """Let the allocator keep large blocks for reuse. glibc hands each back to the system at once, and asking for
-    fresh pages at every step costs up to a third of it on a CPU."""
-    with contextlib.suppress(AttributeError, OSError):  # no glibc, no such cost
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the work failed, 2 the call or a file was wrong."""
-    _keep_freed_memory()
+    keep_freed_memory()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     if debug:  # it is understood anywhere, and belongs to no subcommand

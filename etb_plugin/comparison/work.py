@@ -1,6 +1,7 @@
 """One cell at a time: train it, and put it to the validation images or to the test images."""
 
 import contextlib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -8,10 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from etb_plugin import networks
-from etb_plugin.bounds import prepare
+from etb_plugin.attacks import pgd
+from etb_plugin.bounds import Box, prepare
 from etb_plugin.comparison.cells import Cell, Entry, Task, entries
 from etb_plugin.comparison.journal import Journal, Watch, Word, held, write_word
 from etb_plugin.data import Dataset, Split, load
@@ -20,11 +24,16 @@ from etb_plugin.evaluation import Evaluation, Exam, evaluate, prepare_certifier
 from etb_plugin.experiment import Experiment, Resolved, VerifyRequest
 from etb_plugin.networks import evaluating, members
 from etb_plugin.results import Candidate, Result
-from etb_plugin.runs import read_experiment_of, read_json, write_json
+from etb_plugin.runs import read_experiment_of, read_json, write_file, write_json
 from etb_plugin.trained import describe, untrained
 from etb_plugin.training import Epoch, Team, Training, check_training, train
 from etb_plugin.training.tensorboard import TensorBoard, check_tensorboard
 from etb_plugin.verification import Verification
+
+_EXAMPLES = 8
+"""Test images that are kept as PGD leaves them."""
+_SMALLEST_PICTURE = 4
+"""Pixels on a side from which an input is worth showing."""
 
 
 class Workshop:
@@ -133,6 +142,7 @@ class Workshop:
                 results += some
                 rows += [{"which": which, **asdict(result)} for result in some]
             self._verify(cell, rows, journal)
+            self._keep_examples(network, cell)
         if rows:
             write_json(_file(task), {"exam": self._exam_of(task), "rows": rows})
         watch.finished(task.name, training, results)
@@ -158,6 +168,25 @@ class Workshop:
                 "verified_accuracy": found.verified_accuracy,
                 "unknown": found.unknown,
             }
+
+    def _keep_examples(self, network: nn.Module, cell: Cell) -> None:
+        """Keep the first test images, and what PGD makes of them at the largest test radius, for the report."""
+        channels, *size = self.data.input_shape
+        if channels not in (1, 3) or min(size) < _SMALLEST_PICTURE:
+            return  # no pictures
+        exam = self.exam(cell.seed)
+        images, labels = next(self.data.test.batches(_EXAMPLES))
+        eps = max(exam.eps_test)
+        with torch.no_grad():
+            before = network(images).argmax(1)
+        generator = torch.Generator(images.device).manual_seed(exam.seed)
+        points, _ = pgd(network, Box.around(images, eps), before, exam.attack, generator)
+        with torch.no_grad():
+            after = network(points).argmax(1)
+        found = {"images": images, "labels": labels, "points": points, "before": before, "after": after}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, eps=eps, **{name: value.cpu().numpy() for name, value in found.items()})
+        write_file(cell.folder / "examples.npz", buffer.getvalue())
 
     def results(self, task: Task) -> list[Result]:
         """Return the rows of a task that is done."""

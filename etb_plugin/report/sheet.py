@@ -73,7 +73,7 @@ class Sheet:
 
 
 def comparison_sheet(results: Sequence[Result], heading: str, spread: Spread = "deviation") -> Sheet:
-    """Return the results, grouped by test eps, seeds put together. What training cost is shown once per method.
+    """Return the results of one data set, grouped by test eps, seeds put together; costs are shown once per method.
 
     A figure leads where it exceeds every other of its group and column by more than both spreads together: with one
     seed nothing leads.
@@ -91,14 +91,14 @@ def comparison_sheet(results: Sequence[Result], heading: str, spread: Spread = "
 
 def _rows(results: Sequence[Result]) -> list[tuple[float, list[tuple[str, list[Result]]]]]:
     """Return for each test eps the rows' names, and their results, one for each seed."""
-    datasets, models = {r.dataset for r in results}, {r.model for r in results}
+    models = {r.model for r in results}
     radii: dict[str, set[float | None]] = {}
     for r in results:
         radii.setdefault(r.method, set()).add(r.eps_train)
     found: dict[float, dict[str, list[Result]]] = {}
     for r in results:
         parts = [r.method]
-        parts += [r.dataset] * (len(datasets) > 1) + [r.model] * (len(models) > 1)
+        parts += [r.model] * (len(models) > 1)
         if len(radii[r.method]) > 1 and r.eps_train is not None:
             parts.append(f"eps {eps_text(r.eps_train)}")
         found.setdefault(r.eps_test, {}).setdefault(", ".join(parts), []).append(r)
@@ -178,17 +178,18 @@ def _clear(best: Figure, other: Figure) -> bool:
 
 
 def _notes(results: Sequence[Result], columns: Sequence[Column], spread: Spread) -> Iterator[str]:
-    images = min(result.images for result in results)
-    half_width = 100 * 1.96 * math.sqrt(0.25 / images)
+    images = sorted({result.images for result in results})
+    count = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
+    half_width = 100 * 1.96 * math.sqrt(0.25 / images[0])
     seeds = {len(group) for _, rows in _rows(results) for _, group in rows}
     if seeds == {1}:
         about = "one seed, so nothing is marked as best"
     else:
-        count = str(max(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+        several = str(max(seeds)) if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
         kind = "standard deviation" if spread == "deviation" else "95 % interval of the mean"
-        about = f"mean over {count} seeds ± {kind}; bold: ahead of all others by more than both spreads"
+        about = f"mean over {several} seeds ± {kind}; bold: ahead of all others by more than both spreads"
     yield (
-        f"Percent of {images:,} test images (95 % interval at most ±{half_width:.1f}); {about}. PGD robust: the "
+        f"Percent of {count} test images (95 % interval at most ±{half_width:.1f}); {about}. PGD robust: the "
         f"prediction, right or wrong, stays."
     )
     yield (

@@ -15,11 +15,30 @@ from etb_plugin.calibration import Calibration
 from etb_plugin.comparison import Overview, Workshop, planned
 from etb_plugin.experiment import Experiment, Read, Resolved, eps_text
 from etb_plugin.report.live import duration
+from etb_plugin.report.published import Beside
 from etb_plugin.report.sheet import Figure, Kind, Sheet, percent
 from etb_plugin.tightness import Tightness
 from etb_plugin.verification import MISCLASSIFIED, STAGES, Radii, Verified
 
 CERTIFIED, EXPECTED = "bold green", "italic magenta"
+
+
+def beside_table(lines: Sequence[Beside]) -> RenderableType:
+    """Return published errors beside ours."""
+    if not lines:
+        return Text("No published figure is known for these methods, networks and radii.", "dim")
+    table = _table()
+    table.add_column("method, network, eps", no_wrap=True)
+    table.add_column("source", style="dim")
+    for name in ("error", "PGD\nerror", "verified\nerror"):
+        table.add_column(f"{name}\npaper", justify="right")
+        table.add_column(f"{name}\nhere", justify="right", style="bold")
+    for line in lines:
+        p = line.published
+        pairs = ((p.clean, line.clean), (p.pgd, line.pgd), (p.verified, line.verified))
+        figures = [text for a, b in pairs for text in ("" if a is None else percent(a), percent(b))]
+        table.add_row(Text(f"{line.label}, {p.model}, {eps_text(p.eps)}"), f"{p.source}: {p.note}", *figures)
+    return Group(table, Text("Percent of test images; ours verified by the best bound of the table.", "dim"))
 
 
 _STYLES = {Kind.CERTIFIED: CERTIFIED, Kind.EXPECTED: EXPECTED, Kind.COST: "dim"}

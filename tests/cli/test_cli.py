@@ -23,7 +23,20 @@ from etb_plugin.experiment.reading import _flags
 from etb_plugin.objectives import methods
 
 COMMANDS = {
-    *("compare", "status", "train", "evaluate", "verify", "bounds", "study", "experiment", "export", "methods"),
+    *(
+        "compare",
+        "status",
+        "train",
+        "evaluate",
+        "verify",
+        "bounds",
+        "study",
+        "report",
+        "leaderboard",
+        "experiment",
+        "export",
+        "methods",
+    ),
     *("models", "cell"),
 }
 QUICK = ("--model", "mlp-12x2", "--epochs", "2", "--train-limit", "200", "--test-limit", "30", "--pgd-steps", "3")
@@ -263,7 +276,7 @@ def test_the_public_surface_is_the_designs():
     flags |= {"validation", "select", "tensorboard", "compile", "engine", "workers", "threads", "address"}
     assert set(_flags(Experiment)) == flags
     (compare,) = build(["compare"]).registered_commands
-    beside = {"context", "file", "return", "changes", "dry_run"}
+    beside = {"context", "file", "return", "changes", "dry_run", "open_"}
     assert set(compare.callback.__annotations__) - beside == flags
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from etb_plugin.allocation import keep_freed_memory
 from etb_plugin.comparison.journal import Overview
 from etb_plugin.comparison.work import Workshop
 from etb_plugin.results import Result
@@ -48,6 +49,7 @@ class Quiet:
 
 def set_up(threads: int) -> None:
     """Give this process its share of the machine."""
+    keep_freed_memory()
     torch.set_num_threads(threads)
 
 

@@ -1,0 +1,78 @@
+"""`etb report`: show runs that are done."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from etb_plugin.cli import options as o
+from etb_plugin.errors import ConfigError
+from etb_plugin.report.published import beside
+from etb_plugin.report.runs import merged, read_run
+from etb_plugin.report.sheet import comparison_sheet
+from etb_plugin.report.table import beside_table, comparison_table
+from etb_plugin.report.text import FORMATS
+from etb_plugin.runs import write_file
+
+
+class Spread(StrEnum):
+    """What stands behind ±."""
+
+    DEVIATION = "deviation"
+    INTERVAL = "interval"
+
+
+def command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or results.json files.", show_default=False)],
+    format_: Annotated[
+        str, typer.Option("--format", help="console, markdown, latex, csv, json, or html: the page.")
+    ] = "console",
+    against: Annotated[
+        str | None, typer.Option(help="paper: put the papers' published figures beside ours.", show_default=False)
+    ] = None,
+    spread: Annotated[
+        Spread, typer.Option(help="What stands behind ± over several seeds; interval is the mean's 95 %.")
+    ] = Spread.DEVIATION,
+    title: Annotated[str | None, typer.Option(help="The heading; the runs' names without it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A file to write to, in place of the terminal.")] = None,
+) -> None:
+    """Show one run, or several as one: a table on the terminal or in a paper's source, or a page with plots.
+
+    Example: etb report runs/mine runs/yours --format latex --out table.tex
+
+    Example: etb report runs/mine --against paper
+    """
+    if format_ not in ("console", "html", *FORMATS):
+        raise ConfigError(f"--format {format_}: write console, {', '.join(FORMATS)} or html")
+    if against not in (None, "paper"):
+        raise ConfigError(f"--against {against}: write --against paper")
+    if format_ == "html" and out is None:
+        raise ConfigError("--format html writes a file: name one by --out page.html")
+    read = [read_run(run) for run in runs]
+    heading = title or ", ".join(run.name for run in read)
+    if format_ == "html":
+        from etb_plugin.report.page import page  # draws, which the other formats can do without
+
+        text = page(read, heading, spread.value, against=against is not None)
+    else:
+        results = merged(read)
+        datasets = list(dict.fromkeys(row.dataset for row in results))
+        parts = []
+        for dataset in datasets:
+            own = [row for row in results if row.dataset == dataset]
+            sheet = comparison_sheet(own, f"{heading}: {dataset}" if len(datasets) > 1 else heading, spread.value)
+            if format_ == "console" and out is None:
+                o.stdout().print(comparison_table(sheet))
+                if against is not None:
+                    o.stdout().print(beside_table(list(beside(own))))
+            elif format_ == "console":
+                raise ConfigError("--out takes a format: --format markdown, say")
+            else:
+                parts.append(FORMATS[format_](sheet))
+        text = "\n".join(parts)
+    if out is not None:
+        write_file(out, text)
+        o.stdout().print(f"Written: {out}", soft_wrap=True)
+    elif text:
+        print(text, end="")

@@ -1,0 +1,166 @@
+"""The page: one self-contained HTML file with sortable tables, plots, attacked images, and how to do it again."""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import yaml
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+
+from etb_plugin.experiment import eps_text
+from etb_plugin.report.figures import draw
+from etb_plugin.report.plots import save_figure
+from etb_plugin.report.published import Beside, beside
+from etb_plugin.report.runs import Example, Run, examples, logs, merged, read_run
+from etb_plugin.report.sheet import Figure as Value
+from etb_plugin.report.sheet import Sheet, Spread, comparison_sheet, percent
+from etb_plugin.results import Result
+from etb_plugin.runs import write_file
+
+_PLOTS = {
+    "accuracy-robustness": "Accuracy against robustness under PGD. Small marks are seeds, large ones their means.",
+    "pareto": "Clean against certified accuracy, by the best sound bound. The dotted line joins what nothing beats.",
+    "error-eps": "Error under PGD (a lower end of the true error) and verified error (an upper end) against the test "
+    "radius.",
+    "training": "Training, one line for each cell. Losses of different methods are different losses.",
+    "width": "How wide IBP's margins are on training images, epoch by epoch.",
+}
+
+
+def page(runs: Sequence[Run], title: str, spread: Spread, *, against: bool = False) -> str:
+    """Return the page of one or several runs."""
+    parts: list[str] = []
+    results = merged(runs)
+    for dataset in dict.fromkeys(row.dataset for row in results):
+        own = [row for row in results if row.dataset == dataset]
+        heading = dataset if len({row.dataset for row in results}) > 1 else "Results"
+        parts.append(f"<h2>{escape(heading)}</h2>")
+        parts += _tables(comparison_sheet(own, "", spread))
+        if against:
+            parts += _against(list(beside(own)))
+        log = [entry for run in runs for entry in logs(run) if entry[0]["dataset"] == dataset]
+        parts += _plots(draw(own, log))
+    for run in runs:
+        parts += _attacked(list(examples(run)))
+    for run in runs:
+        parts += _again(run, several=len(runs) > 1)
+    template = Template(files("etb_plugin.report").joinpath("page.html").read_text())
+    return template.substitute(title=escape(title), subtitle=escape(_subtitle(results)), body="\n".join(parts))
+
+
+def write_report(folder: Path, title: str, spread: Spread) -> None:
+    """Write a run's report.html, and its plots as plots/*.png and *.pdf."""
+    run = read_run(folder)
+    write_file(folder / "report.html", page([run], title, spread))
+    for name, made in draw(run.results, list(logs(run))).items():
+        save_figure(made, folder / "plots" / name)
+
+
+def _subtitle(results: Sequence[Result]) -> str:
+    models = ", ".join(dict.fromkeys(f"{r.model} ({r.parameters:,} parameters)" for r in results))
+    return f"{', '.join(dict.fromkeys(r.dataset for r in results))}; {models}"
+
+
+def _tables(sheet: Sheet) -> Iterator[str]:
+    for group, lines in sheet.groups:
+        shown = [n for n in range(len(sheet.columns)) if any(line.figures[n] is not None for line in lines)]
+        yield f"<h3>test {escape(group.replace('eps', 'ε ='))}</h3>"
+        yield '<div class="scroll"><table class="sortable"><thead><tr><th><button>method</button></th>'
+        for n in shown:
+            yield f'<th class="{sheet.columns[n].kind}"><button>{escape(sheet.columns[n].title)}</button></th>'
+        yield "</tr></thead><tbody>"
+        for line in lines:
+            cells = "".join(_cell(line.figures[n], sheet.columns[n].kind) for n in shown)
+            yield f"<tr><td>{escape(line.name)}</td>{cells}</tr>"
+        yield "</tbody></table></div>"
+    yield from (f"<p>{escape(note)}</p>" for note in sheet.notes)
+
+
+def _cell(value: Value | None, kind: str) -> str:
+    if value is None:
+        return '<td data-value=""></td>'
+    spread = f' <span class="spread">± {value.spread_text}</span>' if value.spread_text else ""
+    leads = " leads" if value.leads else ""
+    return f'<td class="{kind}{leads}" data-value="{value.mean!r}">{escape(value.text)}{spread}</td>'
+
+
+def _against(lines: Sequence[Beside]) -> Iterator[str]:
+    yield "<h3>Beside published figures</h3>"
+    if not lines:
+        yield "<p>No published figure is known for these methods, networks and radii.</p>"
+        return
+    yield '<div class="scroll"><table><thead><tr><th>method, network, ε</th><th>source</th>'
+    for name in ("error", "PGD error", "verified error"):
+        yield f"<th>{name}<br>published</th><th>{name}<br>here</th>"
+    yield "</tr></thead><tbody>"
+    for line in lines:
+        p = line.published
+        pairs = ((p.clean, line.clean), (p.pgd, line.pgd), (p.verified, line.verified))
+        cells = "".join(f"<td>{'' if a is None else percent(a)}</td><td>{percent(b)}</td>" for a, b in pairs)
+        name = f"{line.label}, {p.model}, {eps_text(p.eps)}"
+        yield f"<tr><td>{escape(name)}</td><td>{escape(p.source)}: {escape(p.note)}</td>{cells}</tr>"
+    yield "</tbody></table></div>"
+    yield "<p>Percent of test images; ours verified by the best bound of the table. Shorter training errs more.</p>"
+
+
+def _plots(figures: dict[str, Figure]) -> Iterator[str]:
+    for name, made in figures.items():
+        buffer = io.BytesIO()
+        made.savefig(buffer, format="svg", metadata={"Date": None})
+        source = base64.b64encode(buffer.getvalue()).decode()
+        caption = escape(_PLOTS[name])
+        yield f'<figure><img class="plot" alt="{caption}" src="data:image/svg+xml;base64,{source}">'
+        yield f"<figcaption>{caption}</figcaption></figure>"
+
+
+def _attacked(found: Sequence[Example]) -> Iterator[str]:
+    """Yield the first test images, and what PGD makes of them for each method."""
+    if not found:
+        return
+    first = found[0]
+    yield f"<h2>The first test images of {escape(first.dataset)}, attacked</h2>"
+    yield (
+        f"<p>PGD at ε = {eps_text(first.eps)}, one seed of each method. Below each image is what the network says; "
+        f'<span class="broken">coloured</span>: PGD changed it.</p>'
+    )
+    yield '<div class="scroll"><table class="examples"><tbody><tr><td>image<br>label</td>'
+    for image, label in zip(first.images, first.labels, strict=True):
+        yield f"<td>{_picture(image)}{label}</td>"
+    yield "</tr>"
+    for example in found:
+        yield f"<tr><td>{escape(example.name)}</td>"
+        for image, before, after in zip(example.points, example.before, example.after, strict=True):
+            said = f'<span class="broken">{before} → {after}</span>' if before != after else f"{after}"
+            yield f"<td>{_picture(image)}{said}</td>"
+        yield "</tr>"
+    yield "</tbody></table></div>"
+
+
+def _picture(image: np.ndarray) -> str:
+    shown = np.moveaxis(np.clip(image, 0, 1), 0, 2)
+    buffer = io.BytesIO()
+    imsave(buffer, np.repeat(shown, 3, 2) if shown.shape[2] == 1 else shown, format="png")
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def _again(run: Run, *, several: bool) -> Iterator[str]:
+    """Yield how to get these figures again: the experiment, the command, and where it ran."""
+    name = f" {run.name}" if several else ""
+    shown = {key: value for key, value in run.experiment.items() if key not in ("out", "data_dir")}
+    if not several:
+        yield "<h2>The same again</h2>"
+    yield f"<details{'' if several else ' open'}><summary>Experiment{escape(name)}</summary>"
+    yield "<p>Save this as experiment.yaml, then: <code>etb compare experiment.yaml</code></p>"
+    yield f"<pre>{escape(_yaml(shown))}</pre></details>"
+    yield f"<details><summary>Environment{escape(name)}</summary><pre>{escape(_yaml(run.environment))}</pre></details>"
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,156 @@
+"""Runs as a report needs them: results.json read and checked, and the logs of the cells."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from etb_plugin.errors import CheckpointError, SoundnessError
+from etb_plugin.experiment import eps_text
+from etb_plugin.results import SCHEMA, Result
+
+_ROWS = TypeAdapter(Result)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run folder holds: its experiment and environment as results.json has them, and its results."""
+
+    name: str
+    folder: Path
+    experiment: dict[str, Any]
+    environment: dict[str, Any]
+    results: list[Result]
+
+
+def read_run(path: Path) -> Run:
+    """Return the run in a folder, or in a results.json.
+
+    Raises CheckpointError where there is none, or where a row was edited by hand into what cannot be.
+    """
+    file = path / "results.json" if path.is_dir() else path
+    if not file.exists():
+        raise CheckpointError(f"{path} holds no results.json: is it a run folder, and has any cell finished?")
+    try:
+        content = json.loads(file.read_text())
+        schema = content.get("schema")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
+    if schema != SCHEMA:
+        raise CheckpointError(f"{file} has schema {schema}, and this version of etb reads {SCHEMA}")
+    if not isinstance(content.get("cells"), list) or not content["cells"]:
+        raise CheckpointError(f"{file} holds no results of a comparison")
+    results = [_row(file, number, row) for number, row in enumerate(content["cells"])]
+    name = file.resolve().parent.name if file.name == "results.json" else file.stem
+    return Run(name, file.parent, content.get("experiment", {}), content.get("environment", {}), results)
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """Return every run below a folder. Raises CheckpointError where there is none."""
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder}")
+    files = [file for file in sorted(folder.rglob("results.json")) if "cells" in _keys(file)]
+    if not files:
+        raise CheckpointError(f"{folder} holds no results.json of a comparison, at any depth")
+    return [read_run(file) for file in files]
+
+
+def merged(runs: Sequence[Run]) -> list[Result]:
+    """Return all results. Rows of one method from several runs are seeds of it where the runs were trained and tested
+    alike from different seeds; otherwise the run's name stands behind the method's."""
+    owners: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        for row in run.results:
+            known = owners.setdefault(_line(row), [])
+            if run not in known:
+                known.append(run)
+    found = []
+    for run in runs:
+        for row in run.results:
+            others = [other for other in owners[_line(row)] if other is not run]
+            same = all(_alike(run, other) and row.seed not in {r.seed for r in other.results} for other in others)
+            found.append(row if same else replace(row, method=f"{row.method} ({run.name})"))
+    return found
+
+
+def _line(row: Result) -> tuple[Any, ...]:
+    return row.method, row.dataset, row.model, row.eps_train
+
+
+def _alike(one: Run, other: Run) -> bool:
+    return all(one.experiment.get(key) == other.experiment.get(key) for key in ("training", "evaluation"))
+
+
+@dataclass(frozen=True)
+class Example:
+    """Test images [n, *input] with their labels, what PGD at `eps` made of them for one network, and what the network
+    says of them before and after."""
+
+    name: str
+    dataset: str
+    eps: float
+    images: np.ndarray
+    labels: np.ndarray
+    points: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+def examples(run: Run) -> Iterator[Example]:
+    """Yield the attacked images that the cells of a run kept, those of the first seed, in the order of its results."""
+    for row, folder in _cells(run):
+        file = folder / "examples.npz"
+        if file.exists() and row["seed"] == run.results[0].seed:
+            several = len({r.eps_train for r in run.results if r.method == row["method"]}) > 1
+            name = row["method"] + (f", eps {eps_text(row['eps_train'])}" if several else "")
+            with np.load(file) as kept:
+                yield Example(name, row["dataset"], float(kept["eps"]), *(kept[key] for key in _KEPT))
+
+
+_KEPT = ("images", "labels", "points", "before", "after")
+
+
+def logs(run: Run) -> Iterator[tuple[dict[str, Any], list[dict[str, float]]]]:
+    """Yield what is known of each trained cell of a run, and its metrics, epoch by epoch."""
+    for row, folder in _cells(run):
+        metrics = folder / "metrics.jsonl"
+        if metrics.exists():
+            yield row, [json.loads(line) for line in metrics.read_text().splitlines()]
+
+
+def _cells(run: Run) -> list[tuple[dict[str, Any], Path]]:
+    """Return a row and the folder of each cell that is done and among the results, in their order."""
+    order = {(r.method, r.model, r.eps_train, r.seed): n for n, r in reversed(list(enumerate(run.results)))}
+    found = []
+    for file in run.folder.glob("cells/*/result.json"):
+        row = json.loads(file.read_text())["rows"][0]
+        place = order.get((row["method"], row["model"], row["eps_train"], row["seed"]))
+        if place is not None:
+            found.append((place, row, file.parent))
+    return [(row, folder) for _, row, folder in sorted(found, key=lambda cell: cell[0])]
+
+
+def _row(file: Path, number: int, row: Any) -> Result:
+    try:
+        return _ROWS.validate_python(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{file}, cells[{number}].{key}: {first['msg'][0].lower()}{first['msg'][1:]}; was it edited by hand?"
+        ) from None
+    except SoundnessError as error:
+        said = str(error).partition(";")[0]
+        raise CheckpointError(f"{file}, cells[{number}]: {said}; no run writes that: was it edited by hand?") from None
+
+
+def _keys(file: Path) -> Sequence[str]:
+    try:
+        content = json.loads(file.read_text())
+        return list(content) if isinstance(content, dict) else []
+    except (OSError, ValueError):
+        return []

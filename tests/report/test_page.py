@@ -1,0 +1,127 @@
+"""The page, in a real browser."""
+
+import json
+import os
+import shutil
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+from tests.cli.test_cli import etb
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("page")
+    call = ("--methods", "ibp,expected", "--eps", "0.05,0.1", "--seed", "0,1", "--model", "mlp-12x2", "--epochs", "3")
+    limits = ("--test-limit", "60", "--pgd-steps", "5")
+    done = etb("compare", *call, *limits, "--out", "runs/mine", cwd=made)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.fixture(scope="module")
+def browser(folder, tmp_path_factory):
+    if not (CHROMIUM and DRIVER):
+        assert "CI" not in os.environ, "CI has to have chromium and chromedriver"
+        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"):
+        options.add_argument(f"--{argument}")
+    for argument in ("disable-background-networking", "disable-component-update", "window-size=1200,900"):
+        options.add_argument(f"--{argument}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver.get((folder / "runs/mine/report.html").as_uri())
+    yield driver
+    driver.quit()
+
+
+def column(browser, number):
+    return [row.find_elements(By.TAG_NAME, "td")[number].text for row in rows(browser)]
+
+
+def rows(browser):
+    return browser.find_element(By.CSS_SELECTOR, "table.sortable").find_elements(By.CSS_SELECTOR, "tbody tr")
+
+
+def test_the_tables_sort_by_any_column(browser):
+    assert column(browser, 0) == ["ibp, eps 0.05", "ibp, eps 0.1", "expected, eps 0.05", "expected, eps 0.1"]
+    headers = browser.find_element(By.CSS_SELECTOR, "table.sortable").find_elements(By.CSS_SELECTOR, "th button")
+    for number in (1, 2, len(headers) - 1):
+        headers[number].click()
+        falling = [
+            float(row.find_elements(By.TAG_NAME, "td")[number].get_attribute("data-value")) for row in rows(browser)
+        ]
+        assert falling == sorted(falling, reverse=True)
+        headers[number].click()
+        rising = [
+            float(row.find_elements(By.TAG_NAME, "td")[number].get_attribute("data-value")) for row in rows(browser)
+        ]
+        assert rising == sorted(rising) == falling[::-1] or len(set(rising)) < 4
+    headers[0].click()
+    assert column(browser, 0) == sorted(column(browser, 0))
+
+
+def test_light_and_dark_differ_and_the_button_changes_them(browser):
+    def paper():
+        return browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+    button = browser.find_element(By.CSS_SELECTOR, "button.theme")
+    before = paper()
+    button.click()
+    assert paper() != before
+    button.click()
+    assert paper() == before
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    browser.execute_script("delete document.documentElement.dataset.theme")
+    assert paper() == "rgb(21, 24, 27)"
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_makes_no_error(browser, folder):
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    asked = browser.execute_script("return performance.getEntriesByType('resource').map((e) => e.name)")
+    assert all(name.startswith("data:") for name in asked)
+    images = browser.find_elements(By.TAG_NAME, "img")
+    assert len(images) > 8
+    assert all(browser.execute_script("return arguments[0].naturalWidth", image) > 0 for image in images)
+    text = (folder / "runs/mine/report.html").read_text()
+    assert "NOT a certificate" in text
+    assert "http" not in text.replace("http://www.w3.org", "").split("<pre>")[0].split("base64")[0]
+
+
+def test_the_page_shows_the_figures_of_the_results(browser, folder):
+    cells = json.loads((folder / "runs/mine/results.json").read_text())["cells"]
+    mean = (
+        sum(c["clean_accuracy"] for c in cells if (c["method"], c["eps_train"], c["eps_test"]) == ("ibp", 0.05, 0.05))
+        / 2
+    )
+    (shown,) = [row for row in rows(browser) if row.text.startswith("ibp, eps 0.05")]
+    assert float(shown.find_elements(By.TAG_NAME, "td")[1].get_attribute("data-value")) == pytest.approx(mean)
+
+
+def test_reports_and_a_leaderboard_are_written_by_the_command(folder):
+    for form, sign in (("markdown", "| eps |"), ("latex", r"\toprule"), ("csv", "eps_test,"), ("json", '"rows"')):
+        done = etb("report", "runs/mine", "--format", form, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert sign in done.stdout
+    done = etb("leaderboard", "runs", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "Leaderboard: 1 runs" in (folder / "runs/leaderboard.html").read_text()
+    for wrong, message in (
+        (("report", "none"), "holds no results.json"),
+        (("report", "runs/mine", "--format", "pdf"), "write console, markdown, latex, csv, json or html"),
+        (("report", "runs/mine", "--format", "html"), "name one by --out"),
+        (("report", "runs/mine", "--against", "me"), "write --against paper"),
+        (("leaderboard", "none"), "there is no folder none"),
+    ):
+        done = etb(*wrong, cwd=folder)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr
