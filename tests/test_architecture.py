@@ -54,17 +54,17 @@ def test_a_file_imports_only_what_stands_below_it(path):
 def test_the_plain_pip_recipe_installs_what_pyproject_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = {requirement.replace(" ", "") for requirement in project["dependencies"]}
-    given = {word.strip("'\"\\") for word in (ROOT / "README.md").read_text().split()}
+    given = {word.strip("'\"\\") for word in (ROOT / "docs/install.md").read_text().split()}
     assert asked <= given
 
 
-def test_the_bound_of_the_contributing_guide_works(tmp_path, monkeypatch):
+def test_the_bound_of_the_guide_works(tmp_path, monkeypatch):
     from etb_plugin import Box, bound
     from etb_plugin.bounds import registry
     from tests.conftest import fully_connected
 
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    (code,) = re.findall(r'```python\n("""The bound `mine`.*?)```', (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r'```python\n("""The bound `mine`.*?)```', (ROOT / "docs/adding.md").read_text(), re.DOTALL)
     exec(compile(code, "mine.py", "exec"), {"__name__": "mine"})
     network, box = fully_connected(4, 6, 3), Box.around(torch.rand(2, 1, 2, 2), 0.1)
     mine, ibp = bound("mine", network, box), bound("ibp", network, box)
@@ -72,14 +72,14 @@ def test_the_bound_of_the_contributing_guide_works(tmp_path, monkeypatch):
     assert not mine.sound
 
 
-def test_the_method_of_the_contributing_guide_works(monkeypatch):
+def test_the_method_of_the_guide_works(monkeypatch):
     from etb_plugin.data import load
     from etb_plugin.networks import build
     from etb_plugin.objectives import get_method, registry
     from etb_plugin.training import Settings, train
 
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    (code,) = re.findall(r'```python\n("""The method `mine`.*?)```', (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r'```python\n("""The method `mine`.*?)```', (ROOT / "docs/adding.md").read_text(), re.DOTALL)
     exec(compile(code, "mine.py", "exec"), {"__name__": "mine"})
     digits = load("digits", train_limit=50)
     training = train(build("mlp-5x1", (1, 8, 8), 10), get_method("mine"), digits, Settings(0.1, epochs=1))

@@ -81,7 +81,7 @@ def test_a_run_leaves_what_the_design_lists(tmp_path):
     for cell in (folder / "cells").iterdir():
         assert {p.name for p in cell.iterdir()} == {
             *("result.json", "state.pt", "metrics.jsonl", "last.safetensors", "best.safetensors"),
-            *("progress.json", ".lock"),
+            *("progress.json", ".lock", "examples.npz"),
         }
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from etb_plugin.errors import ConfigError
 from etb_plugin.experiment import Experiment, eps_text, read_experiment, resolve_device, trace_experiment
+from etb_plugin.runs import claimed
 
 
 def from_file(tmp_path, text, **flags):
@@ -212,6 +213,14 @@ def test_the_schema_for_editors_knows_every_key_and_method():
     assert set(schema["properties"]) == set(Experiment.model_fields)
     assert all("description" in key for key in schema["$defs"]["TrainingSection"]["properties"].values())
     assert "crown-ibp" in schema["$defs"]["Variant"]["anyOf"][0]["enum"]
+
+
+def test_the_experiment_of_a_run_folder_can_be_run_again(tmp_path):
+    folder = tmp_path / "run"
+    first = read_experiment(None, {"dataset": "digits", "methods": "ibp:eps=0.2", "eps": "0.1,0.2"}).resolved()
+    with claimed(folder, first.plain):
+        again = read_experiment(folder / "experiment.yaml", {}).resolved()
+    assert again == first
 
 
 def test_an_empty_file_is_all_defaults(tmp_path):

@@ -8,7 +8,6 @@ import typer
 from etb_plugin.cli import options as o
 from etb_plugin.cli.stopping import StoppableLive
 from etb_plugin.comparison import Comparison
-from etb_plugin.report.page import write_report
 from etb_plugin.report.sheet import comparison_sheet
 from etb_plugin.report.table import comparison_table, plan_table
 
@@ -37,6 +36,7 @@ def command(
     engine: o.EngineName = None,
     workers: o.Workers = None,
     threads: o.Threads = None,
+    gpus: o.Gpus = None,
     address: o.Address = None,
     device: o.Device = None,
     data_dir: o.DataDir = None,
@@ -67,6 +67,8 @@ def command(
     if comparison.experiment.engine.name == "print":
         return
     o.stdout().print(comparison_table(comparison_sheet(results, comparison.title, comparison.experiment.report.spread)))
+    from etb_plugin.report.page import write_report  # draws, which a dry run can do without
+
     write_report(folder, comparison.title, comparison.experiment.report.spread)
     o.stdout().print(f"Written: {folder}/report.html, results.json, results.csv and plots", soft_wrap=True)
     if open_:

@@ -131,7 +131,7 @@ class _Writer:
 @dataclass(frozen=True)
 class Planned:
     """A task of an experiment: its cell, its name, its state (done, running, failed, begun or missing), and the seconds
-    that it took, or that cells of the same method and network took."""
+    that its training takes, by its own epochs or those of cells with the same method and network."""
 
     cell: str
     name: str
@@ -142,22 +142,19 @@ class Planned:
 def planned(shop: Workshop) -> list[Planned]:
     """Return every task of an experiment by what is on disk; those of a grid's best are known when its points are."""
     tasks = _known_tasks(shop)
-    taken: dict[tuple[str, str], list[float]] = {}
-    states: dict[Task, str] = {}
-    own: dict[Task, float] = {}
+    paces = {task: shop.pace(task.cell) for task in tasks}
+    known: dict[tuple[str, str], list[float]] = {}
+    for task, pace in paces.items():
+        if pace is not None:
+            known.setdefault((task.cell.method.name, task.cell.model), []).append(pace)
+    mean = {kind: fmean(some) for kind, some in known.items()}
+    epochs = shop.experiment.training.epochs
+    found = []
     for task in tasks:
-        states[task] = _state(shop, task)
-        training = shop.training(task) if states[task] == "done" else None
-        if training is not None:
-            own[task] = training.train_seconds
-            taken.setdefault((task.cell.method.name, task.cell.model), []).append(own[task])
-    expected = {kind: fmean(some) for kind, some in taken.items()}
-    return [
-        Planned(
-            task.cell.id, task.name, states[task], own.get(task, expected.get((task.cell.method.name, task.cell.model)))
-        )
-        for task in tasks
-    ]
+        pace = paces[task] or mean.get((task.cell.method.name, task.cell.model))
+        seconds = None if pace is None else epochs * pace
+        found.append(Planned(task.cell.id, task.name, _state(shop, task), seconds))
+    return found
 
 
 def overview(shop: Workshop) -> tuple[Overview, dict[str, str]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class Workshop:
         checked = set()
         for entry in self.entries:
             for cell in entry.cells:
-                kind = (cell.model, repr(cell.method), cell.eps)
+                kind = (cell.model, repr(cell.method))
                 if kind not in checked:
                     checked.add(kind)
                     with refusal_of(f"method {cell.method.name!r}", cell.model):
@@ -204,6 +205,11 @@ class Workshop:
         lines = (task.cell.folder / "metrics.jsonl").read_text().splitlines()
         epochs = tuple(Epoch(**json.loads(line)) for line in lines)
         return Training(epochs, row["nominal_step_ms"], row["peak_memory_mib"])
+
+    def pace(self, cell: Cell) -> float | None:
+        """Return the seconds of an epoch of a cell, where one was measured."""
+        file = cell.folder / "metrics.jsonl"
+        return fmean(json.loads(line)["seconds"] for line in file.read_text().splitlines()) if file.exists() else None
 
     def candidates(self, entry: Entry) -> list[Candidate]:
         """Return how each point of a grid does on the validation images; all of them have to be done."""

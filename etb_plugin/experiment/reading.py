@@ -41,6 +41,7 @@ def read_experiment(file: Path | None, flags: Mapping[str, Any], changes: Sequen
 def trace_experiment(file: Path | None, flags: Mapping[str, Any], changes: Sequence[str] = ()) -> Read:
     """Return what `read_experiment` does, and where each value stands."""
     values, places = ({}, {}) if file is None else _read_yaml(file)
+    values.pop("layout", None)  # of a run folder's own experiment.yaml
     sections = _sections(Experiment)
     for key, path in _flags(Experiment).items():
         if flags.get(key) is not None:

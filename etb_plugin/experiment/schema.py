@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import bounds
 from etb_plugin.errors import ConfigError
 from etb_plugin.evaluation import Exam, check_certifiers
-from etb_plugin.experiment.values import Count, Images, Names, Radii, Rate, Seconds, Seed, Seeds, listed
+from etb_plugin.experiment.values import Count, Images, Names, Radii, Rate, Seconds, Seed, Seeds, Share, listed
 from etb_plugin.experiment.variant import Variant
 from etb_plugin.networks import check_network
 
@@ -88,6 +89,9 @@ class Engine(_Section):
     name: Annotated[str, Field(description="local, ray, or print: one shell line for each cell.")] = "local"
     workers: Annotated[Count | None, Field(description="Cells that run side by side; 1, or one for each GPU.")] = None
     threads: Annotated[Count | None, Field(description="Threads of a cell; the cores shared among the workers.")] = None
+    gpus: Annotated[
+        Share | None, Field(description="GPUs of a cell, on machines that have them; 1. With 0.5 two cells share one.")
+    ] = None
     address: Annotated[str | None, Field(description="Ray's cluster, such as auto; a local one without it.")] = None
 
 
@@ -221,7 +225,7 @@ class Resolved(Experiment):
         """Its keys and values as a file holds them."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Where the run lies: `out`, or a folder of runs/ named after the data set and the experiment's hash. The order
         of methods, radii and seeds has no say in it, nor have the engine and the report."""

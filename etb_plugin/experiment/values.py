@@ -85,6 +85,7 @@ def _one_or_more(kind: str | list[str]) -> dict[str, Any]:
 Count = Annotated[int, Field(strict=True, ge=1)]
 Eps = Annotated[float, BeforeValidator(read_eps), WithJsonSchema(_NUMBER)]
 Rate = Annotated[float, BeforeValidator(_rate), WithJsonSchema(_NUMBER)]
+Share = Annotated[float, BeforeValidator(number), Field(gt=0), WithJsonSchema(_NUMBER)]
 Seconds = Annotated[float, BeforeValidator(number), WithJsonSchema(_NUMBER)]
 Radii = Annotated[tuple[Eps, ...], BeforeValidator(listed), WithJsonSchema(_one_or_more(["number", "string"]))]
 Names = Annotated[tuple[str, ...], BeforeValidator(listed), WithJsonSchema(_one_or_more("string"))]

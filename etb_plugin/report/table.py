@@ -20,7 +20,7 @@ from etb_plugin.report.sheet import Figure, Kind, Sheet, percent
 from etb_plugin.tightness import Tightness
 from etb_plugin.verification import MISCLASSIFIED, STAGES, Radii, Verified
 
-CERTIFIED, EXPECTED = "bold green", "italic magenta"
+CERTIFIED, EXPECTED = "green", "italic magenta"
 
 
 def beside_table(lines: Sequence[Beside]) -> RenderableType:
@@ -63,7 +63,8 @@ def comparison_table(sheet: Sheet) -> RenderableType:
 def _figure(figure: Figure | None) -> Text:
     if figure is None:
         return Text("")
-    return Text(figure.full, "bold underline" if figure.leads else "")
+    spread = (f" ± {figure.spread_text}", "dim") if figure.spread_text else ""
+    return Text.assemble((figure.text, "bold underline" if figure.leads else ""), spread)
 
 
 def _lines(title: str) -> list[str]:
@@ -79,7 +80,7 @@ def _lines(title: str) -> list[str]:
 
 
 def plan_table(shop: Workshop, heading: str) -> RenderableType:
-    """Return every cell of an experiment: done, running or missing, and how long it takes by cells that are done."""
+    """Return every cell of an experiment: done, running or missing, and how long its training takes."""
     table = _table()
     for name in ("cell", "name", "state"):
         table.add_column(name, no_wrap=True)
@@ -94,7 +95,7 @@ def plan_table(shop: Workshop, heading: str) -> RenderableType:
     counts = Counter(item.state for item in plan)
     said = ", ".join(f"{count:,} {state}" for state, count in counts.items())
     if known:
-        said += f"; {duration(sum(known))} of work left, by cells of the same method that are done"
+        said += f"; {duration(sum(known))} of training left, by epochs that were measured"
     if len(known) < len(left):
         said += f"; nothing is known yet of {len(left) - len(known):,} cells"
     return Group(Text(heading, "bold"), table, Text(said, "dim"))

@@ -30,13 +30,13 @@ _PATIENCE = 60.0
 
 @register_engine("local")
 class Local(EngineRun):
-    """One process, or `workers` of them. On a GPU machine the workers take turns in choosing a GPU."""
+    """One process, or `workers` of them. On a GPU machine the workers take the GPUs in turn."""
 
     def __init__(self, engine: Engine, device: str) -> None:
         if engine.address is not None:
             raise ConfigError("engine.address is for engine ray; local runs here")
         self._gpus = torch.cuda.device_count() if device == "cuda" else 0
-        self._workers = engine.workers or max(1, self._gpus)
+        self._workers = engine.workers or max(1, int(self._gpus / (engine.gpus or 1)))
         self._threads = engine.threads
 
     def run(

@@ -32,14 +32,14 @@ _ANSWERS_WITHIN = 10.0
 
 @register_engine("ray")
 class Ray(EngineRun):
-    """Every task asks for `threads` cores (1 unless given), and for a GPU where the experiment's device is one."""
+    """Every task asks for `threads` cores (1 unless given), and for `gpus` where the experiment's device is one."""
 
     def __init__(self, engine: Engine, device: str) -> None:
         if find_spec("ray") is None:
             raise ConfigError("the engine 'ray' is not installed: pip install 'etb_plugin[ray]'")
         self._address, self._threads = engine.address, engine.threads or 1
         self._workers = engine.workers or max(1, (os.cpu_count() or 1) // self._threads)
-        self._gpus = 1 if device.startswith("cuda") else 0
+        self._gpus = (engine.gpus or 1) if device.startswith("cuda") else 0
         if self._address not in (None, "auto"):
             _check_answer(str(self._address))
 

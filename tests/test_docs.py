@@ -1,0 +1,61 @@
+"""The documentation: examples run, links lead somewhere, and no method or command is missing."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from etb_plugin.cli.main import COMMANDS
+from etb_plugin.experiment import read_experiment
+from etb_plugin.objectives import methods
+from etb_plugin.studies import studies
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "compare/results/README.md"])
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").iterdir()), ids=lambda script: script.name)
+def test_an_example_runs(script, tmp_path):
+    program = sys.executable if script.suffix == ".py" else "sh"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run((program, script), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "expected" in done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_that_pages_name_exist(page):
+    text = page.read_text()
+    for command in re.findall(r"(?:^ {4}|`)etb ([a-z]+)", text, re.MULTILINE):
+        assert command in COMMANDS, command
+    for study in re.findall(r"etb study ([a-z0-9-]+)", text):
+        assert study in studies(), study
+
+
+def test_every_method_and_study_has_its_line():
+    named = set(re.findall(r"^\| `([\w-]+)`", (ROOT / "docs/methods.md").read_text(), re.MULTILINE))
+    assert named == set(methods())
+    reproducing = (ROOT / "docs/reproducing.md").read_text()
+    of_papers = {name for name, study in studies().items() if study.source != "ours"}
+    assert all(f"etb study {name}" in reproducing for name in of_papers)
+    for file in (ROOT / "configs/papers").glob("*.yaml"):
+        assert file.name.split("-")[0] in reproducing.lower()
+
+
+def test_the_experiment_of_the_guide_is_one(tmp_path):
+    text = (ROOT / "docs/experiments.md").read_text()
+    for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)):
+        assert yaml.safe_load(block)
+        (tmp_path / f"{number}.yaml").write_text(block)
+        read_experiment(tmp_path / f"{number}.yaml", {}).resolved()
