@@ -1,9 +1,15 @@
 """Networks and boxes that several tests share. Every test starts from a fixed seed."""
 
 import os
+import tempfile
+from pathlib import Path
 
 # Before torch: tests share the cores among processes, and threads that fight for them are ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The command line is started hundreds of times: where bytecode is not kept, compiling torch and its friends takes
+# longer than most of what it is asked to do.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(tempfile.gettempdir()) / f"etb-tests-bytecode-{os.getuid()}"))
 
 import pytest
 import torch

@@ -103,7 +103,7 @@ def test_compare_prints_one_table_and_writes_what_it_shows(run):
         assert row[1:6] == [f"{100 * share:.1f}" for share in shares]
         assert row[6] == f"~{100 * cell['expected_accuracy']:.1f}"
     assert "expected is NOT a certificate" in done.stdout
-    assert "Written: mine/results.json" in done.stdout
+    assert "Written: mine/report.html" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr  # no colours and no bars off a terminal
     assert re.search(r"^ibp: trained in \d+ s, loss \d+\.\d+, clean accuracy \d+\.\d%$", done.stderr, re.MULTILINE)
     assert len(list(csv.DictReader((folder / "mine/results.csv").read_text().splitlines()))) == 4
