@@ -78,7 +78,7 @@ def restore(path: Path, request: Evaluated, *, cascades: bool = False) -> tuple[
         for which, member in networks.members(network).items():
             own = {"dataset": dataset, "method": about["method"] + which}
             trained.append(Trained(member.to(device), about | own))
-    return data, trained
+    return data, sorted(trained, key=_order)
 
 
 def _restore_onnx(path: Path, request: Evaluated, device: str) -> tuple[Dataset, list[Trained]]:
@@ -112,6 +112,11 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise CheckpointError(f"{path} holds no weights (cells/*/last.safetensors)")
     return files
+
+
+def _order(trained: Trained) -> tuple[str, str, float, int]:
+    about = trained.about
+    return about["method"], about["model"], about["eps"] or 0.0, about["seed"] or 0
 
 
 def _unknown(file: Path, model: str | None, dataset: str, data: Dataset) -> dict[str, Any]:

@@ -45,8 +45,8 @@ class Overview:
     running: Mapping[str, Word]
 
 
-class Watch(Protocol):
-    """Who is told how a comparison goes. `name` is the entry's, or a file's."""
+class Listener(Protocol):
+    """Who is told how one network gets on. `name` is the entry's, or a file's."""
 
     def training(self, name: str, progress: Progress) -> None:
         """Called a few times a second."""
@@ -57,6 +57,10 @@ class Watch(Protocol):
     def verifying(self, name: str, eps: float, total: int, counts: Mapping[Verdict, int]) -> None:
         """Called whenever images are decided, with how many have which verdict."""
 
+
+class Watch(Listener, Protocol):
+    """Who is told how a comparison goes."""
+
     def finished(self, name: str, training: Training | None, results: Sequence[Result]) -> None:
         """Called once per cell. `training` is None where nothing was trained now."""
 
@@ -64,10 +68,10 @@ class Watch(Protocol):
         """Called a few times a second while other processes work."""
 
 
-class Journal:
-    """A Watch that writes what it is told into a cell's folder, and passes it on."""
+class Journal(Listener):
+    """A listener that writes what it is told into a cell's folder, and passes it on."""
 
-    def __init__(self, folder: Path, watch: Watch) -> None:
+    def __init__(self, folder: Path, watch: Listener) -> None:
         self._folder, self._watch, self._said = folder, watch, 0.0
 
     def training(self, name: str, progress: Progress) -> None:

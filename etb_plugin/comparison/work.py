@@ -18,7 +18,7 @@ from etb_plugin import networks
 from etb_plugin.attacks import pgd
 from etb_plugin.bounds import Box, prepare
 from etb_plugin.comparison.cells import Cell, Entry, Task, entries
-from etb_plugin.comparison.journal import Journal, Watch, Word, held, write_word
+from etb_plugin.comparison.journal import Journal, Listener, Watch, Word, held, write_word
 from etb_plugin.data import Dataset, Split, load
 from etb_plugin.errors import CheckpointError, EtbError, Stopped, UnsupportedLayer
 from etb_plugin.evaluation import Evaluation, Exam, evaluate, prepare_certifier
@@ -126,7 +126,7 @@ class Workshop:
                 write_word(task.cell.folder, Word(task.name, 0, 0, "failed", failed=str(error)))
                 raise
 
-    def _perform(self, task: Task, journal: Any, watch: Watch, evaluation: bool) -> None:
+    def _perform(self, task: Task, journal: Listener, watch: Watch, evaluation: bool) -> None:
         cell = task.cell
         network, training = self._trained(task, journal)
         rows: list[dict[str, Any]] = []
@@ -145,10 +145,11 @@ class Workshop:
             self._verify(cell, rows, journal)
             self._keep_examples(network, cell)
         if rows:
-            write_json(_file(task), {"exam": self._exam_of(task), "rows": rows})
+            costs = {"nominal_step_ms": training.nominal_step_ms, "peak_memory_mib": training.peak_memory_mib}
+            write_json(_file(task), {"exam": self._exam_of(task), "costs": costs, "rows": rows})
         watch.finished(task.name, training, results)
 
-    def _verify(self, cell: Cell, rows: list[dict[str, Any]], journal: Any) -> None:
+    def _verify(self, cell: Cell, rows: list[dict[str, Any]], journal: Listener) -> None:
         """Put a trained cell to the verifiers, where the experiment asks for it, and add the totals to its rows."""
         e = self.experiment
         if e.verification is None:
@@ -197,14 +198,11 @@ class Workshop:
             found.append(Result(**{**row, "method": task.entry.label + which}))
         return found
 
-    def training(self, task: Task) -> Training | None:
-        """Return the epochs and costs of a task that is done; None for a grid's point, whose costs are not kept."""
-        if task.validate:
-            return None
-        row = read_json(_file(task))["rows"][0]
+    def training(self, task: Task) -> Training:
+        """Return the epochs and costs of a task that is done."""
         lines = (task.cell.folder / "metrics.jsonl").read_text().splitlines()
         epochs = tuple(Epoch(**json.loads(line)) for line in lines)
-        return Training(epochs, row["nominal_step_ms"], row["peak_memory_mib"])
+        return Training(epochs, **read_json(_file(task))["costs"])
 
     def pace(self, cell: Cell) -> float | None:
         """Return the seconds of an epoch of a cell, where one was measured."""
@@ -238,7 +236,7 @@ class Workshop:
             {} if task.validate or e.verification is None else {"verification": e.verification.model_dump(mode="json")}
         )
 
-    def _trained(self, task: Task, journal: Any) -> tuple[nn.Module, Training]:
+    def _trained(self, task: Task, journal: Listener) -> tuple[nn.Module, Training]:
         cell = task.cell
         network = self.network(cell.model, cell.seed, cell.method.pair)
         board = self.experiment.training.tensorboard
@@ -264,7 +262,7 @@ def _file(task: Task) -> Path:
 
 
 def evaluations(
-    network: nn.Module, split: Split, data: Dataset, exam: Exam, name: str, watch: Watch | Journal
+    network: nn.Module, split: Split, data: Dataset, exam: Exam, name: str, watch: Listener
 ) -> list[Evaluation]:
     """Return one evaluation for each test eps."""
     found = []

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -161,9 +162,7 @@ class Experiment(_Placed):
     verification: Annotated[
         Verifying | None, Field(description="Put each network to the verifiers too, image by image.")
     ] = None
-    engine: Annotated[Engine, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)] = (
-        Engine()
-    )
+    engine: Engine = Engine()
     report: ReportSection = ReportSection()
 
     def resolved(self) -> "Resolved":
@@ -199,6 +198,8 @@ class Experiment(_Placed):
                 "training": training | {"epochs": self.training.epochs or source.default_epochs},
                 "evaluation": evaluation | {"eps_test": exam.eps_test, "certify": exam.certify},
                 "device": resolve_device(self.device),
+                # Kept, so that whoever goes on with the run, on whatever machine, finds the same data.
+                "data_dir": self.data_dir or os.environ.get("ETB_DATA_DIR"),
             }
         )
 

@@ -132,7 +132,7 @@ def experiment_table(read: Read, resolved: Resolved) -> RenderableType:
 
 _FILLED = {
     **dict.fromkeys(("model", "eps", "epochs"), "the data set's default"),
-    **{"eps_test": "eps", "certify": "ibp, crown-ibp and the methods'"},
+    **{"data_dir": "ETB_DATA_DIR", "eps_test": "eps", "certify": "ibp, crown-ibp and the methods'"},
 }
 """Where values come from that were left open."""
 
@@ -167,18 +167,32 @@ def verification_table(results: Sequence[Verified], heading: str) -> RenderableT
     work.add_column("decided by\n(s an image)", no_wrap=True)
     for stage in stages:
         work.add_column(stage.replace("-", "-\n"), justify="right")
-    for r in results:
+    names = _names(results)
+    for r, name in zip(results, names, strict=True):
         gap = r.pgd_accuracy - r.verified_accuracy
         shares = (r.clean_accuracy, r.pgd_accuracy, r.verified_accuracy, gap, r.unknown)
-        totals.add_row(r.method, eps_text(r.eps_test), *(percent(share) for share in shares))
+        totals.add_row(name, eps_text(r.eps_test), *(percent(share) for share in shares))
         counts = [str(r.decided.get(stage, 0)) for stage in stages]
         times = [f" ({r.seconds[stage]:.2g})" if stage in r.seconds else "" for stage in stages]
-        work.add_row(f"{r.method} {eps_text(r.eps_test)}", *(c + t for c, t in zip(counts, times, strict=True)))
+        work.add_row(f"{name} {eps_text(r.eps_test)}", *(c + t for c, t in zip(counts, times, strict=True)))
     caption = (
         f"Percent of {len(results[0].findings):,} test images. verified: proved robust, a lower bound of true robust\n"
         "accuracy; PGD: stands under PGD, an upper bound; unknown: neither proved nor broken, counted as attackable."
     )
     return Group(Text(heading, "bold"), totals, Text(caption, "dim"), Text(), work)
+
+
+def _names(results: Sequence[Verified]) -> list[str]:
+    """Return each network's method, and in what it differs from others of that method."""
+    found = []
+    for r in results:
+        others = [other for other in results if other.method == r.method]
+        parts = [r.method] + [r.model] * (len({other.model for other in others}) > 1)
+        if len({other.eps_train for other in others}) > 1 and r.eps_train is not None:
+            parts.append(f"trained at {eps_text(r.eps_train)}")
+        parts += [f"seed {r.seed}"] * (len({other.seed for other in others}) > 1)
+        found.append(", ".join(parts))
+    return found
 
 
 def radius_table(results: Sequence[Radii], heading: str) -> RenderableType:

@@ -88,28 +88,35 @@ def test_a_worker_that_dies_is_replaced_and_a_second_comparison_is_refused_meanw
     run = folder / "lost"
     with begun(folder, "--out", "lost", "--workers", "2") as process:
         until(lambda: epochs(run) >= 20, process)
-        os.kill(children(process, "spawn_main")[0], signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGSTOP)
         second = etb("compare", "e.yaml", "--out", "lost", cwd=folder)
         assert (second.returncode, second.stderr) == (2, "error: lost is in use by another process\n")
         status = etb("compare", "status", "lost", cwd=folder)
         assert "of 8 cells done" in status.stdout
         assert "epoch" in status.stdout
+        os.kill(children(process, "spawn_main")[0], signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGCONT)
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert figures(run) == figures(folder / "whole")
 
 
-def test_workers_stop_with_a_checkpoint_and_go_on(folder):
-    run = folder / "stopped"
-    with begun(folder, "--out", "stopped", "--workers", "2") as process:
+@pytest.mark.parametrize("how", ["SIGTERM to the command", "Ctrl-C to all of its processes"])
+def test_workers_stop_with_a_checkpoint_and_go_on(folder, how):
+    run = folder / how.split()[0]
+    with begun(folder, "--out", run.name, "--workers", "2") as process:
         until(lambda: epochs(run) >= 20, process)
-        process.terminate()
+        if how.startswith("SIGTERM"):
+            process.terminate()
+        else:
+            os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 143, errors
+        assert process.returncode == (143 if how.startswith("SIGTERM") else 130), errors
+        assert "Traceback" not in errors
         assert "the same command goes on from there" in errors
         assert not children(process, "spawn_main")
     assert any((cell / "state.pt").exists() for cell in (run / "cells").iterdir())
-    done = etb("compare", "e.yaml", "--out", "stopped", "--workers", "2", cwd=folder)
+    done = etb("compare", "e.yaml", "--out", run.name, "--workers", "2", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert figures(run) == figures(folder / "whole")
 
@@ -170,3 +177,28 @@ def test_a_cell_that_is_none_is_refused(folder):
         done = etb("cell", run, cell, cwd=folder)
         assert done.returncode == 2
         assert message in done.stderr
+
+
+def test_an_engine_that_is_not_installed_says_what_to_install(monkeypatch):
+    from etb_plugin.comparison.engines import engine_of, ray
+    from etb_plugin.errors import ConfigError
+    from etb_plugin.experiment import Engine
+
+    monkeypatch.setattr(ray, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"the engine 'ray' is not installed: pip install 'etb_plugin\[ray\]'"):
+        engine_of(Engine(name="ray"), "cpu")
+
+
+@pytest.mark.parametrize(("gpus", "workers"), [(None, 2), (0.5, 4), (2.0, 1)])
+def test_workers_take_the_gpus_in_turn(monkeypatch, gpus, workers):
+    from etb_plugin.comparison.engines import local
+    from etb_plugin.experiment import Engine
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert local.Local(Engine(gpus=gpus), "cuda")._workers == workers
+    seen = []
+    for gpu in (0, 1, None):
+        with local._seeing(gpu):
+            seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert seen == ["3", "5", "3,5"]

@@ -1,10 +1,11 @@
 """The engine `local`: this process alone, or several on this machine."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _LOOK_EVERY = 0.5
 """Seconds between two looks at what the workers say."""
 _TRIES = 3
 """How often a cell whose process died is begun; it goes on from its last checkpoint."""
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _PATIENCE = 60.0
 """Seconds that workers have to write their checkpoints after a signal."""
 
@@ -79,24 +81,41 @@ class _Worker:
         spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
         self.connection, theirs = spawn.Pipe()
         self.task: Task | None = None
-        before = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if gpu is not None:
-            visible = before.split(",") if before else []
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible[gpu] if visible else str(gpu)
-        try:
-            self.process = spawn.Process(target=_serve, args=(theirs, str(folder), threads, os.getpid()))
+        self.process = spawn.Process(target=_serve, args=(theirs, str(folder), threads, os.getpid()))
+        with _left_to_the_parent(signal.SIGINT), _seeing(gpu):
             self.process.start()
-        finally:
-            if gpu is not None:
-                if before is None:
-                    del os.environ["CUDA_VISIBLE_DEVICES"]
-                else:
-                    os.environ["CUDA_VISIBLE_DEVICES"] = before
         theirs.close()
 
     def give(self, task: Task) -> None:
         self.task = task
-        self.connection.send(task.key)
+        with contextlib.suppress(OSError):  # it died just now, and the next look finds out
+            self.connection.send(task.key)
+
+
+@contextlib.contextmanager
+def _left_to_the_parent(number: signal.Signals) -> Iterator[None]:
+    """Have processes that start now ignore a signal: Ctrl-C reaches all of them, and a second signal would end them
+    before their checkpoints are written."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def _seeing(gpu: int | None) -> Iterator[None]:
+    """Have processes that start now see one GPU of those that this one sees."""
+    before = os.environ.get(_VISIBLE)
+    if gpu is not None:
+        os.environ[_VISIBLE] = before.split(",")[gpu] if before else str(gpu)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[_VISIBLE] = before
+        else:
+            os.environ.pop(_VISIBLE, None)
 
 
 class _Pool:
@@ -175,7 +194,7 @@ def _serve(connection: Connection, folder: str, threads: int, parent: int) -> No
     """Do the tasks that come, until none can come any more."""
     end_with(parent)
     set_up(threads)
-    with StopSignals() as signals:
+    with StopSignals((signal.SIGTERM,)) as signals:
         shop: Workshop | None = None
         watch = Quiet(signals)
         while True:
