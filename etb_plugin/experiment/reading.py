@@ -1,16 +1,20 @@
 """From YAML files, flags and `--set` to records, or to an error that names file, line and key."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from etb_plugin import data
 from etb_plugin.errors import ConfigError
-from etb_plugin.experiment.schema import Evaluated, Experiment, VerifyRequest
+from etb_plugin.evaluation import check_certifiers
+from etb_plugin.experiment.schema import Evaluated, Experiment, VerifyRequest, resolve_device
+from etb_plugin.networks import check_network
 
 Keys = tuple[str | int, ...]
 """Where a value stands: the keys, and numbers in lists, that lead to it."""
@@ -57,7 +61,9 @@ def trace_experiment(file: Path | None, flags: Mapping[str, Any], changes: Seque
             _put(values, places, path, yaml.safe_load(value), f"--set {text}")
         except yaml.YAMLError:
             raise ConfigError(f"--set {change}: {value!r} is no YAML value") from None
-    return Read(_validated(Experiment, values, places), places)
+    experiment = _validated(Experiment, values, places)
+    _check_names(experiment, places)
+    return Read(experiment, places)
 
 
 def read_evaluation(flags: Mapping[str, Any]) -> Evaluated:
@@ -126,6 +132,26 @@ def _validated(schema: type[Schema], values: Mapping[str, Any], places: Mapping[
         if first["type"] != "value_error":
             message = f"{first['input']!r} does not do: {message[0].lower()}{message[1:]}"
         raise ConfigError(f"{where}: {message}") from None
+
+
+def _check_names(experiment: Experiment, places: Mapping[Keys, str]) -> None:
+    """Raise ConfigError, with its place, for a name that stands for nothing or a change that a method cannot take."""
+    e = experiment
+    checks: list[tuple[Keys, Callable[[], object]]] = [(("dataset",), lambda: data.describe(e.dataset))]
+    checks += [(("model",), partial(check_network, model)) for model in e.model or ()]
+    checks += [
+        (("methods", number), partial(variant.at, changes, 0.0))
+        for number, variant in enumerate(e.methods)
+        for changes in variant.points()
+    ]
+    checks += [(("evaluation", "certify"), lambda: check_certifiers(e.evaluation.certify or ()))]
+    checks += [(("device",), lambda: resolve_device(e.device))]
+    for keys, check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            place = places.get(keys) or places.get(keys[:1])
+            raise ConfigError(str(error) if place is None else f"{place}: {error}") from None
 
 
 def _hint(schema: type[BaseModel], path: Keys) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from etb_plugin.comparison.cells import Task
-from etb_plugin.comparison.engines.registry import EngineRun, Finished, register_engine
+from etb_plugin.comparison.engines.registry import EngineRun, Finished, conclude, register_engine
 from etb_plugin.comparison.engines.serving import Quiet, end_with, set_up
 from etb_plugin.comparison.journal import Overview, Watch, read_word
 from etb_plugin.comparison.work import Workshop
@@ -153,13 +153,8 @@ class _Pool:
                             f"{given.name}: its process died {_TRIES} times (exit {worker.process.exitcode}); its last "
                             f"checkpoint is kept"
                         )
-                    if isinstance(answer, (SoundnessError, Stopped)):
-                        raise answer
                     assert given is not None
-                    if isinstance(answer, EtbError):
-                        failures[given] = answer
-                    else:
-                        watch.finished(given.name, shop.training(given), [] if given.validate else shop.results(given))
+                    conclude(given, answer, shop, watch, failures)
                     done += 1
                     finished()
             at_work = [worker.task for worker in self._workers if worker.task is not None]

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from etb_plugin.comparison.cells import Task
-from etb_plugin.comparison.engines.registry import EngineRun, Finished, register_engine
+from etb_plugin.comparison.engines.registry import EngineRun, Finished, conclude, register_engine
 from etb_plugin.comparison.engines.serving import Quiet, Shops, set_up
 from etb_plugin.comparison.journal import Overview, Watch, read_word
 from etb_plugin.comparison.work import Workshop
-from etb_plugin.errors import ConfigError, EtbError, SoundnessError
+from etb_plugin.errors import ConfigError, EtbError
 from etb_plugin.experiment import Engine
 
 _LOOK_EVERY = 0.5
@@ -85,12 +85,7 @@ class Ray(EngineRun):
                     answer = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     answer = EtbError(f"{task.name}: {str(error).splitlines()[0]}")
-                if isinstance(answer, SoundnessError):
-                    raise answer
-                if answer is not None:
-                    failures[task] = answer
-                else:
-                    watch.finished(task.name, shop.training(task), [] if task.validate else shop.results(task))
+                conclude(task, answer, shop, watch, failures)
                 finished()
             words = {task.cell.id: read_word(task.cell.folder) for task in waiting.values()}
             running = {cell: word for cell, word in words.items() if word is not None and word.failed is None}

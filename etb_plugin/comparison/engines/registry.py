@@ -8,7 +8,7 @@ from typing import Protocol
 from etb_plugin.comparison.cells import Task
 from etb_plugin.comparison.journal import Watch
 from etb_plugin.comparison.work import Workshop
-from etb_plugin.errors import EtbError, unknown_name
+from etb_plugin.errors import EtbError, SoundnessError, Stopped, unknown_name
 from etb_plugin.experiment import Engine
 
 Finished = Callable[[], None]
@@ -26,6 +26,16 @@ class EngineRun(Protocol):
         self, tasks: Sequence[Task], shop: Workshop, watch: Watch, finished: Finished, evaluation: bool
     ) -> dict[Task, EtbError]:
         """Do the tasks, whose folder is claimed, and return those that failed. Raises Stopped where `watch` does."""
+
+
+def conclude(task: Task, answer: EtbError | None, shop: Workshop, watch: Watch, failures: dict[Task, EtbError]) -> None:
+    """Take what another process answers for a task: nothing where it is done. Raises what has to stop everything."""
+    if isinstance(answer, (SoundnessError, Stopped)):
+        raise answer
+    if answer is not None:
+        failures[task] = answer
+    else:
+        watch.finished(task.name, shop.training(task), [] if task.validate else shop.results(task))
 
 
 _registry: dict[str, Callable[[Engine, str], EngineRun]] = {}
