@@ -9,7 +9,7 @@ import typer
 from etb_plugin.cli import options as o
 from etb_plugin.errors import ConfigError
 from etb_plugin.report.published import beside
-from etb_plugin.report.runs import merged, read_run
+from etb_plugin.report.runs import merged, read_runs
 from etb_plugin.report.sheet import comparison_sheet
 from etb_plugin.report.table import beside_table, comparison_table
 from etb_plugin.report.text import FORMATS
@@ -49,7 +49,7 @@ def command(
         raise ConfigError(f"--against {against}: write --against paper")
     if format_ == "html" and out is None:
         raise ConfigError("--format html writes a file: name one by --out page.html")
-    read = [read_run(run) for run in runs]
+    read = read_runs(runs)
     heading = title or ", ".join(run.name for run in read)
     if format_ == "html":
         from etb_plugin.report.page import page  # draws, which the other formats can do without

@@ -49,6 +49,16 @@ def read_run(path: Path) -> Run:
     return Run(name, file.parent, content.get("experiment", {}), content.get("environment", {}), results)
 
 
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Return several runs, with names that differ. Raises like `read_run`."""
+    runs = [read_run(path) for path in paths]
+    names = [run.name for run in runs]
+    return [
+        replace(run, name=str(path)) if names.count(run.name) > 1 else run
+        for run, path in zip(runs, paths, strict=True)
+    ]
+
+
 def find_runs(folder: Path) -> list[Run]:
     """Return every run below a folder. Raises CheckpointError where there is none."""
     if not folder.is_dir():
@@ -56,7 +66,7 @@ def find_runs(folder: Path) -> list[Run]:
     files = [file for file in sorted(folder.rglob("results.json")) if "cells" in _keys(file)]
     if not files:
         raise CheckpointError(f"{folder} holds no results.json of a comparison, at any depth")
-    return [read_run(file) for file in files]
+    return read_runs([file.parent for file in files])
 
 
 def merged(runs: Sequence[Run]) -> list[Result]:
@@ -68,13 +78,18 @@ def merged(runs: Sequence[Run]) -> list[Result]:
             known = owners.setdefault(_line(row), [])
             if run not in known:
                 known.append(run)
-    found = []
-    for run in runs:
-        for row in run.results:
-            others = [other for other in owners[_line(row)] if other is not run]
-            same = all(_alike(run, other) and row.seed not in {r.seed for r in other.results} for other in others)
-            found.append(row if same else replace(row, method=f"{row.method} ({run.name})"))
-    return found
+    apart = {
+        (run.name, row.method)
+        for run in runs
+        for row in run.results
+        for other in owners[_line(row)]
+        if other is not run and not (_alike(run, other) and row.seed not in {r.seed for r in other.results})
+    }
+    return [
+        replace(row, method=f"{row.method} ({run.name})") if (run.name, row.method) in apart else row
+        for run in runs
+        for row in run.results
+    ]
 
 
 def _line(row: Result) -> tuple[Any, ...]:

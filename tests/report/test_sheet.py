@@ -113,6 +113,12 @@ def test_runs_are_merged_as_seeds_only_where_they_were_made_alike(tmp_path):
     assert [r.method for r in merged([one, run("longer", 9, replace(RESULT, seed=1))])] == ["ibp (one)", "ibp (longer)"]
 
 
+def test_a_method_that_meets_another_run_s_is_named_after_its_run_at_every_radius(tmp_path):
+    rows = [replace(RESULT, eps_train=eps) for eps in (0.1, 0.2)]
+    one, two = (Run(name, tmp_path, {"training": name}, {}, some) for name, some in (("one", rows), ("two", rows[:1])))
+    assert [r.method for r in merged([one, two])] == ["ibp (one)", "ibp (one)", "ibp (two)"]
+
+
 def test_published_figures_stand_beside_ours_for_the_same_task_only():
     assert all(0 < value < 1.001 for line in published() for value in (line.clean, line.pgd, line.verified) if value)
     ours = replace(RESULT, dataset="mnist", model="small", method="ibp, kappa 1/2")
@@ -151,6 +157,12 @@ def edited(tmp_path, change):
 def test_results_that_were_edited_into_what_cannot_be_are_refused(tmp_path, change, message):
     with pytest.raises(CheckpointError, match=message):
         read_run(edited(tmp_path, change))
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for place in ("a/mine", "b/mine"):
+        write_results(tmp_path / place, {}, "cpu", [RESULT], {})
+    assert [r.method for r in merged(find_runs(tmp_path))] == [f"ibp ({tmp_path}/{p}/mine)" for p in "ab"]
 
 
 def test_what_is_no_run_is_refused(tmp_path):
