@@ -1,6 +1,7 @@
 """The plots of a comparison. A method has the same colour and marker in all of them, and in every report."""
 
-import zlib
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -18,30 +19,37 @@ Log = tuple[Mapping[str, Any], Sequence[Mapping[str, float]]]
 
 def draw(results: Sequence[Result], logs: Sequence[Log]) -> dict[str, Figure]:
     """Return the plots for which there is something to see, by the names of their files. Results of one data set."""
-    made = {"accuracy-robustness": _scatter(results, "PGD accuracy (%)", lambda r: r.pgd_accuracy)}
+    style = styles([*(r.method for r in results), *(about["method"] for about, _ in logs)])
+    made = {"accuracy-robustness": _scatter(results, style, "PGD accuracy (%)", lambda r: r.pgd_accuracy)}
     if any(r.certified_accuracy for r in results):
-        made["pareto"] = _scatter(results, "certified accuracy (%), best sound bound", _certified, front=True)
+        made["pareto"] = _scatter(results, style, "certified accuracy (%), best sound bound", _certified, front=True)
     if len({r.eps_test for r in results}) > 1:
-        made["error-eps"] = _error_curves(results)
+        made["error-eps"] = _error_curves(results, style)
     if any(len(epochs) > 1 for _, epochs in logs):
-        made["training"] = _curves(logs, (("loss", "loss", 1), ("accuracy", "training accuracy (%)", 100)))
+        made["training"] = _curves(logs, style, (("loss", "loss", 1), ("accuracy", "training accuracy (%)", 100)))
     if any(epoch.get("width") is not None for _, epochs in logs for epoch in epochs):
-        made["width"] = _curves(logs, (("width", "mean width of IBP's margins", 1),), log=True)
+        made["width"] = _curves(logs, style, (("width", "mean width of IBP's margins", 1),), log=True)
     return made
 
 
-def style(label: str) -> tuple[str, str, str]:
-    """Return colour, marker and line of a method, known by the first word of its label."""
-    names = sorted(methods())
-    first = label.replace(",", " ").split()[0]
-    number = (
-        _FIRST.index(first)
-        if first in _FIRST
-        else 6 + names.index(first)
-        if first in names
-        else zlib.crc32(first.encode())
-    )
-    return COLOURS[number % 6], MARKERS[(number + number // 6) % 6], LINES[number % 4]
+Style = tuple[str, str, str]
+"""Colour, marker and line."""
+
+
+def styles(labels: Sequence[str]) -> dict[str, Style]:
+    """Return a style for each label. A method, known by a label's first word, has the same colour everywhere; further
+    labels of it differ in marker and line. Names of one's own take the colours that are left."""
+    known = [*_FIRST, *(name for name in sorted(methods()) if name not in _FIRST)]
+    bases = {label: first if (first := label.replace(",", " ").split()[0]) in known else label for label in labels}
+    taken = {known.index(base) % 6 for base in bases.values() if base in known}
+    free = itertools.cycle([number for number in range(6) if number not in taken] or range(6))
+    numbers = {base: known.index(base) if base in known else next(free) for base in dict.fromkeys(bases.values())}
+    found, seen = {}, Counter[str]()
+    for label in dict.fromkeys(labels):
+        number, place = numbers[bases[label]], numbers[bases[label]] + seen[bases[label]]
+        found[label] = (COLOURS[number % 6], MARKERS[(place + number // 6) % 6], LINES[place % 4])
+        seen[bases[label]] += 1
+    return found
 
 
 _FIRST = ("nominal", "pgd", "ibp", "expected", "crown-ibp", "dual")
@@ -57,7 +65,9 @@ def _label(result: Result, several: bool) -> str:
     return result.method + trained
 
 
-def _scatter(results: Sequence[Result], title: str, read: Any, *, front: bool = False) -> Figure:
+def _scatter(
+    results: Sequence[Result], style: Mapping[str, Style], title: str, read: Any, *, front: bool = False
+) -> Figure:
     """Draw clean accuracy against robustness, one plot for each test radius: small marks for seeds, large ones for
     means; with `front` the line through what nothing exceeds in both."""
     radii = sorted({r.eps_test for r in results})
@@ -69,7 +79,7 @@ def _scatter(results: Sequence[Result], title: str, read: Any, *, front: bool = 
                 groups.setdefault((r.method, r.model, r.eps_train), []).append(r)
         means = []
         for (method, _, _), rows in groups.items():
-            colour, marker, _ = style(method)
+            colour, marker, _ = style[method]
             x, y = [100 * r.clean_accuracy for r in rows], [100 * read(r) for r in rows]
             if len(rows) > 1:
                 axis.scatter(x, y, s=12, color=colour, marker=marker, alpha=0.35, linewidths=0)
@@ -89,7 +99,7 @@ def _scatter(results: Sequence[Result], title: str, read: Any, *, front: bool = 
     return made
 
 
-def _error_curves(results: Sequence[Result]) -> Figure:
+def _error_curves(results: Sequence[Result], style: Mapping[str, Style]) -> Figure:
     """Draw error under PGD and verified error against the test radius."""
     made, axes = figure(2, width=3.9, height=3.4)
     several = len({(r.method, r.eps_train) for r in results}) > len({r.method for r in results})
@@ -103,7 +113,7 @@ def _error_curves(results: Sequence[Result]) -> Figure:
             names[key] = _label(r, several)
         order: dict[str, int] = {}
         for key, curve in curves.items():
-            colour, marker, _ = style(key[0])
+            colour, marker, _ = style[key[0]]
             order[key[0]] = number = order.get(key[0], -1) + 1  # the radii of one method differ by their lines
             x = sorted(curve)
             y = [fmean(curve[eps]) for eps in x]
@@ -116,7 +126,9 @@ def _error_curves(results: Sequence[Result]) -> Figure:
     return made
 
 
-def _curves(logs: Sequence[Log], what: Sequence[tuple[str, str, float]], *, log: bool = False) -> Figure:
+def _curves(
+    logs: Sequence[Log], style: Mapping[str, Style], what: Sequence[tuple[str, str, float]], *, log: bool = False
+) -> Figure:
     """Draw what metrics say epoch by epoch, one plot for each; a thin line for each cell."""
     made, axes = figure(len(what), width=4.2, height=3.2)
     for axis, (key, title, factor) in zip(axes, what, strict=True):
@@ -124,7 +136,7 @@ def _curves(logs: Sequence[Log], what: Sequence[tuple[str, str, float]], *, log:
         for about, epochs in logs:
             points = [(e["epoch"], factor * e[key]) for e in epochs if e.get(key) is not None]
             if points:
-                colour, _, dash = style(about["method"])
+                colour, _, dash = style[about["method"]]
                 label = None if about["method"] in named else about["method"]
                 named.add(about["method"])
                 x, y = zip(*points, strict=True)

@@ -112,9 +112,12 @@ def test_reports_and_a_leaderboard_are_written_by_the_command(folder):
         done = etb("report", "runs/mine", "--format", form, cwd=folder)
         assert done.returncode == 0, done.stderr
         assert sign in done.stdout
+    shutil.copytree(folder / "runs/mine", folder / "runs/deep/mine")
     done = etb("leaderboard", "runs", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "Leaderboard: 1 runs" in (folder / "runs/leaderboard.html").read_text()
+    text = (folder / "runs/leaderboard.html").read_text()
+    assert "Leaderboard: 2 runs" in text
+    assert "ibp (runs/deep/mine), eps 0.05" in text
     for wrong, message in (
         (("report", "none"), "holds no results.json"),
         (("report", "runs/mine", "--format", "pdf"), "write console, markdown, latex, csv, json or html"),

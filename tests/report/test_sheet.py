@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 
 from etb_plugin.errors import CheckpointError
+from etb_plugin.objectives import methods
+from etb_plugin.report.figures import styles
 from etb_plugin.report.published import beside, published
 from etb_plugin.report.runs import Run, find_runs, merged, read_run
 from etb_plugin.report.sheet import comparison_sheet
@@ -173,3 +175,14 @@ def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_run(tmp_path)
+
+
+def test_a_method_has_one_colour_everywhere_and_no_two_labels_of_a_plot_look_alike():
+    one = styles(["ibp", "pgd", "expected", "my own", "ibp, eps 0.3", "mine too"])
+    other = styles(["pgd", "ibp", "sabr"])
+    assert one["ibp"] == other["ibp"]
+    assert one["pgd"] == other["pgd"]
+    assert one["ibp"][0] == one["ibp, eps 0.3"][0]
+    assert len(set(one.values())) == len(one)
+    assert len({one[label][0] for label in ("ibp", "pgd", "expected", "my own", "mine too")}) == 5
+    assert len(set(styles(sorted(methods())).values())) == len(methods())
