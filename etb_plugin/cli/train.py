@@ -6,7 +6,7 @@ from etb_plugin.cli import options as o
 from etb_plugin.cli.stopping import StoppableLive
 from etb_plugin.comparison import Comparison
 from etb_plugin.errors import ConfigError
-from etb_plugin.experiment import read_experiment, resolve_device
+from etb_plugin.experiment import Engine, read_experiment, resolve_device
 from etb_plugin.training import joined
 
 
@@ -46,7 +46,8 @@ def command(
         names = ", ".join(variant.label for variant in experiment.methods)
         raise ConfigError(f"etb train trains one network; for several ({names}) there is etb compare")
     with joined(resolve_device(experiment.device)) as team:
-        comparison = Comparison(experiment)
+        # One network: whatever engine a file names for its comparisons, this process trains it, or torchrun's do.
+        comparison = Comparison(experiment.model_copy(update={"engine": Engine()}))
         with StoppableLive(o.stderr(team.leads)) as live:
             comparison.run(live, evaluation=False)
     if not team.leads:

@@ -48,8 +48,6 @@ class Local(EngineRun):
         count = min(self._workers, len(tasks))
         if self._workers == 1:
             return self._alone(tasks, shop, watch, finished, evaluation)
-        if not evaluation:
-            raise ConfigError("etb train takes one process, or torchrun's")
         threads = self._threads or max(1, (os.cpu_count() or 1) // self._workers)
         pool = _Pool(shop.experiment.folder, count, threads, self._gpus)
         try:
