@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from etb_plugin.cli import options as o
-from etb_plugin.report.page import page
+from etb_plugin.report.page import page, plots_of
 from etb_plugin.report.runs import find_runs
 from etb_plugin.runs import write_file
 
@@ -21,5 +21,5 @@ def command(
     """
     runs = find_runs(folder)
     place = out or folder / "leaderboard.html"
-    write_file(place, page(runs, f"Leaderboard: {len(runs):,} runs", "deviation", against=True))
+    write_file(place, page(runs, plots_of(runs), f"Leaderboard: {len(runs):,} runs", "deviation", against=True))
     o.stdout().print(f"Written: {place}", soft_wrap=True)

@@ -9,7 +9,7 @@ import typer
 from etb_plugin.cli import options as o
 from etb_plugin.errors import ConfigError
 from etb_plugin.report.published import beside
-from etb_plugin.report.runs import merged, read_runs
+from etb_plugin.report.runs import by_dataset, merged, read_runs
 from etb_plugin.report.sheet import comparison_sheet
 from etb_plugin.report.table import beside_table, comparison_table
 from etb_plugin.report.text import FORMATS
@@ -49,27 +49,25 @@ def command(
         raise ConfigError(f"--against {against}: write --against paper")
     if format_ == "html" and out is None:
         raise ConfigError("--format html writes a file: name one by --out page.html")
+    if format_ == "console" and out is not None:
+        raise ConfigError("--out takes a format: --format markdown, say")
     read = read_runs(runs)
     heading = title or ", ".join(run.name for run in read)
     if format_ == "html":
-        from etb_plugin.report.page import page  # draws, which the other formats can do without
+        from etb_plugin.report.page import page, plots_of  # draws, which the other formats can do without
 
-        text = page(read, heading, spread.value, against=against is not None)
+        text = page(read, plots_of(read), heading, spread.value, against=against is not None)
     else:
-        results = merged(read)
-        datasets = list(dict.fromkeys(row.dataset for row in results))
+        grouped = by_dataset(merged(read))
         parts = []
-        for dataset in datasets:
-            own = [row for row in results if row.dataset == dataset]
-            sheet = comparison_sheet(own, f"{heading}: {dataset}" if len(datasets) > 1 else heading, spread.value)
-            if format_ == "console" and out is None:
-                o.stdout().print(comparison_table(sheet))
-                if against is not None:
-                    o.stdout().print(beside_table(list(beside(own))))
-            elif format_ == "console":
-                raise ConfigError("--out takes a format: --format markdown, say")
-            else:
+        for dataset, own in grouped.items():
+            sheet = comparison_sheet(own, f"{heading}: {dataset}" if len(grouped) > 1 else heading, spread.value)
+            if format_ != "console":
                 parts.append(FORMATS[format_](sheet))
+                continue
+            o.stdout().print(comparison_table(sheet))
+            if against is not None:
+                o.stdout().print(beside_table(list(beside(own))))
         text = "\n".join(parts)
     if out is not None:
         write_file(out, text)

@@ -24,7 +24,7 @@ _EVERY = 0.5
 class Word:
     """What a cell does: its name in the experiment, how far (`done` of `total` steps or images), and a line of figures.
 
-    `seconds_left` is an estimate, where there is one; `time` is when it was said. `failed` is why it ended, if it did.
+    `seconds_left` is an estimate, where there is one. `failed` is why it ended, if it did.
     """
 
     name: str
@@ -32,7 +32,6 @@ class Word:
     total: int
     status: str
     seconds_left: float | None = None
-    time: float = 0.0
     failed: str | None = None
 
 
@@ -72,7 +71,7 @@ class Journal(Listener):
     """A listener that writes what it is told into a cell's folder, and passes it on."""
 
     def __init__(self, folder: Path, watch: Listener) -> None:
-        self._folder, self._watch, self._said = folder, watch, 0.0
+        self._folder, self._watch, self._said = folder, watch, -_EVERY
 
     def training(self, name: str, progress: Progress) -> None:
         """Write epoch, loss, accuracy and the time left."""
@@ -92,7 +91,7 @@ class Journal(Listener):
         self._watch.verifying(name, eps, total, counts)
 
     def _say(self, word: Word) -> None:
-        now = time.time()
+        now = time.monotonic()
         if now - self._said >= _EVERY:
             self._said = now
             write_word(self._folder, word)
@@ -102,7 +101,7 @@ def write_word(folder: Path, word: Word) -> None:
     """Write a cell's word: a rename, but no fsync, for what is worth nothing after a crash."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".progress.{os.getpid()}"
-    temporary.write_text(json.dumps({**asdict(word), "time": time.time()}))
+    temporary.write_text(json.dumps(asdict(word)))
     temporary.replace(folder / "progress.json")
 
 

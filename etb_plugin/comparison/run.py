@@ -3,13 +3,11 @@
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean
 
 from etb_plugin import networks
 from etb_plugin.comparison.cells import Entry, Task, candidates
 from etb_plugin.comparison.engines import Finished, engine_of
-from etb_plugin.comparison.journal import Overview, Watch, is_held, read_word
+from etb_plugin.comparison.journal import Watch
 from etb_plugin.comparison.work import Workshop
 from etb_plugin.errors import EtbError
 from etb_plugin.experiment import Experiment, eps_text
@@ -21,6 +19,8 @@ _MAY_GROW = ("methods", "model", "eps", "seed", "evaluation.eps_test", "evaluati
 """Keys whose lists a later call on the same folder may reorder and extend."""
 _WRITE_EVERY = 2.0
 """Seconds between two writes of the results while cells finish."""
+_WRITE_SHARE = 20
+"""How many times as long as a write the next one waits: a thousand cells take a while to read."""
 
 
 class Comparison:
@@ -61,14 +61,13 @@ class Comparison:
         Results are written as cells finish. Without `evaluation` networks are only trained, and there are no results;
         running again goes on from there. Where cells fail, the others are finished first; raises EtbError then.
         """
-        shop = self.workshop
         leads = Team.current().leads  # the others of a team train, and write nothing
         mine = claimed(self.experiment.folder, self.experiment.plain, _MAY_GROW) if leads else contextlib.nullcontext()
         with self.engine.opened(), mine:
             writer = _Writer(self, evaluation and leads)
             try:
                 failures = self._perform(list(candidates(self.entries)), watch, evaluation, lambda: None)
-                failures |= self._perform(self.tests(failures), watch, evaluation, writer.due)
+                failures |= self._perform(self._tests(), watch, evaluation, writer.due)
             finally:
                 writer.write()
         if len(failures) == 1:
@@ -76,16 +75,20 @@ class Comparison:
         if failures:
             first, error = next(iter(failures.items()))
             raise EtbError(f"{len(failures)} cells failed and can be run again; the first, {first.name}: {error}")
-        return [row for task in self.tests({}) if shop.is_done(task) for row in shop.results(task)]
+        return [row for task in self.finished() for row in self.workshop.results(task)]
 
-    def tests(self, failures: dict[Task, EtbError]) -> list[Task]:
+    def finished(self) -> list[Task]:
+        """Return the tasks whose figures are those of the table, as far as they are done."""
+        return [task for task in self._tests() if self.workshop.is_done(task)]
+
+    def _tests(self) -> list[Task]:
         """Return the task that puts each entry to the test images; a grid's that is not decided has none."""
         found = []
         for entry in self.entries:
             points = [Task(entry, point, True) for point in range(len(entry.cells))]
             if len(points) == 1:
                 found.append(Task(entry, 0, False))
-            elif not failures.keys() & set(points) and all(self.workshop.is_done(point) for point in points):
+            elif all(self.workshop.is_done(point) for point in points):
                 scores = [candidate.score for candidate in self.workshop.candidates(entry)]
                 found.append(Task(entry, scores.index(max(scores)), False))
         return found
@@ -108,77 +111,22 @@ class _Writer:
 
     def __init__(self, comparison: Comparison, wanted: bool) -> None:
         self._comparison, self._wanted = comparison, wanted
-        self._written, self._known = 0.0, 0
+        self._written, self._took = 0.0, 0.0
 
     def due(self) -> None:
-        if time.monotonic() - self._written >= _WRITE_EVERY:
+        if time.monotonic() - self._written >= max(_WRITE_EVERY, _WRITE_SHARE * self._took):
             self.write()
 
     def write(self) -> None:
         if not self._wanted:
             return
-        c = self._comparison
-        self._written = time.monotonic()
-        tasks = [task for task in c.tests({}) if c.workshop.is_done(task)]
+        c, begun = self._comparison, time.monotonic()
+        tasks = c.finished()
         results = [row for task in tasks for row in c.workshop.results(task)]
         grids: dict[str, list[Candidate]] = {
             task.entry.name: c.workshop.candidates(task.entry) for task in tasks if len(task.entry.cells) > 1
         }
         if results:
             write_results(c.experiment.folder, c.experiment.plain, c.experiment.device, results, grids)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A task of an experiment: its cell, its name, its state (done, running, failed, begun or missing), and the seconds
-    that its training takes, by its own epochs or those of cells with the same method and network."""
-
-    cell: str
-    name: str
-    state: str
-    seconds: float | None
-
-
-def planned(shop: Workshop) -> list[Planned]:
-    """Return every task of an experiment by what is on disk; those of a grid's best are known when its points are."""
-    tasks = _known_tasks(shop)
-    paces = {task: shop.pace(task.cell) for task in tasks}
-    known: dict[tuple[str, str], list[float]] = {}
-    for task, pace in paces.items():
-        if pace is not None:
-            known.setdefault((task.cell.method.name, task.cell.model), []).append(pace)
-    mean = {kind: fmean(some) for kind, some in known.items()}
-    epochs = shop.experiment.training.epochs
-    found = []
-    for task in tasks:
-        pace = paces[task] or mean.get((task.cell.method.name, task.cell.model))
-        seconds = None if pace is None else epochs * pace
-        found.append(Planned(task.cell.id, task.name, _state(shop, task), seconds))
-    return found
-
-
-def overview(shop: Workshop) -> tuple[Overview, dict[str, str]]:
-    """Return where a run stands, by what is on disk, and why cells failed."""
-    tasks = _known_tasks(shop)
-    states = {task: _state(shop, task) for task in tasks}
-    words = {task: read_word(task.cell.folder) for task in tasks if states[task] in ("running", "failed")}
-    running = {t.cell.id: word for t, word in words.items() if word is not None and states[t] == "running"}
-    failed = {t.name: str(word.failed) for t, word in words.items() if word is not None and states[t] == "failed"}
-    return Overview(sum(state == "done" for state in states.values()), len(tasks), running), failed
-
-
-def _known_tasks(shop: Workshop) -> list[Task]:
-    """Return the tasks that are known before anything ran, each cell's once."""
-    every = [*candidates(shop.entries), *(Task(e, 0, False) for e in shop.entries if len(e.cells) == 1)]
-    return list({task.key: task for task in reversed(every)}.values())[::-1]
-
-
-def _state(shop: Workshop, task: Task) -> str:
-    if shop.is_done(task):
-        return "done"
-    word = read_word(task.cell.folder)
-    if word is None:
-        return "missing"
-    if is_held(task.cell.folder):
-        return "running"
-    return "begun" if word.failed is None else "failed"
+        self._written = time.monotonic()
+        self._took = self._written - begun

@@ -18,7 +18,7 @@ from etb_plugin.experiment import eps_text
 from etb_plugin.report.figures import draw
 from etb_plugin.report.plots import save_figure
 from etb_plugin.report.published import Beside, beside
-from etb_plugin.report.runs import Example, Run, examples, logs, merged, read_run
+from etb_plugin.report.runs import Example, Run, by_dataset, examples, logs, merged, read_run
 from etb_plugin.report.sheet import Figure as Value
 from etb_plugin.report.sheet import Sheet, Spread, comparison_sheet, percent
 from etb_plugin.results import Result
@@ -34,19 +34,30 @@ _PLOTS = {
 }
 
 
-def page(runs: Sequence[Run], title: str, spread: Spread, *, against: bool = False) -> str:
-    """Return the page of one or several runs."""
+Plots = dict[str, dict[str, Figure]]
+"""Figures by data set and name."""
+
+
+def plots_of(runs: Sequence[Run]) -> Plots:
+    """Draw what there is to see of one or several runs."""
+    log = [entry for run in runs for entry in logs(run)]
+    return {
+        dataset: draw(own, [entry for entry in log if entry[0]["dataset"] == dataset])
+        for dataset, own in by_dataset(merged(runs)).items()
+    }
+
+
+def page(runs: Sequence[Run], plots: Plots, title: str, spread: Spread, *, against: bool = False) -> str:
+    """Return the page of one or several runs, with their plots."""
     parts: list[str] = []
     results = merged(runs)
-    for dataset in dict.fromkeys(row.dataset for row in results):
-        own = [row for row in results if row.dataset == dataset]
-        heading = dataset if len({row.dataset for row in results}) > 1 else "Results"
-        parts.append(f"<h2>{escape(heading)}</h2>")
+    grouped = by_dataset(results)
+    for dataset, own in grouped.items():
+        parts.append(f"<h2>{escape(dataset if len(grouped) > 1 else 'Results')}</h2>")
         parts += _tables(comparison_sheet(own, "", spread))
         if against:
             parts += _against(list(beside(own)))
-        log = [entry for run in runs for entry in logs(run) if entry[0]["dataset"] == dataset]
-        parts += _plots(draw(own, log))
+        parts += _plots(plots[dataset])
     for run in runs:
         parts += _attacked(list(examples(run)))
     for run in runs:
@@ -58,9 +69,11 @@ def page(runs: Sequence[Run], title: str, spread: Spread, *, against: bool = Fal
 def write_report(folder: Path, title: str, spread: Spread) -> None:
     """Write a run's report.html, and its plots as plots/*.png and *.pdf."""
     run = read_run(folder)
-    write_file(folder / "report.html", page([run], title, spread))
-    for name, made in draw(run.results, list(logs(run))).items():
-        save_figure(made, folder / "plots" / name)
+    plots = plots_of([run])
+    write_file(folder / "report.html", page([run], plots, title, spread))
+    for drawn in plots.values():  # a run has one data set
+        for name, made in drawn.items():
+            save_figure(made, folder / "plots" / name)
 
 
 def _subtitle(results: Sequence[Result]) -> str:

@@ -78,18 +78,27 @@ def merged(runs: Sequence[Run]) -> list[Result]:
             known = owners.setdefault(_line(row), [])
             if run not in known:
                 known.append(run)
+    seeds = {run: {row.seed for row in run.results} for run in runs}
     apart = {
         (run.name, row.method)
         for run in runs
         for row in run.results
         for other in owners[_line(row)]
-        if other is not run and not (_alike(run, other) and row.seed not in {r.seed for r in other.results})
+        if other is not run and not (_alike(run, other) and row.seed not in seeds[other])
     }
     return [
         replace(row, method=f"{row.method} ({run.name})") if (run.name, row.method) in apart else row
         for run in runs
         for row in run.results
     ]
+
+
+def by_dataset(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Return the results of each data set: what a table or a plot can hold."""
+    found: dict[str, list[Result]] = {}
+    for row in results:
+        found.setdefault(row.dataset, []).append(row)
+    return found
 
 
 def _line(row: Result) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ import torch
 
 from etb_plugin.comparison.cells import Task
 from etb_plugin.comparison.engines.registry import EngineRun, Finished, conclude, register_engine
-from etb_plugin.comparison.engines.serving import Quiet, end_with, set_up
+from etb_plugin.comparison.engines.serving import Quiet, end_with, set_up, shop_of
 from etb_plugin.comparison.journal import Overview, Watch, read_word
 from etb_plugin.comparison.work import Workshop
 from etb_plugin.errors import ConfigError, EtbError, SoundnessError, Stopped
@@ -188,7 +188,6 @@ def _serve(connection: Connection, folder: str, threads: int, parent: int) -> No
     end_with(parent)
     set_up(threads)
     with StopSignals((signal.SIGTERM,)) as signals:
-        shop: Workshop | None = None
         watch = Quiet(signals)
         while True:
             try:
@@ -196,7 +195,7 @@ def _serve(connection: Connection, folder: str, threads: int, parent: int) -> No
             except (EOFError, OSError):
                 return
             try:
-                shop = shop or Workshop.of(Path(folder))
+                shop = shop_of(Path(folder))
                 shop.perform(shop.task(cell, validate), watch)
                 answer = None
             except EtbError as error:

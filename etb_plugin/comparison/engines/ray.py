@@ -16,7 +16,7 @@ import torch
 
 from etb_plugin.comparison.cells import Task
 from etb_plugin.comparison.engines.registry import EngineRun, Finished, conclude, register_engine
-from etb_plugin.comparison.engines.serving import Quiet, Shops, set_up
+from etb_plugin.comparison.engines.serving import Quiet, set_up, shop_of
 from etb_plugin.comparison.journal import Overview, Watch, read_word
 from etb_plugin.comparison.work import Workshop
 from etb_plugin.errors import ConfigError, EtbError
@@ -106,16 +106,12 @@ def _check_answer(address: str) -> None:
         ) from None
 
 
-_shops = Shops()
-"""What a worker process keeps between tasks."""
-
-
 def _perform(folder: str, place: str, threads: int, cell: str, validate: bool) -> EtbError | None:
     """Do one task in a process of the cluster, and return why not, if not."""
     os.chdir(place)  # relative paths of the experiment are the driver's
     set_up(threads)
     try:
-        shop = _shops.of(Path(folder))
+        shop = shop_of(Path(folder))
         shop.perform(shop.task(cell, validate), Quiet(None))
     except EtbError as error:
         return error

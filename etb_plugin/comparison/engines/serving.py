@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import cache
 
 import torch
 
@@ -64,14 +64,5 @@ def end_with(parent: int) -> None:
     threading.Thread(target=look, daemon=True).start()
 
 
-class Shops:
-    """Workshops by folder: loading the data and the networks' forms once is enough."""
-
-    def __init__(self) -> None:
-        self._known: dict[Path, Workshop] = {}
-
-    def of(self, folder: Path) -> Workshop:
-        """Return the folder's workshop."""
-        if folder not in self._known:
-            self._known[folder] = Workshop.of(folder)
-        return self._known[folder]
+shop_of = cache(Workshop.of)
+"""The workshop of a run folder: a process loads its data once."""

@@ -1,0 +1,64 @@
+"""Where a run stands, by what is on disk: for a dry run, and for whoever asks from another terminal."""
+
+from dataclasses import dataclass
+from statistics import fmean
+
+from etb_plugin.comparison.cells import Task, candidates
+from etb_plugin.comparison.journal import Overview, is_held, read_word
+from etb_plugin.comparison.work import Workshop
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A task of an experiment: its cell, its name, its state (done, running, failed, begun or missing), and the seconds
+    that its training takes, by its own epochs or those of cells with the same method and network."""
+
+    cell: str
+    name: str
+    state: str
+    seconds: float | None
+
+
+def planned(shop: Workshop) -> list[Planned]:
+    """Return every task of an experiment by what is on disk; those of a grid's best are known when its points are."""
+    tasks = _known_tasks(shop)
+    paces = {task: shop.pace(task.cell) for task in tasks}
+    known: dict[tuple[str, str], list[float]] = {}
+    for task, pace in paces.items():
+        if pace is not None:
+            known.setdefault((task.cell.method.name, task.cell.model), []).append(pace)
+    mean = {kind: fmean(some) for kind, some in known.items()}
+    epochs = shop.experiment.training.epochs
+    found = []
+    for task in tasks:
+        pace = paces[task] or mean.get((task.cell.method.name, task.cell.model))
+        seconds = None if pace is None else epochs * pace
+        found.append(Planned(task.cell.id, task.name, _state(shop, task), seconds))
+    return found
+
+
+def overview(shop: Workshop) -> tuple[Overview, dict[str, str]]:
+    """Return where a run stands, by what is on disk, and why cells failed."""
+    tasks = _known_tasks(shop)
+    states = {task: _state(shop, task) for task in tasks}
+    words = {task: read_word(task.cell.folder) for task in tasks if states[task] in ("running", "failed")}
+    running = {t.cell.id: word for t, word in words.items() if word is not None and states[t] == "running"}
+    failed = {t.name: str(word.failed) for t, word in words.items() if word is not None and states[t] == "failed"}
+    return Overview(sum(state == "done" for state in states.values()), len(tasks), running), failed
+
+
+def _known_tasks(shop: Workshop) -> list[Task]:
+    """Return the tasks that are known before anything ran, each cell's once."""
+    every = [*candidates(shop.entries), *(Task(e, 0, False) for e in shop.entries if len(e.cells) == 1)]
+    return list({task.key: task for task in reversed(every)}.values())[::-1]
+
+
+def _state(shop: Workshop, task: Task) -> str:
+    if shop.is_done(task):
+        return "done"
+    word = read_word(task.cell.folder)
+    if word is None:
+        return "missing"
+    if is_held(task.cell.folder):
+        return "running"
+    return "begun" if word.failed is None else "failed"
