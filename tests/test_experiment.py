@@ -4,7 +4,7 @@ import pytest
 
 from etb_plugin.errors import ConfigError
 from etb_plugin.experiment import Experiment, eps_text, read_experiment, resolve_device, trace_experiment
-from etb_plugin.runs import claimed
+from etb_plugin.files import claimed
 
 
 def from_file(tmp_path, text, **flags):

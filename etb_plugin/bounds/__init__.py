@@ -18,7 +18,8 @@ from etb_plugin.bounds.registry import (
     prepare_signs,
     register_bound,
 )
-from etb_plugin.bounds.types import Ball, Box, Interval, Region, margin_spec, other_classes
+from etb_plugin.bounds.types import Interval, margin_spec, other_classes
+from etb_plugin.graph.regions import Ball, Box, Region
 
 __all__ = [
     "Ball",

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.bounds.lirpa import TAKES, LirpaNetwork
 from etb_plugin.bounds.registry import BoundFunction, register_bound
-from etb_plugin.bounds.types import Box
+from etb_plugin.graph.regions import Box
+from etb_plugin.lirpa.bounds import TAKES, LirpaNetwork
 
 
 @register_bound("crown", sound=True, differentiable=True, takes=TAKES)

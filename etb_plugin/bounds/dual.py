@@ -9,11 +9,14 @@ from convex_adversarial.dual_inputs import InfBallBounded
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from etb_plugin.bounds.graph import Conv, Graph, Linear, Node, Relu, Reshape, Sum
 from etb_plugin.bounds.registry import BoundFunction, register_bound
-from etb_plugin.bounds.tracing import trace
-from etb_plugin.bounds.types import Box, check_spec, identity_spec
+from etb_plugin.bounds.types import check_spec, identity_spec
 from etb_plugin.errors import ConfigError, UnsupportedLayer
+from etb_plugin.graph.activations import Relu
+from etb_plugin.graph.affine import Conv, Linear, Reshape, Sum
+from etb_plugin.graph.graph import Graph, Node
+from etb_plugin.graph.regions import Box
+from etb_plugin.graph.tracing import trace
 from etb_plugin.networks import split_normalization
 
 

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from etb_plugin.bounds.program import affine_maps, build_program
 from etb_plugin.bounds.registry import BoundFunction, register_bound
-from etb_plugin.bounds.relaxation import Relaxation, crown_ends
 from etb_plugin.bounds.solvers import TOLERANCE, check_solver, load
-from etb_plugin.bounds.tracing import trace
-from etb_plugin.bounds.types import Box, check_spec, identity_spec
+from etb_plugin.bounds.types import check_spec, identity_spec
 from etb_plugin.errors import ConfigError
+from etb_plugin.graph.regions import Box
+from etb_plugin.graph.relaxation import Relaxation, crown_ends
+from etb_plugin.graph.tracing import trace
 
 TAKES = "affine and piecewise linear layers"
 

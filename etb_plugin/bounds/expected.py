@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.bounds.graph import Graph
 from etb_plugin.bounds.masks import MASKS, Pieces, walk
 from etb_plugin.bounds.registry import BoundFunction, register_bound
-from etb_plugin.bounds.tracing import trace
-from etb_plugin.bounds.types import Region, check_spec
+from etb_plugin.bounds.types import check_spec
 from etb_plugin.errors import ConfigError, unknown_name
+from etb_plugin.graph.graph import Graph
+from etb_plugin.graph.regions import Region
+from etb_plugin.graph.tracing import trace
 
 CENTERS = ("masked", "network")
 _ELEMENTS = 2**28

@@ -23,9 +23,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from etb_plugin.bounds.graph import Affine, Graph, PiecewiseLinear
-from etb_plugin.bounds.types import Ball, Region
 from etb_plugin.errors import ConfigError
+from etb_plugin.graph.activations import PiecewiseLinear
+from etb_plugin.graph.affine import Affine
+from etb_plugin.graph.graph import Graph
+from etb_plugin.graph.regions import Ball, Region
 
 Points = dict[int, tuple[Tensor, Tensor | None]]
 """The arguments of `PiecewiseLinear.piece` for each activation by position, [batch, *features]."""

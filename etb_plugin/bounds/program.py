@@ -16,9 +16,11 @@ from scipy import sparse
 from torch import Size
 from torch.nn import functional as F
 
-from etb_plugin.bounds.graph import Affine, Graph, Linear, PiecewiseLinear, Reshape, Sum
-from etb_plugin.bounds.relaxation import Hinge, Relaxation
-from etb_plugin.bounds.types import Box
+from etb_plugin.graph.activations import PiecewiseLinear
+from etb_plugin.graph.affine import Affine, Linear, Reshape, Sum
+from etb_plugin.graph.graph import Graph
+from etb_plugin.graph.regions import Box
+from etb_plugin.graph.relaxation import Hinge, Relaxation
 
 Vector = NDArray[np.float64]
 Maps = Mapping[int, sparse.csr_matrix]

@@ -15,20 +15,20 @@ adds a bound through the entry-point group `etb_plugin.bounds`, whose entries na
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.bounds.types import Ball, Interval, Region
-from etb_plugin.discovery import import_files
-from etb_plugin.errors import ConfigError, EtbError, unknown_name
+from etb_plugin.bounds.types import Interval
+from etb_plugin.errors import ConfigError
+from etb_plugin.graph.regions import Ball, Region
+from etb_plugin.registry import Registry, load_entry_points, load_files
 
 BoundFunction = Callable[[Any, Tensor | None], tuple[Tensor, Tensor]]
 """(box, or a ball where the bound takes them, spec or None for the logits) -> lower and upper, both [batch, rows]."""
 
-_registry: dict[str, "Registered"] = {}
+_registry: Registry["Registered"] = Registry("bound")
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,7 @@ def register_bound(
     """Register the decorated function as the bound `name`. Raises ConfigError where the name is taken."""
 
     def register(prepare: Callable[..., BoundFunction]) -> Callable[..., BoundFunction]:
-        if name in _registry:
-            first = _registry[name].prepare.__module__
-            raise ConfigError(f"bound {name!r} is registered twice: in {first} and in {prepare.__module__}")
-        _registry[name] = Registered(name, prepare, sound, differentiable, takes, balls, frozenset(unsound_with))
+        _registry.add(name, Registered(name, prepare, sound, differentiable, takes, balls, frozenset(unsound_with)))
         return prepare
 
     return register
@@ -124,14 +121,12 @@ def register_bound(
 
 def bounds() -> Mapping[str, Registered]:
     """Return every registered bound by name."""
-    return dict(_registry)
+    return _registry
 
 
 def get_bound(name: str) -> Registered:
     """Return the entry called `name`. Raises ConfigError with the nearest names where there is none."""
-    if name not in _registry:
-        raise unknown_name("bound", name, _registry)
-    return _registry[name]
+    return _registry.find(name)
 
 
 def prepare(name: str, network: nn.Module, input_shape: tuple[int, ...] | torch.Size, **options: Any) -> PreparedBound:
@@ -176,9 +171,5 @@ def bound(name: str, network: nn.Module, box: Region, spec: Tensor | None = None
 
 def load_bounds() -> None:
     """Import every bound of this folder and of the entry-point group `etb_plugin.bounds`."""
-    import_files("etb_plugin.bounds")
-    for entry in metadata.entry_points(group="etb_plugin.bounds"):
-        try:
-            entry.load()
-        except Exception as error:
-            raise EtbError(f"the bound {entry.name!r} of package {entry.value!r} cannot be loaded: {error}") from error
+    load_files("etb_plugin.bounds")
+    load_entry_points("etb_plugin.bounds", "bound")

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.bounds.registry import BoundFunction, register_bound
-from etb_plugin.bounds.tracing import refuse_training_mode
-from etb_plugin.bounds.types import Box, check_spec
+from etb_plugin.bounds.types import check_spec
 from etb_plugin.errors import ConfigError
+from etb_plugin.graph.regions import Box
+from etb_plugin.graph.tracing import refuse_training_mode
 
 _AT_ONCE = 2**22
 """Input elements that one forward pass may hold."""

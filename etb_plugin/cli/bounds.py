@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from etb_plugin.cli import options as o
+from etb_plugin.comparison.tightness import calibrate_bounds, compare_bounds
 from etb_plugin.experiment import eps_text
 from etb_plugin.report.table import calibration_table, tightness_table
-from etb_plugin.tightness import calibrate_bounds, compare_bounds
 
 
 def command(

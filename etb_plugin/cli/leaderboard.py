@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from etb_plugin.cli import options as o
+from etb_plugin.files import write_file
 from etb_plugin.report.page import page, plots_of
 from etb_plugin.report.runs import find_runs
-from etb_plugin.runs import write_file
 
 
 def command(

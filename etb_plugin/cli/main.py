@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from etb_plugin import __version__
-from etb_plugin.allocation import keep_freed_memory
 from etb_plugin.errors import CheckpointError, ConfigError, DataError, EtbError, Stopped, UnsupportedLayer
+from etb_plugin.training.allocation import keep_freed_memory
 
 _REFUSALS = (ConfigError, DataError, UnsupportedLayer, CheckpointError)
 """Errors of the call or of a file: nothing was started, exit status 2. Any other is a failure of the work: 1."""

@@ -8,12 +8,12 @@ import typer
 
 from etb_plugin.cli import options as o
 from etb_plugin.errors import ConfigError
+from etb_plugin.files import write_file
 from etb_plugin.report.published import beside
 from etb_plugin.report.runs import by_dataset, merged, read_runs
 from etb_plugin.report.sheet import comparison_sheet
 from etb_plugin.report.table import beside_table, comparison_table
 from etb_plugin.report.text import FORMATS
-from etb_plugin.runs import write_file
 
 
 class Spread(StrEnum):

@@ -6,9 +6,9 @@ from pathlib import Path
 from etb_plugin.comparison.journal import Watch
 from etb_plugin.comparison.work import check_bounds, evaluations, results_of
 from etb_plugin.experiment import Evaluated, resolve_device
+from etb_plugin.files import claimed
 from etb_plugin.results import Result, write_results
-from etb_plugin.runs import claimed
-from etb_plugin.trained import restore
+from etb_plugin.results.networks import restore
 
 
 class Reevaluation:

@@ -11,8 +11,8 @@ from etb_plugin.comparison.journal import Watch
 from etb_plugin.comparison.work import Workshop
 from etb_plugin.errors import EtbError
 from etb_plugin.experiment import Experiment, eps_text
+from etb_plugin.files import claimed
 from etb_plugin.results import Candidate, Result, write_results
-from etb_plugin.runs import claimed
 from etb_plugin.training import Team
 
 _MAY_GROW = ("methods", "model", "eps", "seed", "evaluation.eps_test", "evaluation.certify", "verification")

@@ -23,10 +23,10 @@ from etb_plugin.data import Dataset, Split, load
 from etb_plugin.errors import CheckpointError, EtbError, Stopped, UnsupportedLayer
 from etb_plugin.evaluation import Evaluation, Exam, evaluate, prepare_certifier
 from etb_plugin.experiment import Experiment, Resolved, VerifyRequest
+from etb_plugin.files import read_experiment_of, read_json, write_file, write_json
 from etb_plugin.networks import evaluating, members
 from etb_plugin.results import Candidate, Result
-from etb_plugin.runs import read_experiment_of, read_json, write_file, write_json
-from etb_plugin.trained import describe, untrained
+from etb_plugin.results.networks import describe, untrained
 from etb_plugin.training import Epoch, Team, Training, check_training, train
 from etb_plugin.training.tensorboard import TensorBoard, check_tensorboard
 from etb_plugin.verification import Verification

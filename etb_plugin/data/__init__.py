@@ -15,7 +15,7 @@ from etb_plugin.data.sets import (
     register_source,
     sources,
 )
-from etb_plugin.discovery import import_files
+from etb_plugin.registry import load_files
 
 __all__ = [
     "Arrays",
@@ -30,4 +30,4 @@ __all__ = [
     "sources",
 ]
 
-import_files(__name__)
+load_files(__name__)

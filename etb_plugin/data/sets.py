@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from etb_plugin.errors import ConfigError, DataError, unknown_name
+from etb_plugin.registry import Registry
 
 Arrays = dict[str, np.ndarray]
 """x_train and x_test, uint8 [n, height, width] or [n, height, width, channels]; y_train and y_test [n]."""
@@ -52,7 +53,7 @@ class Source:
     read: Callable[[Path, int | None], Arrays] | None = None
 
 
-_SOURCES: dict[str, Source] = {
+_PAPERS = {
     "mnist": Source(0.1, idx_folders=("mnist", "MNIST/raw"), torchvision="MNIST"),
     "fashion-mnist": Source(0.1, idx_folders=("fashion-mnist", "FashionMNIST/raw"), torchvision="FashionMNIST"),
     "cifar10": Source(2 / 255, ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), 4, True, torchvision="CIFAR10"),
@@ -63,19 +64,21 @@ _SOURCES: dict[str, Source] = {
 }
 """Augmentation and normalisation as Gowal et al. 2019, appendix A: crops and flips on CIFAR, crops on SVHN."""
 
+_SOURCES: Registry[Source] = Registry("dataset")
+for _name, _source in _PAPERS.items():
+    _SOURCES.add(_name, _source)
+
 _OWN = Source(0.1)
 
 
 def register_source(name: str, source: Source) -> None:
     """Make a data set known by its name. Raises ConfigError where the name is taken."""
-    if name in _SOURCES:
-        raise ConfigError(f"data set {name!r} is registered twice")
-    _SOURCES[name] = source
+    _SOURCES.add(name, source)
 
 
 def sources() -> Mapping[str, Source]:
     """Return every named data set."""
-    return dict(_SOURCES)
+    return _SOURCES
 
 
 @dataclass(frozen=True)

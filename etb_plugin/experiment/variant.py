@@ -9,8 +9,8 @@ from pydantic_core import CoreSchema
 
 from etb_plugin.errors import ConfigError
 from etb_plugin.experiment.values import read_eps
-from etb_plugin.named import named_options
 from etb_plugin.objectives import Method, get_method, methods
+from etb_plugin.registry import named_options
 
 
 class Variant(BaseModel):

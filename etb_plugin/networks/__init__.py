@@ -4,7 +4,6 @@ Start at `build`. A new architecture is one file here with `@register_network` i
 network's first layer, so everything outside counts in pixels.
 """
 
-from etb_plugin.discovery import import_files
 from etb_plugin.networks.cascade import NetworkCascade
 from etb_plugin.networks.initialization import initialize_for_ibp
 from etb_plugin.networks.layers import Normalize, Residual, evaluating, split_normalization
@@ -17,6 +16,7 @@ from etb_plugin.networks.registry import (
     parameters,
     register_network,
 )
+from etb_plugin.registry import load_files
 
 __all__ = [
     "NetworkCascade",
@@ -35,4 +35,4 @@ __all__ = [
     "split_normalization",
 ]
 
-import_files(__name__)
+load_files(__name__)

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from etb_plugin.errors import CheckpointError
-from etb_plugin.runs import write_file
+from etb_plugin.files import write_file
 
 Weights = dict[str, Tensor]
 

@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from etb_plugin.errors import CheckpointError, ConfigError, UnsupportedLayer
+from etb_plugin.files import write_file
 from etb_plugin.networks.layers import evaluating
-from etb_plugin.runs import write_file
 
 _OPSETS = range(7, 26)
 _OPSET_OUT = 17

@@ -9,6 +9,7 @@ from torch import nn
 
 from etb_plugin.errors import ConfigError, unknown_name
 from etb_plugin.networks.layers import Normalize, evaluating
+from etb_plugin.registry import Registry
 
 Layers = list[nn.Module]
 
@@ -24,7 +25,7 @@ class Architecture:
     pattern: re.Pattern[str]
 
 
-_registry: dict[str, Architecture] = {}
+_registry: Registry[Architecture] = Registry("network")
 
 
 def register_network(
@@ -37,9 +38,7 @@ def register_network(
     """
 
     def register(make: Callable[..., Layers]) -> Callable[..., Layers]:
-        if name in _registry:
-            raise ConfigError(f"network {name!r} is registered twice")
-        _registry[name] = Architecture(name, layers, source, make, re.compile(pattern or re.escape(name)))
+        _registry.add(name, Architecture(name, layers, source, make, re.compile(pattern or re.escape(name))))
         return make
 
     return register
@@ -47,7 +46,7 @@ def register_network(
 
 def networks() -> Mapping[str, Architecture]:
     """Return every registered architecture by name."""
-    return dict(_registry)
+    return _registry
 
 
 def check_network(name: str) -> None:

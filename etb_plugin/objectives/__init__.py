@@ -11,7 +11,6 @@ A *recipe* is plain numbers. A *method* is what `--methods` names: an objective 
 with `register_method` in it. Start at `worst_case.py`.
 """
 
-from etb_plugin.discovery import import_files
 from etb_plugin.objectives.recipe import Ramp, Recipe, Run, Span
 from etb_plugin.objectives.registry import (
     Loss,
@@ -23,6 +22,7 @@ from etb_plugin.objectives.registry import (
     methods,
     register_method,
 )
+from etb_plugin.registry import load_files
 
 __all__ = [
     "Loss",
@@ -39,4 +39,4 @@ __all__ = [
     "register_method",
 ]
 
-import_files(__name__)
+load_files(__name__)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.bounds import Box
-from etb_plugin.bounds.graph import Graph
-from etb_plugin.bounds.tracing import trace
+from etb_plugin.graph.graph import Graph
+from etb_plugin.graph.tracing import trace
 from etb_plugin.networks import evaluating
 from etb_plugin.objectives.recipe import Ramp, Recipe
 from etb_plugin.objectives.registry import Loss, Losses, Method, Point, register_method

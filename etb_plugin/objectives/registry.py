@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from etb_plugin.bounds import get_bound
 from etb_plugin.errors import ConfigError, unknown_name
 from etb_plugin.objectives.recipe import Recipe
+from etb_plugin.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -126,24 +127,20 @@ def _replaced(record: Any, changes: Mapping[str, Any]) -> Any:
     return replace(record, **values)
 
 
-_registry: dict[str, Method] = {}
+_registry: Registry[Method] = Registry("method")
 
 
 def register_method(method: Method) -> Method:
     """Make `method` known by its name. Raises ConfigError where the name is taken."""
-    if method.name in _registry:
-        raise ConfigError(f"method {method.name!r} is registered twice")
-    _registry[method.name] = method
+    _registry.add(method.name, method)
     return method
 
 
 def methods() -> Mapping[str, Method]:
     """Return every registered method by name."""
-    return dict(_registry)
+    return _registry
 
 
 def get_method(name: str) -> Method:
     """Return the method called `name`. Raises ConfigError with the nearest names where there is none."""
-    if name not in _registry:
-        raise unknown_name("method", name, _registry)
-    return _registry[name]
+    return _registry.find(name)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from etb_plugin.experiment import eps_text
+from etb_plugin.files import write_file
 from etb_plugin.report.figures import draw
 from etb_plugin.report.plots import save_figure
 from etb_plugin.report.published import Beside, beside
@@ -22,7 +23,6 @@ from etb_plugin.report.runs import Example, Run, by_dataset, examples, logs, mer
 from etb_plugin.report.sheet import Figure as Value
 from etb_plugin.report.sheet import Sheet, Spread, comparison_sheet, percent
 from etb_plugin.results import Result
-from etb_plugin.runs import write_file
 
 _PLOTS = {
     "accuracy-robustness": "Accuracy against robustness under PGD. Small marks are seeds, large ones their means.",

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from etb_plugin.runs import write_file
+from etb_plugin.files import write_file
 
 COLOURS = ("#0b3c5d", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Okabe and Ito's, the first darkened; used with markers and line styles, so that grey prints can be read."""

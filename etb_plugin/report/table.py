@@ -11,13 +11,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from etb_plugin.calibration import Calibration
 from etb_plugin.comparison import Overview, Workshop, planned
+from etb_plugin.comparison.tightness import Tightness
+from etb_plugin.evaluation.calibration import Calibration
 from etb_plugin.experiment import Experiment, Read, Resolved, eps_text
 from etb_plugin.report.live import duration
 from etb_plugin.report.published import Beside
 from etb_plugin.report.sheet import Figure, Kind, Sheet, percent
-from etb_plugin.tightness import Tightness
 from etb_plugin.verification import MISCLASSIFIED, STAGES, Radii, Verified
 
 CERTIFIED, EXPECTED = "green", "italic magenta"

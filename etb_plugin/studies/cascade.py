@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from etb_plugin.bounds import Box, margin_spec, prepare_lower
 from etb_plugin.data import Dataset, Split
+from etb_plugin.files import read_json, write_json
 from etb_plugin.objectives import get_method
 from etb_plugin.report.plots import figure, line
-from etb_plugin.runs import read_json, write_json
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
 from etb_plugin.studies.trained_networks import dataset, trained
 

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from etb_plugin.attacks import Pgd, pgd
 from etb_plugin.bounds import Box, margin_spec, prepare
 from etb_plugin.bounds.masks import MASKS
-from etb_plugin.bounds.tracing import trace
-from etb_plugin.calibration import covered, reached
 from etb_plugin.data import Dataset, pixels
 from etb_plugin.errors import ConfigError
+from etb_plugin.evaluation.calibration import covered, reached
+from etb_plugin.graph.tracing import trace
 from etb_plugin.objectives import Method, get_method
 from etb_plugin.report.plots import COLOURS, MARKERS, figure, line
+from etb_plugin.results.networks import untrained
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
 from etb_plugin.studies.trained_networks import dataset, trained
 from etb_plugin.studies.violations import violation
-from etb_plugin.trained import untrained
 
 
 def cases(parameters: Parameters) -> list[Case]:

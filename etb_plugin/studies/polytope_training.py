@@ -11,14 +11,14 @@ from torch import nn
 
 from etb_plugin.bounds import Box, bound
 from etb_plugin.data import Dataset
+from etb_plugin.files import read_json, write_json
 from etb_plugin.networks import evaluating
 from etb_plugin.objectives import get_method
 from etb_plugin.report.plots import COLOURS, figure, shared_legend
-from etb_plugin.runs import read_json, write_json
+from etb_plugin.results.networks import untrained
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
 from etb_plugin.studies.toy_points import REPEATS, toy_points
 from etb_plugin.studies.trained_networks import trained
-from etb_plugin.trained import untrained
 from etb_plugin.training import Epoch
 
 

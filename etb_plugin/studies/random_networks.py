@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.bounds import Box, Interval, bound
-from etb_plugin.calibration import covered
+from etb_plugin.evaluation.calibration import covered
 
 
 def gaussian_network(widths: list[int], generator: torch.Generator) -> nn.Sequential:

@@ -16,10 +16,10 @@ from torch import nn
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box, Interval, prepare
 from etb_plugin.bounds.types import identity_spec
-from etb_plugin.calibration import covered_between, reached
 from etb_plugin.data import Dataset
-from etb_plugin.named import named_options
+from etb_plugin.evaluation.calibration import covered_between, reached
 from etb_plugin.objectives import get_method
+from etb_plugin.registry import named_options
 from etb_plugin.report.plots import COLOURS, figure, line
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
 from etb_plugin.studies.trained_networks import dataset, trained

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from etb_plugin.errors import ConfigError, unknown_name
+from etb_plugin.registry import Registry
 
 Parameters = Mapping[str, Any]
 """A study's sizes by name: numbers, strings and lists of them."""
@@ -57,24 +58,20 @@ class Study:
         return values
 
 
-_registry: dict[str, Study] = {}
+_registry: Registry[Study] = Registry("study")
 
 
 def register_study(study: Study) -> Study:
     """Make `study` known by its name. Raises ConfigError where the name is taken."""
-    if study.name in _registry:
-        raise ConfigError(f"study {study.name!r} is registered twice")
-    _registry[study.name] = study
+    _registry.add(study.name, study)
     return study
 
 
 def studies() -> Mapping[str, Study]:
     """Return every registered study by name."""
-    return dict(_registry)
+    return _registry
 
 
 def get_study(name: str) -> Study:
     """Return the study called `name`. Raises ConfigError with the nearest names where there is none."""
-    if name not in _registry:
-        raise unknown_name("study", name, _registry)
-    return _registry[name]
+    return _registry.find(name)

@@ -15,11 +15,11 @@ from etb_plugin.attacks import Pgd, pgd
 from etb_plugin.bounds import Box, bound, margin_spec
 from etb_plugin.bounds.dual import prepare_linear
 from etb_plugin.data import Dataset
+from etb_plugin.files import read_json, write_json
 from etb_plugin.networks import Pair, evaluating, members
 from etb_plugin.objectives import Loss, Losses, Method, Objective, Point, get_method
 from etb_plugin.objectives.robustra import Margins, chosen_eta, slope
 from etb_plugin.report.plots import figure, line
-from etb_plugin.runs import read_json, write_json
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
 from etb_plugin.studies.trained_networks import dataset, trained
 from etb_plugin.training import Epoch

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from etb_plugin.files import claimed, read_json, write_json
 from etb_plugin.report.plots import save_figure
 from etb_plugin.results import SCHEMA, environment
-from etb_plugin.runs import claimed, read_json, write_json
 from etb_plugin.studies.registry import Case, Claim, Study
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from etb_plugin import networks
 from etb_plugin.bounds import Box, masks
-from etb_plugin.bounds.tracing import trace
+from etb_plugin.graph.tracing import trace
 from etb_plugin.report.plots import figure, line, shared_legend
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from etb_plugin.data import Dataset, load
 from etb_plugin.objectives import Method
+from etb_plugin.results.networks import untrained
 from etb_plugin.studies.registry import Parameters
-from etb_plugin.trained import untrained
 from etb_plugin.training import Epoch, Settings, train
 
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box, Interval, margin_spec, prepare
-from etb_plugin.calibration import ROUNDING, factors, reached
 from etb_plugin.data import Dataset
+from etb_plugin.evaluation.calibration import ROUNDING, factors, reached
+from etb_plugin.files import read_json, write_json
 from etb_plugin.networks import evaluating
 from etb_plugin.objectives import get_method
 from etb_plugin.report.plots import figure, line, shared_legend
-from etb_plugin.runs import read_json, write_json
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
 from etb_plugin.studies.trained_networks import dataset, trained
 from etb_plugin.training import Epoch

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from etb_plugin.bounds import Box
-from etb_plugin.bounds.graph import Graph
-from etb_plugin.bounds.tracing import trace
 from etb_plugin.data import Dataset
 from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.graph.graph import Graph
+from etb_plugin.graph.tracing import trace
 from etb_plugin.networks import evaluating
 
 _IMAGES = 100

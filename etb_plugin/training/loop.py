@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from etb_plugin.data import Batches, Dataset
 from etb_plugin.errors import Stopped, TrainingError
+from etb_plugin.files import write_file
 from etb_plugin.networks import initialize_for_ibp
 from etb_plugin.networks.checkpoints import save_weights
 from etb_plugin.objectives import Loss, Losses, Method, Point, Recipe, Run
 from etb_plugin.objectives.nominal import Nominal
-from etb_plugin.runs import write_file
 from etb_plugin.training.cost import PeakMemory, StepTimer
 from etb_plugin.training.diagnosis import Diagnosis
 from etb_plugin.training.schedule import Schedule

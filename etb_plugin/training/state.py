@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.errors import CheckpointError
-from etb_plugin.runs import write_file
+from etb_plugin.files import write_file
 
 _UNREADABLE = (
     *(RuntimeError, ValueError, KeyError, TypeError, AttributeError),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from etb_plugin.bounds.relaxation import Choice, Hinge, Relaxation, crown_slope, optimized, tightened
+from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, crown_slope, optimized, tightened
 from etb_plugin.verification.exact import Decider
 from etb_plugin.verification.problem import TOLERANCE
 

@@ -6,9 +6,9 @@ from etb_plugin.bounds import Box
 from etb_plugin.data import pixels
 from etb_plugin.errors import ConfigError
 from etb_plugin.experiment import VerifyRequest, eps_text
+from etb_plugin.files import write_file
 from etb_plugin.networks.onnx import write_onnx
-from etb_plugin.runs import write_file
-from etb_plugin.trained import restore
+from etb_plugin.results.networks import restore
 from etb_plugin.verification.vnnlib import vnnlib_text
 
 

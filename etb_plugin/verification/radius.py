@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from etb_plugin.bounds import Box
 from etb_plugin.data import pixels
 from etb_plugin.errors import ConfigError
+from etb_plugin.files import read_json, write_json
 from etb_plugin.networks import NetworkCascade
-from etb_plugin.runs import read_json, write_json
 from etb_plugin.verification.cascade import Cascade, Case
 from etb_plugin.verification.problem import Verdict, robustness
 from etb_plugin.verification.run import TOGETHER, Verification

@@ -22,11 +22,11 @@ from etb_plugin.bounds import Box
 from etb_plugin.data import pixels
 from etb_plugin.errors import ConfigError, SoundnessError
 from etb_plugin.experiment import VerifyRequest, resolve_device
+from etb_plugin.files import claimed, read_json, write_file, write_json
 from etb_plugin.networks import NetworkCascade
 from etb_plugin.networks.checkpoints import weights_digest
 from etb_plugin.results import SCHEMA, environment
-from etb_plugin.runs import claimed, read_json, write_file, write_json
-from etb_plugin.trained import Trained, restore
+from etb_plugin.results.networks import Trained, restore
 from etb_plugin.verification.cascade import STAGES, Cascade, Case, Settings, takers
 from etb_plugin.verification.problem import Verdict, robustness
 from etb_plugin.verification.turns import Turns

@@ -10,8 +10,8 @@ from torch import nn
 from etb_plugin import Ball, Box, bound, margin_spec
 from etb_plugin.bounds import masks as kinds
 from etb_plugin.bounds import prepare
-from etb_plugin.bounds.tracing import trace
 from etb_plugin.errors import ConfigError, UnsupportedLayer
+from etb_plugin.graph.tracing import trace
 from etb_plugin.networks import build
 from tests.bounds import oracle
 from tests.conftest import Branching, fully_connected

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from etb_plugin.bounds import Box
-from etb_plugin.bounds.tracing import trace
 from etb_plugin.errors import ConfigError
+from etb_plugin.graph.tracing import trace
 from etb_plugin.networks import build, hidden_units, initialize_for_ibp, parameters
 
 COUNTS = [

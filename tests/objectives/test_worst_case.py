@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from etb_plugin.bounds import Box, bound, margin_spec, other_classes, prepare
-from etb_plugin.bounds.tracing import trace
 from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.graph.tracing import trace
 from etb_plugin.networks import build
 from etb_plugin.objectives import Point, get_method, methods, sabr, worst_case
 from etb_plugin.objectives.adversarial import Adversarial

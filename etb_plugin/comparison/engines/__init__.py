@@ -5,8 +5,8 @@ each. Whatever the engine, a task is done by `Workshop.perform`, and its figures
 """
 
 from etb_plugin.comparison.engines.registry import EngineRun, Finished, engine_of, engines, register_engine
-from etb_plugin.discovery import import_files
+from etb_plugin.registry import load_files
 
 __all__ = ["EngineRun", "Finished", "engine_of", "engines", "register_engine"]
 
-import_files(__name__)
+load_files(__name__)

@@ -8,8 +8,9 @@ from typing import Protocol
 from etb_plugin.comparison.cells import Task
 from etb_plugin.comparison.journal import Watch
 from etb_plugin.comparison.work import Workshop
-from etb_plugin.errors import EtbError, SoundnessError, Stopped, unknown_name
+from etb_plugin.errors import EtbError, SoundnessError, Stopped
 from etb_plugin.experiment import Engine
+from etb_plugin.registry import Registry
 
 Finished = Callable[[], None]
 """Called whenever tasks are done, by the process that writes the results."""
@@ -38,7 +39,7 @@ def conclude(task: Task, answer: EtbError | None, shop: Workshop, watch: Watch, 
         watch.finished(task.name, shop.training(task), [] if task.validate else shop.results(task))
 
 
-_registry: dict[str, Callable[[Engine, str], EngineRun]] = {}
+_registry: Registry[Callable[[Engine, str], EngineRun]] = Registry("engine")
 
 
 def register_engine(name: str) -> Callable[[Callable[[Engine, str], EngineRun]], Callable[[Engine, str], EngineRun]]:
@@ -48,7 +49,7 @@ def register_engine(name: str) -> Callable[[Callable[[Engine, str], EngineRun]],
     """
 
     def register(make: Callable[[Engine, str], EngineRun]) -> Callable[[Engine, str], EngineRun]:
-        _registry[name] = make
+        _registry.add(name, make)
         return make
 
     return register
@@ -56,11 +57,9 @@ def register_engine(name: str) -> Callable[[Callable[[Engine, str], EngineRun]],
 
 def engines() -> Mapping[str, Callable[[Engine, str], EngineRun]]:
     """Return every registered engine by name."""
-    return dict(_registry)
+    return _registry
 
 
 def engine_of(engine: Engine, device: str) -> EngineRun:
     """Return the engine that is asked for. Raises ConfigError where there is none, or it is not installed."""
-    if engine.name not in _registry:
-        raise unknown_name("engine", engine.name, _registry)
-    return _registry[engine.name](engine, device)
+    return _registry.find(engine.name)(engine, device)

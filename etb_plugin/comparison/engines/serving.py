@@ -9,12 +9,12 @@ from functools import cache
 
 import torch
 
-from etb_plugin.allocation import keep_freed_memory
 from etb_plugin.comparison.journal import Overview
 from etb_plugin.comparison.work import Workshop
 from etb_plugin.results import Result
 from etb_plugin.stopping import StopSignals
 from etb_plugin.training import Progress, Training
+from etb_plugin.training.allocation import keep_freed_memory
 from etb_plugin.verification import Verdict
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from etb_plugin.bounds.graph import Graph, PiecewiseLinear
-from etb_plugin.bounds.types import Region
+from etb_plugin.graph.activations import PiecewiseLinear
+from etb_plugin.graph.graph import Graph
+from etb_plugin.graph.regions import Region
 
 Hinge = tuple[int, int]
 """An activation's position in the graph, and the number of one of its hinges."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from etb_plugin import compat
+from etb_plugin.lirpa import compat
 
 
 def test_numpys_isin_is_where_auto_lirpa_looks_for_it():

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from etb_plugin.errors import CheckpointError, ConfigError
-from etb_plugin.runs import claimed, read_json, write_file, write_json
+from etb_plugin.files import claimed, read_json, write_file, write_json
 
 
 def test_a_failed_write_leaves_the_old_content_and_nothing_beside_it(tmp_path, monkeypatch):
@@ -69,7 +69,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_two_processes_cannot_hold_one_folder(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from etb_plugin.runs import claimed\n"
+        "import sys; from pathlib import Path; from etb_plugin.files import claimed\n"
         "with claimed(Path(sys.argv[1]), {'a': 1}): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

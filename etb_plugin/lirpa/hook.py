@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from etb_plugin.bounds.expected import Expected
-from etb_plugin.bounds.graph import Affine, Coherent, Conv, Graph, Linear, Node, PiecewiseLinear, Relu, leaky
-from etb_plugin.bounds.lirpa import BoundedModule
 from etb_plugin.bounds.registry import get_bound
-from etb_plugin.bounds.types import Ball, Box, Region
 from etb_plugin.errors import ConfigError, UnsupportedLayer
+from etb_plugin.graph.activations import PiecewiseLinear, Relu, leaky
+from etb_plugin.graph.affine import Affine, Coherent, Conv, Linear
+from etb_plugin.graph.graph import Graph, Node
+from etb_plugin.graph.regions import Ball, Box, Region
+from etb_plugin.lirpa.bounds import BoundedModule
 
 METHOD = "expected"
 

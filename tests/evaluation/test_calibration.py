@@ -8,9 +8,9 @@ from torch import nn
 
 from etb_plugin.attacks import Pgd, reach
 from etb_plugin.bounds import Box, Interval, bound, margin_spec, prepare
-from etb_plugin.calibration import calibrate, conformal_factor, covered, covered_between, factors
 from etb_plugin.data import load
 from etb_plugin.errors import ConfigError
+from etb_plugin.evaluation.calibration import calibrate, conformal_factor, covered, covered_between, factors
 from etb_plugin.networks import build
 from tests.conftest import fully_connected
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from etb_plugin import compat
-from etb_plugin.bounds.tracing import example_input, refuse_training_mode
-from etb_plugin.bounds.types import Box, check_spec, identity_spec
+from etb_plugin.bounds.types import check_spec, identity_spec
 from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.graph.regions import Box
+from etb_plugin.graph.tracing import example_input, refuse_training_mode
+from etb_plugin.lirpa import compat
 from etb_plugin.networks import evaluating, split_normalization
 
 compat.apply()

@@ -15,7 +15,7 @@ import torch
 
 from etb_plugin.errors import SoundnessError
 from etb_plugin.evaluation import Evaluation
-from etb_plugin.runs import write_file, write_json
+from etb_plugin.files import write_file, write_json
 from etb_plugin.training import Training
 
 SCHEMA = 1

@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from etb_plugin import Box, bound
-from etb_plugin.bounds.graph import Affine
-from etb_plugin.bounds.tracing import trace
 from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.graph.affine import Affine
+from etb_plugin.graph.tracing import trace
 from tests.conftest import Branching
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepare
-from etb_plugin.calibration import Calibration, calibrate
 from etb_plugin.data import Dataset
 from etb_plugin.errors import ConfigError
+from etb_plugin.evaluation.calibration import Calibration, calibrate
 from etb_plugin.experiment import Evaluated
-from etb_plugin.named import named_options
-from etb_plugin.trained import restore
+from etb_plugin.registry import named_options
+from etb_plugin.results.networks import restore
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from etb_plugin.attacks import Pgd, fgsm, pgd
 from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepare, prepare_signs
 from etb_plugin.data import Split
 from etb_plugin.errors import ConfigError, SoundnessError
-from etb_plugin.named import named_options
+from etb_plugin.registry import named_options
 
 _IMAGES_AT_ONCE = 25
 """How many images a bound takes at once: full CROWN and the dual need gigabytes for a hundred."""

@@ -1,5 +1,7 @@
 """Evaluation against its definitions written out, and the alarm that an unsound bound sets off."""
 
+from copy import copy
+
 import pytest
 import torch
 
@@ -74,7 +76,7 @@ def test_what_is_not_sound_may_not_certify(trained, name):
 
 def test_a_bound_that_lies_is_caught_by_the_attack(trained, monkeypatch):
     network, digits = trained
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry, "_registry", copy(registry._registry))
 
     @register_bound("liar", sound=True, differentiable=False, takes="anything")
     def liar(network, input_shape):

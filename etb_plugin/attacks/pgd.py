@@ -1,4 +1,4 @@
-"""Attacks: FGSM and PGD in an l_inf box. An attack proves an image not robust; it never proves one robust."""
+"""Projected gradient descent in an l_inf box (Madry et al. 2018), for images, for properties, and for training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,12 +53,6 @@ class Pgd:
         return self.step / 2 ** ((i >= self.steps / 2) + (i >= self.steps * 3 / 4))
 
 
-def fgsm(network: nn.Module, box: Box, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the box's corner that one gradient step from `images` points at (Goodfellow et al. 2014)."""
-    gradient, _ = _gradient(network, images, labels, cross_entropy)
-    return torch.where(gradient > 0, box.upper, torch.where(gradient < 0, box.lower, images))
-
-
 def pgd(
     network: nn.Module, box: Box, labels: Tensor, settings: Pgd, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -106,7 +100,7 @@ def perturb(network: nn.Module, box: Box, labels: Tensor, settings: Pgd, generat
     x = _random_point(box, generator)
     for i in range(settings.steps):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.bfloat16):
-            gradient, _ = _gradient(network, x, labels, LOSSES[settings.losses[0]])
+            gradient, _ = gradient_of(network, x, labels, LOSSES[settings.losses[0]])
         x = _moved(x, gradient, box, settings.step_at(i))
     return x
 
@@ -132,7 +126,7 @@ def reach(
     for _ in range(settings.restarts):
         x = _random_point(everywhere, generator)
         for i in range(settings.steps + 1):
-            gradient, logits = _gradient(network, x, targets, value)
+            gradient, logits = gradient_of(network, x, targets, value)
             best = torch.maximum(best, value(logits, targets))
             x = _moved(x, gradient, everywhere, settings.step_at(i))
     upper, negated = best.view(batch, 2, rows).unbind(1)
@@ -170,7 +164,7 @@ def _climb(
     points, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     active = torch.arange(len(x), device=x.device)
     for i in range(settings.steps + 1):
-        gradient, outputs = _gradient(network, x, places[active], goal)
+        gradient, outputs = gradient_of(network, x, places[active], goal)
         done = broken_by(outputs, places[active])
         points[active], broken[active] = x, done
         active, x, gradient = active[~done], x[~done], gradient[~done]
@@ -191,7 +185,7 @@ def _moved(x: Tensor, gradient: Tensor, box: Box, step: float) -> Tensor:
     return torch.minimum(torch.maximum(x + step * box.radius * gradient.sign(), box.lower), box.upper)
 
 
-def _gradient(
+def gradient_of(
     network: nn.Module, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of the loss at x, [batch, *input], and the logits. Weights take no gradient."""

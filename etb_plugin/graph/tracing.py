@@ -12,21 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from etb_plugin.bounds.graph import (
-    Affine,
-    Coherent,
-    Conv,
-    Graph,
-    Linear,
-    Node,
-    PiecewiseLinear,
-    Relu,
-    Reshape,
-    Sum,
-    clipped,
-    leaky,
-)
 from etb_plugin.errors import ConfigError, UnsupportedLayer
+from etb_plugin.graph.activations import PiecewiseLinear, Relu, clipped, leaky
+from etb_plugin.graph.affine import Affine, Coherent, Conv, Linear, Reshape, Sum
+from etb_plugin.graph.graph import Graph, Node
 
 _PROBE_BATCH = 2  # batch norm refuses a batch of one in some layouts; two also tells batch from features
 

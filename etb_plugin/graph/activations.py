@@ -1,0 +1,106 @@
+"""Activations: elementwise, continuous, piecewise linear functions."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Number = float | Tensor
+
+
+@dataclass(frozen=True)
+class PiecewiseLinear:
+    """An elementwise, continuous, piecewise linear function: slope z + offset + sum of change max(z - knot, 0).
+
+    `first()` is the slope of the first piece, and each of `hinges()` a knot with the change of slope there, knots
+    ascending; slopes may be parameters, [*features] or of a shape that broadcasts.
+    """
+
+    first: Callable[[], Number]
+    offset: float
+    hinges: Callable[[], Sequence[tuple[float, Number]]]
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the value at `z`."""
+        value = self.first() * z + self.offset
+        for knot, change in self.hinges():
+            value = value + change * (z - knot).clamp(min=0)
+        return value
+
+    def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least and the greatest value between `low` and `high`, whether the function rises or not."""
+        least, greatest = torch.aminmax(torch.stack([self.forward(low), self.forward(high)]), dim=0)
+        for knot, _ in self.hinges():
+            between = self.forward(torch.minimum(torch.maximum(torch.full_like(low, knot), low), high))
+            least, greatest = torch.minimum(least, between), torch.maximum(greatest, between)
+        return least, greatest
+
+    def piece(self, z: Tensor, deviation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return slope and intercept of the piece that holds at `z`; at a knot, of the piece behind it.
+
+        With a `deviation` they are the means over a normal variable around `z`. An intercept of None is 0.
+        """
+        slope, intercept = torch.zeros_like(z) + self.first(), torch.full_like(z, self.offset)
+        for knot, change in self.hinges():
+            beyond = _beyond(z - knot, deviation)
+            slope = slope + change * beyond
+            intercept = intercept - change * knot * beyond
+        return slope, intercept
+
+    def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the function of a normal variable."""
+        # f = first z + offset + sum of change h, and E[h h'] = E[h_max^2] + |knot - knot'| E[h_max].
+        first, hinges = self.first(), self.hinges()
+        h = [_hinge_moments(mean - knot, variance) for knot, _ in hinges]
+        middle = first * mean + sum(change * one for (_, change), (one, _) in zip(hinges, h, strict=True))
+        square = first * first * (mean.square() + variance)
+        for i, (knot, change) in enumerate(hinges):
+            square = square + 2 * first * change * (h[i][1] + knot * h[i][0])
+            for j, (other, its_change) in enumerate(hinges):
+                last = h[max(i, j)]
+                square = square + change * its_change * (last[1] + abs(knot - other) * last[0])
+        return middle + self.offset, (square - middle.square()).clamp(min=0)
+
+
+class Relu(PiecewiseLinear):
+    """max(z, 0)."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: 0.0, 0.0, lambda: ((0.0, 1.0),))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.clamp(min=0)
+
+    def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        return low.clamp(min=0), high.clamp(min=0)
+
+    def piece(self, z: Tensor, deviation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return _beyond(z, deviation), None
+
+
+def leaky(slope: Callable[[], Number]) -> PiecewiseLinear:
+    """Return z for z >= 0 and `slope` z below."""
+    return PiecewiseLinear(slope, 0.0, lambda: ((0.0, 1 - slope()),))
+
+
+def clipped(low: float, high: float) -> PiecewiseLinear:
+    """Return z cut to [low, high]."""
+    return PiecewiseLinear(lambda: 0.0, low, lambda: ((low, 1.0), (high, -1.0)))
+
+
+def _beyond(z: Tensor, deviation: Tensor | None) -> Tensor:
+    """Return 1 where z >= 0 (the paper's 1{u >= 0}), or the probability of it."""
+    step = (z >= 0).to(z.dtype)
+    if deviation is None:
+        return step
+    return torch.where(deviation > 0, torch.special.ndtr(z / deviation.clamp(min=1e-30)), step)
+
+
+def _hinge_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return E h and E h^2 of h = max(z, 0), z normal."""
+    deviation = variance.sqrt()
+    share = _beyond(mean, deviation)
+    density = torch.exp(-0.5 * (mean / deviation.clamp(min=1e-30)).square()) / math.sqrt(2 * math.pi)
+    return mean * share + deviation * density, (mean.square() + variance) * share + mean * deviation * density

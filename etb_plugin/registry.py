@@ -1,0 +1,80 @@
+"""One registry for everything that has a name: bounds, methods, networks, data sets, studies, engines.
+
+A folder's files register what is in them when they are imported (`load_files`), and another package's through an
+entry-point group (`load_entry_points`). Names with options are read here as flags and files write them.
+"""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module, metadata
+from pkgutil import iter_modules
+from typing import Any, TypeVar
+
+import yaml
+
+from etb_plugin.errors import ConfigError, EtbError, unknown_name
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Mapping[str, Entry]):
+    """Entries of one `kind` (as errors call it) by name, in the order of their registration."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def add(self, name: str, entry: Entry) -> None:
+        """Make `entry` known by its name. Raises ConfigError where the name is taken."""
+        if name in self._entries:
+            raise ConfigError(f"{self._kind} {name!r} is registered twice")
+        self._entries[name] = entry
+
+    def find(self, name: str) -> Entry:
+        """Return the entry called `name`. Raises ConfigError with the nearest names where there is none."""
+        if name not in self._entries:
+            raise unknown_name(self._kind, name, self._entries)
+        return self._entries[name]
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __copy__(self) -> "Registry[Entry]":
+        other: Registry[Entry] = Registry(self._kind)
+        other._entries = dict(self._entries)
+        return other
+
+
+def load_files(package: str) -> None:
+    """Import every file of `package`, so that each registers what is in it."""
+    for module in iter_modules(import_module(package).__path__):
+        import_module(f"{package}.{module.name}")
+
+
+def load_entry_points(group: str, kind: str) -> None:
+    """Import the modules that other packages name in an entry-point group. Raises EtbError for one that fails."""
+    for entry in metadata.entry_points(group=group):
+        try:
+            entry.load()
+        except Exception as error:
+            raise EtbError(f"the {kind} {entry.name!r} of package {entry.value!r} cannot be loaded: {error}") from error
+
+
+def named_options(text: str) -> tuple[str, dict[str, Any]]:
+    """Read `name:key=value:key=value`, values as in YAML. Raises ConfigError where a key has no value."""
+    name, *options = text.split(":")
+    values: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r}: write an option as {name}:key=value")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{text!r}: {value!r} is no value; write a number, a word, or a YAML file") from None
+    return name, values
