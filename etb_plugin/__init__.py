@@ -9,7 +9,7 @@ The rooms, from the bottom: `networks`, `bounds`, `objectives`, `training`, `eva
 """
 
 from etb_plugin.bounds import Ball, Box, Interval, bound, margin_spec
-from etb_plugin.lirpa.hook import register
+from etb_plugin.lirpa import register
 
 __version__ = "0.1.0"
 __all__ = ["Ball", "Box", "Interval", "__version__", "bound", "margin_spec", "register"]

@@ -22,12 +22,14 @@ class Registry(Mapping[str, Entry]):
     def __init__(self, kind: str) -> None:
         self._kind = kind
         self._entries: dict[str, Entry] = {}
+        self._modules: dict[str, str] = {}
 
-    def add(self, name: str, entry: Entry) -> None:
-        """Make `entry` known by its name. Raises ConfigError where the name is taken."""
+    def add(self, name: str, entry: Entry, module: str = "") -> None:
+        """Make `entry`, of a `module`, known by its name. Raises ConfigError where the name is taken."""
         if name in self._entries:
-            raise ConfigError(f"{self._kind} {name!r} is registered twice")
-        self._entries[name] = entry
+            places = f": in {self._modules[name]} and in {module}" if module else ""
+            raise ConfigError(f"{self._kind} {name!r} is registered twice{places}")
+        self._entries[name], self._modules[name] = entry, module
 
     def find(self, name: str) -> Entry:
         """Return the entry called `name`. Raises ConfigError with the nearest names where there is none."""
@@ -46,7 +48,7 @@ class Registry(Mapping[str, Entry]):
 
     def __copy__(self) -> "Registry[Entry]":
         other: Registry[Entry] = Registry(self._kind)
-        other._entries = dict(self._entries)
+        other._entries, other._modules = dict(self._entries), dict(self._modules)
         return other
 
 

@@ -1,22 +1,24 @@
 """The bound `crown-ibp`."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from etb_plugin.bounds.linear import TAKES, by_rows
 from etb_plugin.bounds.registry import BoundFunction, register_bound
-from etb_plugin.graph.regions import Box
-from etb_plugin.lirpa.bounds import TAKES, LirpaNetwork
+from etb_plugin.graph.ends import interval_ends
+from etb_plugin.graph.tracing import trace
 
 
-@register_bound("crown-ibp", sound=True, differentiable=True, takes=TAKES)
+@register_bound("crown-ibp", sound=True, differentiable=True, balls=True, takes=TAKES)
 def crown_ibp(network: nn.Module, input_shape: torch.Size, *, lower_only: bool = False) -> BoundFunction:
-    """CROWN's backward pass over IBP's intermediate bounds (Zhang et al. 2020), by auto_LiRPA.
+    """CROWN's backward pass over interval arithmetic's ends (Zhang et al. 2020).
 
     Cost: IBP, and one transposed pass per row and side; `lower_only` spares the upper side and returns +inf there.
     """
-    converted = LirpaNetwork(network, input_shape)
-
-    def apply(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]:
-        return converted.compute("CROWN-IBP", box, spec, lower_only=lower_only)
-
-    return apply
+    graph = trace(network, input_shape)
+    return by_rows(
+        graph,
+        lambda region: interval_ends(graph, region)[0],
+        lambda relaxation, rows: relaxation.below(rows).value,
+        lower_only=lower_only,
+    )

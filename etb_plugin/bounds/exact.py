@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from etb_plugin.bounds.program import affine_maps, build_program
 from etb_plugin.bounds.registry import BoundFunction, register_bound
 from etb_plugin.bounds.solvers import TOLERANCE, check_solver, load
-from etb_plugin.bounds.types import check_spec, identity_spec
+from etb_plugin.bounds.types import check_spec, identity_rows
 from etb_plugin.errors import ConfigError
+from etb_plugin.graph.ends import crown_ends
 from etb_plugin.graph.regions import Box
-from etb_plugin.graph.relaxation import Relaxation, crown_ends
+from etb_plugin.graph.relaxation import Relaxation
 from etb_plugin.graph.tracing import trace
 
 TAKES = "affine and piecewise linear layers"
@@ -55,12 +56,12 @@ def by_program(
     check_solver(solver)
     if time_limit is not None and not time_limit > 0:
         raise ConfigError(f"time_limit is {time_limit}; it must be positive, in seconds")
-    classes = trace(network, input_shape).nodes[-1].shape[0]
+    classes = trace(network, input_shape).classes
 
     def apply(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]:
         check_spec(spec, classes)
         graph = trace(copy.deepcopy(network).double().requires_grad_(False), input_shape)
-        rows = (identity_spec(box, classes) if spec is None else spec).double()
+        rows = (identity_rows(box.lower, classes).expand(len(box), -1, -1) if spec is None else spec).double()
         maps = affine_maps(graph, rows)
         lower = torch.empty(rows.shape[:2], dtype=torch.float64)
         upper = torch.full_like(lower, torch.inf)

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.bounds.masks import MASKS, Pieces, walk
+from etb_plugin.bounds.masks import MASKS, Pieces, through_pieces, walk
 from etb_plugin.bounds.registry import BoundFunction, register_bound
 from etb_plugin.bounds.types import check_spec
 from etb_plugin.errors import ConfigError, unknown_name
 from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.regions import Region
+from etb_plugin.graph.rows import Rows
 from etb_plugin.graph.tracing import trace
 
 CENTERS = ("masked", "network")
@@ -108,12 +109,12 @@ class Expected:
 
     def interval(self, graph: Graph, region: Region, spec: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return lower and upper, [batch, rows]. Raises ConfigError for a spec that is not over the graph's classes."""
-        classes = graph.nodes[-1].shape[0]
+        classes = graph.classes
         check_spec(spec, classes)
         if spec is None and self._top is not None:
             raise ConfigError(f"rows={self.rows!r} picks margins: it needs a spec")
         number = min(self._top or classes, classes if spec is None else spec.shape[1])
-        limit = self.max_rows or max(1, _ELEMENTS // max(node.shape.numel() for node in graph.nodes))
+        limit = self.max_rows or max(1, _ELEMENTS // graph.widest)
         at_once = max(1, limit // number)
         parts = [
             self._interval(graph, region[i : i + at_once], None if spec is None else spec[i : i + at_once], limit)
@@ -143,10 +144,9 @@ class Expected:
 
     def _deviation(self, graph: Graph, region: Region, rows: Tensor, pieces: Pieces, limit: int) -> Tensor:
         """Return |G| r times the scale, [batch, rows], no more than `limit` rows at a time."""
-        slopes = {i: slope for i, (slope, _) in pieces.items()}
-        parts = []
+        through, parts = through_pieces(pieces), []
         for some in rows.split(limit, dim=1):
             with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.bfloat16):
-                reached = graph.pull_back(len(graph.nodes) - 1, some, slopes)
-            parts.append(region.deviation(reached.to(rows.dtype)))
+                reached, _ = graph.backward({graph.last: Rows(some)}, through, shifts=False)
+            parts.append(region.deviation(reached[0].values.to(rows.dtype)))
         return self.scale * (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).expand(len(region), -1)

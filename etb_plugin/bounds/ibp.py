@@ -3,21 +3,40 @@
 import torch
 from torch import Tensor, nn
 
+from etb_plugin.bounds.linear import TAKES
 from etb_plugin.bounds.registry import BoundFunction, register_bound
-from etb_plugin.graph.regions import Box
-from etb_plugin.lirpa.bounds import TAKES, LirpaNetwork
+from etb_plugin.bounds.types import check_spec
+from etb_plugin.graph.graph import reach
+from etb_plugin.graph.regions import Region
+from etb_plugin.graph.rows import Rows, dot
+from etb_plugin.graph.tracing import trace
 
 
-@register_bound("ibp", sound=True, differentiable=True, takes=TAKES)
+@register_bound("ibp", sound=True, differentiable=True, balls=True, takes=TAKES)
 def ibp(network: nn.Module, input_shape: torch.Size) -> BoundFunction:
-    """Interval bound propagation (Gowal et al. 2019, equations 6 and 7), by auto_LiRPA.
+    """Interval bound propagation (Gowal et al. 2019, equations 6 and 7).
 
-    Given a spec, the last linear layer is folded into it (elision, section 3), which is tighter than bounding
-    logits first. Cost: two forward passes.
+    Given a spec, the affine layers behind the last activations are folded into it (elision, section 3), which is
+    tighter than bounding logits first. Cost: two forward passes.
     """
-    converted = LirpaNetwork(network, input_shape)
+    graph = trace(network, input_shape)
 
-    def apply(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]:
-        return converted.compute("IBP", box, spec)
+    def apply(region: Region, spec: Tensor | None) -> tuple[Tensor, Tensor]:
+        check_spec(spec, graph.classes)
+        values = graph.intervals(region)
+        if spec is None:
+            center, radius = values[-1]
+            return center - radius, center + radius
+        rows = Rows(spec.to(region.center.dtype))
+        found, middle = graph.backward({graph.last: rows}, None, until=graph.activations)
+        deviation: Tensor | float = 0.0
+        for i, folded in found.items():
+            if i == 0:
+                center, radius = reach(region, folded)
+            else:
+                center = folded.dot(values[i][0])
+                radius = dot(folded.values.abs(), folded.view(values[i][1]))
+            middle, deviation = middle + center, deviation + radius
+        return middle - deviation, middle + deviation  # type: ignore[return-value]
 
     return apply

@@ -26,16 +26,23 @@ from torch import Tensor
 from etb_plugin.errors import ConfigError
 from etb_plugin.graph.activations import PiecewiseLinear
 from etb_plugin.graph.affine import Affine
-from etb_plugin.graph.graph import Graph
+from etb_plugin.graph.graph import Graph, Through
 from etb_plugin.graph.regions import Ball, Region
+from etb_plugin.graph.rows import Rows
 
 Points = dict[int, tuple[Tensor, Tensor | None]]
 """The arguments of `PiecewiseLinear.piece` for each activation by position, [batch, *features]."""
 Pieces = dict[int, tuple[Tensor, Tensor | None]]
 """Slope and intercept of each activation by position, [batch, *features]; an intercept of None is 0."""
 
-_AT_ONCE = 2**24
-"""Elements of the rows that a step of blockwise may hold at the input."""
+
+def through_pieces(pieces: Pieces) -> Through:
+    """Return the rule by which a row passes activations that are replaced by their pieces: times the slope."""
+
+    def through(i: int, activation: PiecewiseLinear, rows: Rows) -> tuple[Tensor, None]:
+        return rows.values * rows.view(pieces[i][0]), None
+
+    return through
 
 
 def step(graph: Graph, i: int, values: list[Tensor], pieces: Pieces) -> Tensor:
@@ -58,17 +65,8 @@ def walk(graph: Graph, m: Tensor, pieces: Pieces) -> list[Tensor]:
 
 
 def ibp(graph: Graph, region: Region, projections: int, seed: int) -> Points:
-    """Return upper bounds by interval bound propagation (section 4, "easy-to-compute IBP upper bounds").
-
-    For a ball the layers before the first activation are bounded exactly, by the dual norm of their rows, as |A| r
-    is for a box.
-    """
-    known = {}
-    if isinstance(region, Ball):
-        prefix = graph.affine_prefix
-        behind = {j for i, node in enumerate(graph.nodes) if i not in prefix for j in node.inputs}
-        known = {j: _deviation_of_units(graph, j, {}, region) for j in (prefix & behind) - {0}}
-    intervals = graph.intervals(region.center, region.radius, known)
+    """Return upper bounds by interval bound propagation (section 4, "easy-to-compute IBP upper bounds")."""
+    intervals = graph.intervals(region)
     points: Points = {}
     for i in graph.activations:
         center, radius = intervals[graph.nodes[i].inputs[0]]
@@ -84,8 +82,8 @@ def blockwise(graph: Graph, region: Region, projections: int, seed: int) -> Poin
     for i in range(1, len(graph.nodes)):
         if i in activations:
             source = graph.nodes[i].inputs[0]
-            slopes = {j: slope for j, (slope, _) in pieces.items()}
-            points[i] = values[source] + _deviation_of_units(graph, source, slopes, region), None
+            deviation = graph.deviation_of_units(source, region, through_pieces(pieces))
+            points[i] = values[source] + deviation, None
             pieces[i] = activations[i].piece(*points[i])
         values.append(step(graph, i, values, pieces))
     return points
@@ -136,16 +134,6 @@ def slope(graph: Graph, region: Region, projections: int, seed: int) -> Points:
             mean = node.operation.forward(*(mean for mean, _ in inputs))
             moments.append((mean, node.operation.squared(*(variance for _, variance in inputs))))
     return points
-
-
-def _deviation_of_units(graph: Graph, position: int, slopes: dict[int, Tensor], region: Region) -> Tensor:
-    """Return how far every unit of a node goes from its centre, [batch, *features], some units' rows at a time."""
-    like, shape = region.center, graph.nodes[position].shape
-    parts = []
-    for units in torch.arange(shape.numel(), device=like.device).split(max(1, _AT_ONCE // like.numel())):
-        rows = torch.nn.functional.one_hot(units, shape.numel()).to(like.dtype).unsqueeze(0)
-        parts.append(region.deviation(graph.pull_back(position, rows.unflatten(2, shape), slopes)))
-    return torch.cat(parts, dim=1).expand(len(region), -1).unflatten(1, shape)
 
 
 def _projections(region: Region, number: int, seed: int) -> Tensor:

@@ -129,7 +129,8 @@ def build_program(relaxation: Relaxation, maps: Maps) -> Program:
             assert node.operation is not None
             linear = maps[i]
             matrix = sparse.csr_matrix(linear @ sparse.vstack([operand[0] for operand in operands]))
-            affine = _numbers(relaxation.constants[i].flatten())
+            at_zero = node.operation.forward(*(box.lower.new_zeros(1, *graph.nodes[j].shape) for j in node.inputs))
+            affine = _numbers(at_zero.flatten())
             values.append((matrix, affine + linear @ np.concatenate([operand[1] for operand in operands])))
     v, h, a = (sparse.eye(len(units), columns, k=inputs + kind * len(units), format="csr") for kind in range(3))
     blocks = [

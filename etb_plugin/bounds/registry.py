@@ -14,7 +14,7 @@ adds a bound through the entry-point group `etb_plugin.bounds`, whose entries na
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,11 +29,13 @@ BoundFunction = Callable[[Any, Tensor | None], tuple[Tensor, Tensor]]
 """(box, or a ball where the bound takes them, spec or None for the logits) -> lower and upper, both [batch, rows]."""
 
 _registry: Registry["Registered"] = Registry("bound")
+_toolkits: dict[str, dict[str, "Registered"]] = {}
 
 
 @dataclass(frozen=True)
 class Registered:
-    """One entry of the registry. `unsound_with` names the options under which a sound bound is not one."""
+    """One entry of the registry. `unsound_with` names the options under which a sound bound is not one; `by` holds the
+    same bound as other toolkits compute it."""
 
     name: str
     prepare: Callable[..., BoundFunction]
@@ -42,6 +44,7 @@ class Registered:
     takes: str
     balls: bool = False
     unsound_with: frozenset[str] = frozenset()
+    by: Mapping[str, "Registered"] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -52,18 +55,35 @@ class Registered:
     def options(self) -> dict[str, Any]:
         """The options that the bound takes, with their defaults."""
         parameters = inspect.signature(self.prepare).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | ({"by": None} if self.by else {})
+
+    def chosen(self, options: Mapping[str, Any]) -> tuple["Registered", dict[str, Any]]:
+        """Return the entry that `options` ask for, another toolkit's with `by`, and its own options.
+
+        Raises ConfigError for an option that it does not take, and for a toolkit that does not have the bound.
+        """
+        own = dict(options)
+        toolkit = own.pop("by", None)
+        if toolkit is not None and toolkit not in self.by:
+            known = " or ".join(f"by={name}" for name in self.by) or "no `by`: there is this one only"
+            raise ConfigError(f"bound {self.name!r} is not known by {toolkit!r}; it takes {known}")
+        entry = self if toolkit is None else self.by[toolkit]
+        for name in own:
+            if name not in entry.options:
+                known = ", ".join(entry.options) or "none"
+                elsewhere = [f"by={other}" for other, one in self.by.items() if name in one.options]
+                hint = f" (one with {elsewhere[0]})" if elsewhere else ""
+                raise ConfigError(f"bound {self.name!r} takes no option {name!r}{hint}; its options: {known}")
+        return entry, own
 
     def soundness(self, options: Mapping[str, Any]) -> bool:
-        """Whether the bound is a certificate under `options`."""
-        return self.sound and not any(options.get(name) is not None for name in self.unsound_with)
+        """Whether the bound is a certificate under `options`. Raises ConfigError as `chosen`."""
+        entry, own = self.chosen(options)
+        return entry.sound and not any(own.get(name) is not None for name in entry.unsound_with)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise ConfigError for an option that this bound does not take."""
-        for name in options:
-            if name not in self.options:
-                known = ", ".join(self.options) or "none"
-                raise ConfigError(f"bound {self.name!r} takes no option {name!r}; its options: {known}")
+        self.chosen(options)
 
 
 @dataclass(frozen=True)
@@ -107,13 +127,20 @@ def register_bound(
     sound: bool,
     differentiable: bool,
     takes: str,
+    by: str | None = None,
     balls: bool = False,
     unsound_with: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., BoundFunction]], Callable[..., BoundFunction]]:
-    """Register the decorated function as the bound `name`. Raises ConfigError where the name is taken."""
+    """Register the decorated function as the bound `name`, or as that bound `by` another toolkit. Raises ConfigError
+    where the name is taken."""
 
     def register(prepare: Callable[..., BoundFunction]) -> Callable[..., BoundFunction]:
-        _registry.add(name, Registered(name, prepare, sound, differentiable, takes, balls, frozenset(unsound_with)))
+        toolkits = _toolkits.setdefault(name, {})
+        entry = Registered(name, prepare, sound, differentiable, takes, balls, frozenset(unsound_with), toolkits)
+        if by is None:
+            _registry.add(name, entry, prepare.__module__)
+        else:
+            toolkits[by] = replace(entry, by={})
         return prepare
 
     return register
@@ -135,18 +162,18 @@ def prepare(name: str, network: nn.Module, input_shape: tuple[int, ...] | torch.
     Raises UnsupportedLayer, naming the layer, where the bound cannot take the network, and ConfigError for
     an unknown bound or option.
     """
-    entry = get_bound(name)
-    entry.check_options(options)
+    sound = get_bound(name).soundness(options)
+    entry, own = get_bound(name).chosen(options)
     shape = torch.Size(input_shape)
-    function = entry.prepare(network, shape, **options)
-    return PreparedBound(name, entry.soundness(options), entry.differentiable, entry.balls, shape, function)
+    function = entry.prepare(network, shape, **own)
+    return PreparedBound(name, sound, entry.differentiable, entry.balls, shape, function)
 
 
 def prepare_lower(
     name: str, network: nn.Module, input_shape: tuple[int, ...] | torch.Size, **options: Any
 ) -> PreparedBound:
     """Make a bound ready as `prepare` does, for its lower ends only: half the work where it can spare the others."""
-    spare = {"lower_only": True} if "lower_only" in get_bound(name).options else {}
+    spare = {"lower_only": True} if "lower_only" in get_bound(name).chosen(options)[0].options else {}
     return prepare(name, network, input_shape, **{**spare, **options})
 
 
@@ -154,7 +181,7 @@ def prepare_signs(
     name: str, network: nn.Module, input_shape: tuple[int, ...] | torch.Size, **options: Any
 ) -> PreparedBound:
     """Make a bound ready as `prepare_lower` does, to tell which rows are positive: it may stop at that."""
-    spare = {"sign_only": True} if "sign_only" in get_bound(name).options else {}
+    spare = {"sign_only": True} if "sign_only" in get_bound(name).chosen(options)[0].options else {}
     return prepare_lower(name, network, input_shape, **{**spare, **options})
 
 

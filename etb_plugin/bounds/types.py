@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from etb_plugin.errors import ConfigError
-from etb_plugin.graph.regions import Box
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,9 @@ def check_spec(spec: Tensor | None, classes: int) -> None:
         raise ConfigError(f"a spec has shape [batch, rows, classes]; got {list(spec.shape)} for {classes} classes")
 
 
-def identity_spec(box: Box, classes: int) -> Tensor:
-    """Return the spec of the logits themselves, [batch, classes, classes], for bounds that need one."""
-    eye = torch.eye(classes, dtype=box.lower.dtype, device=box.lower.device)
-    return eye.expand(len(box), -1, -1)
+def identity_rows(like: Tensor, classes: int) -> Tensor:
+    """Return the rows of the logits themselves, [1, classes, classes], in the dtype and on the device of `like`."""
+    return torch.eye(classes, dtype=like.dtype, device=like.device).unsqueeze(0)
 
 
 def other_classes(labels: Tensor, classes: int) -> Tensor:

@@ -3,13 +3,16 @@
 Shapes: a value is [batch, *features]; rows and columns are [batch or 1, number, *features].
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from etb_plugin.graph.rows import Rows, Window
 
 
 class Affine(ABC):
@@ -35,6 +38,20 @@ class Affine(ABC):
     def push(self, *columns: Tensor) -> Tensor:
         """Return A times `columns` [batch, columns, *in], without the constant: [batch, columns, *out]."""
 
+    def interval(self, *inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return centre and radius of the values, for inputs as (centre, radius)."""
+        return self.forward(*(center for center, _ in inputs)), self.spread(*(radius for _, radius in inputs))
+
+    def back(self, rows: Rows, shape: torch.Size, shapes: Sequence[torch.Size]) -> list[Rows]:
+        """Return `rows` of the output, of `shape`, as rows of each input, of `shapes`; windows grow or are given up."""
+        whole = rows.whole(shape)
+        return [whole.with_values(part) for part in self.transpose(whole.values, shapes)]
+
+    def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
+        """Return `rows` of the output times the map's constant, [groups or 1, number]; None where that is 0."""
+        at_zero = self.forward(*(rows.values.new_zeros(1, *shape) for shape in shapes))
+        return rows.dot(at_zero)
+
 
 @dataclass(frozen=True)
 class Linear(Affine):
@@ -58,8 +75,21 @@ class Linear(Affine):
     def push(self, *columns: Tensor) -> Tensor:
         return F.linear(columns[0], self.weight())
 
+    def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
+        bias = self.bias()
+        if bias is None:
+            return None
+        products = rows.values @ bias
+        return products if products.ndim == 2 else products.flatten(2).sum(2)
+
+    def units(self, units: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the rows of some of the outputs of a one-dimensional input, [units, in], and their constants."""
+        bias = self.bias()
+        return self.weight()[units], None if bias is None else bias[units]
+
 
 _CONV = (F.conv1d, F.conv2d, F.conv3d)
+_FEW = 4
 _CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
@@ -89,24 +119,71 @@ class Conv(Affine):
 
     def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
         weight = self.weight()
+        # The input rows that a stride leaves uncovered have no influence; they come back as zeros.
+        covered = self._grown(rows.shape[3:], weight, self.padding)
+        extra = [size - got for size, got in zip(shapes[0][1:], covered, strict=True)]
+        return [self._transposed(rows, weight, self.padding, extra)]
+
+    def back(self, rows: Rows, shape: torch.Size, shapes: Sequence[torch.Size]) -> list[Rows]:
+        window = rows.window
+        if window is None:
+            return super().back(rows, shape, shapes)
+        weight = self.weight()
+        size = self._grown(rows.values.shape[3:], weight, (0,) * len(self.stride))
+        if 2 * math.prod(size) > 3 * shapes[0][1:].numel():  # the whole image costs less
+            return super().back(rows, shape, shapes)
+        strides = zip(window.stride, self.stride, strict=True)
+        offsets = zip(window.offset, self.stride, self.padding, strict=True)
+        grown = Window(window.grid, tuple(a * b for a, b in strides), tuple(a * s - p for a, s, p in offsets))
+        return [replace(rows, values=self._of_windows(rows.values, weight, size), window=grown, zeroed=False)]
+
+    def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
+        bias = self.bias()
+        return None if bias is None else rows.values.flatten(3).sum(3) @ bias
+
+    def _of_windows(self, values: Tensor, weight: Tensor, size: Sequence[int]) -> Tensor:
+        """Return rows over windows of the output as rows over the windows of `size` that those look at."""
+        none = (0,) * len(self.stride)
+        channels, before = weight.shape[0], weight.shape[1] * self.groups
+        into, out = values.shape[2:].numel(), before * math.prod(size)
+        # Few input channels leave a transposed convolution idle: one product with its matrix is faster, up to
+        # 32 / channels times its arithmetic. The matrix itself is made from the identity.
+        products = math.prod(size) * self.groups / weight.shape[2:].numel()
+        if values.shape[:2].numel() > into and products * before < 32:
+            eye = torch.eye(into, dtype=values.dtype, device=values.device).view(1, into, channels, *values.shape[3:])
+            matrix = self._transposed(eye, weight, none, none).reshape(into, out)
+            return (values.flatten(2) @ matrix).unflatten(2, (before, *size))
+        return self._transposed(values, weight, none, none)
+
+    def _grown(self, size: Sequence[int], weight: Tensor, padding: Sequence[int]) -> list[int]:
+        """Return how far outputs of `size` look, in elements of the input."""
+        return [
+            (length - 1) * step - 2 * pad + dilate * (kernel - 1) + 1
+            for length, step, pad, dilate, kernel in zip(
+                size, self.stride, padding, self.dilation, weight.shape[2:], strict=True
+            )
+        ]
+
+    def _transposed(self, rows: Tensor, weight: Tensor, padding: Sequence[int], extra: Sequence[int]) -> Tensor:
         flat = rows.flatten(0, 1)
         dimensions = len(self.stride)
+        if flat[0, 0].numel() == 1 and not any((*padding, *extra)) and self.groups == 1:
+            return (flat.flatten(1) @ weight.flatten(1)).view(*rows.shape[:2], *weight.shape[1:])
+        if dimensions == 2 and weight.shape[1] <= _FEW and self.groups == 1:
+            # A transposed convolution to an image's few channels idles: a product, and its parts put together.
+            sizes = zip(self._grown(rows.shape[3:], weight, padding), extra, strict=True)
+            columns = torch.matmul(weight.flatten(1).t(), flat.flatten(2))
+            kernel, out = tuple(weight.shape[2:]), tuple(size + more for size, more in sizes)
+            image = F.fold(columns, out, kernel, self.dilation, tuple(padding), self.stride)
+            return image.unflatten(0, rows.shape[:2])
         if dimensions == 2:
             # About twice as fast as the default layout for transposed convolutions, on CPU and CUDA alike.
             flat = flat.contiguous(memory_format=torch.channels_last)
             weight = weight.contiguous(memory_format=torch.channels_last)
-        # The input rows that a stride leaves uncovered have no influence; they come back as zeros.
-        covered = [
-            (size - 1) * step - 2 * pad + dilate * (kernel - 1) + 1
-            for size, step, pad, dilate, kernel in zip(
-                flat.shape[2:], self.stride, self.padding, self.dilation, weight.shape[2:], strict=True
-            )
-        ]
-        extra = [size - got for size, got in zip(shapes[0][1:], covered, strict=True)]
         result = _CONV_TRANSPOSE[dimensions - 1](
-            flat, weight, None, self.stride, self.padding, extra, self.groups, self.dilation
+            flat, weight, None, self.stride, padding, extra, self.groups, self.dilation
         )
-        return [result.unflatten(0, rows.shape[:2])]
+        return result.unflatten(0, rows.shape[:2])
 
     def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _CONV[len(self.stride) - 1](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -159,6 +236,9 @@ class Coherent(Affine):
             parts.append((reached.square() * value.unsqueeze(1)).flatten(2).sum(2))
         return torch.cat(parts, 1).unflatten(1, out)
 
+    def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
+        return None if self.homogeneous else super().shift(rows, shapes)
+
     def push(self, *columns: Tensor) -> Tensor:
         at_zero = self.function(*(torch.zeros_like(c[:, 0]) for c in columns))
         return torch.vmap(self.function, in_dims=1, out_dims=1)(*columns) - at_zero.unsqueeze(1)
@@ -186,6 +266,9 @@ class Reshape(Affine):
     def push(self, *columns: Tensor) -> Tensor:
         return columns[0].reshape(*columns[0].shape[:2], *self.shape)
 
+    def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
+        return None
+
 
 @dataclass(frozen=True)
 class Sum(Affine):
@@ -198,3 +281,120 @@ class Sum(Affine):
 
     def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
         return [rows] * len(shapes)
+
+    def back(self, rows: Rows, shape: torch.Size, shapes: Sequence[torch.Size]) -> list[Rows]:
+        return [rows] * len(shapes)
+
+    def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Scale(Affine):
+    """An elementwise product and shift, as batch norm's in eval mode; both broadcast over the features.
+
+    `factor()` and `offset()` are [1, *features] or of a shape that broadcasts; `channels` says that they differ
+    between channels only, and are [1, channels, 1, ...].
+    """
+
+    factor: Callable[[], Tensor]
+    offset: Callable[[], Tensor | None]
+    channels: bool = False
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        value, offset = inputs[0] * self.factor(), self.offset()
+        return value if offset is None else value + offset
+
+    def spread(self, *radii: Tensor) -> Tensor:
+        return radii[0] * self.factor().abs()
+
+    def squared(self, *values: Tensor) -> Tensor:
+        return values[0] * self.factor().square()
+
+    def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        return [rows * self.factor().unsqueeze(1)]
+
+    def push(self, *columns: Tensor) -> Tensor:
+        return columns[0] * self.factor().unsqueeze(1)
+
+    def back(self, rows: Rows, shape: torch.Size, shapes: Sequence[torch.Size]) -> list[Rows]:
+        if rows.window is None:
+            return super().back(rows, shape, shapes)
+        return [rows.with_values(rows.values * rows.view(self.factor().expand(1, *shape)))]
+
+    def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
+        offset = self.offset()
+        return None if offset is None else rows.dot(offset.expand(1, *shapes[0]))
+
+
+@dataclass(frozen=True)
+class LargerOf(Affine):
+    """The larger of two values a and b, from a, b and h = max(b - a, 0): a + h.
+
+    b has no coefficient of its own; it is there so that an interval is that of the larger value, and not of the sum.
+    """
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return inputs[0] + inputs[2]
+
+    push = forward
+
+    def spread(self, *radii: Tensor) -> Tensor:
+        return radii[0] + radii[2]
+
+    squared = spread
+
+    def interval(self, *inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        (a, ra), (b, rb), _ = inputs
+        low, high = torch.maximum(a - ra, b - rb), torch.maximum(a + ra, b + rb)
+        return (high + low) / 2, (high - low) / 2
+
+    def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        return [rows, torch.zeros_like(rows), rows]
+
+    def back(self, rows: Rows, shape: torch.Size, shapes: Sequence[torch.Size]) -> list[Rows]:
+        return [rows, rows.with_values(torch.zeros_like(rows.values)), rows]
+
+    def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Dense(Affine):
+    """Any affine map, by its function alone: |A| r and the like take the whole matrix, some rows at a time."""
+
+    function: Callable[..., Tensor]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+    def spread(self, *radii: Tensor) -> Tensor:
+        return self._by_rows(Tensor.abs, radii)
+
+    def squared(self, *values: Tensor) -> Tensor:
+        return self._by_rows(Tensor.square, values)
+
+    def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        points = [rows.new_zeros(len(rows), *shape) for shape in shapes]
+        derivative = torch.func.vjp(self.function, *points)[1]
+        return list(torch.vmap(derivative, in_dims=1, out_dims=1)(rows))
+
+    def push(self, *columns: Tensor) -> Tensor:
+        at_zero = self.function(*(torch.zeros_like(c[:, 0]) for c in columns))
+        return torch.vmap(self.function, in_dims=1, out_dims=1)(*columns) - at_zero.unsqueeze(1)
+
+    def _by_rows(self, of: Callable[[Tensor], Tensor], values: Sequence[Tensor]) -> Tensor:
+        """Return of(A) times `values`, the sum over the inputs."""
+        shapes = [value.shape[1:] for value in values]
+        out = self.function(*(torch.zeros_like(value[:1]) for value in values)).shape[1:]
+        widest = max(shape.numel() for shape in shapes)
+        parts = []
+        for units in torch.arange(out.numel(), device=values[0].device).split(max(1, 2**24 // widest)):
+            rows = F.one_hot(units, out.numel()).to(values[0].dtype).view(1, -1, *out)
+            reached = self.transpose(rows, shapes)
+            parts.append(
+                torch.stack(
+                    [v.flatten(1) @ of(part[0].flatten(1)).T for v, part in zip(values, reached, strict=True)]
+                ).sum(0)
+            )
+        return torch.cat(parts, 1).unflatten(1, out)

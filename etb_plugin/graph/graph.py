@@ -1,21 +1,35 @@
 """A network as a graph of affine maps and piecewise linear activations, and the two walks over it.
 
 Every front end builds the same `Graph`: `tracing` from a plain `nn.Module`, `etb_plugin.lirpa` from auto_LiRPA's own
-graph. `Graph.intervals` walks forward (interval arithmetic), `Graph.pull_back` walks backward (rows of a
-linear map as one batched transposed pass). Nothing here knows a bound.
+graph. `Graph.forward` walks forward with intervals, `Graph.backward` walks backward with rows. Nothing here knows a
+bound: what becomes of a row at an activation is the caller's rule (`relaxation`, or the expected bound's pieces).
 
-Shapes: a value at a node is [batch, *features]; rows and columns at a node are [batch or 1, number, *features]. Rows
-keep a batch of 1 until the first activation that differs between the examples.
+Shapes: a value at a node is [batch, *features]; rows are as in `rows.Rows`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from etb_plugin.graph.activations import PiecewiseLinear
-from etb_plugin.graph.affine import Affine
+from etb_plugin.graph.affine import Affine, Conv, Linear
+from etb_plugin.graph.regions import Ball, Region
+from etb_plugin.graph.rows import Rows, dot
+
+Through = Callable[[int, PiecewiseLinear, Rows], tuple[Tensor, Tensor | None]]
+"""(position, activation, rows of its output) -> values of rows of its input, and the constant that goes with them,
+[groups or 1, number], or None for 0."""
+Tighten = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(position of an activation, lower and upper ends of its input) -> better ones, [batch, *features]."""
+Ends = Mapping[int, tuple[Tensor, Tensor]]
+"""Lower and upper ends of each activation's input, [batch, *features], by the activation's position."""
+
+_VALUES_AT_ONCE = 2**24
+"""Elements of the rows of an affine prefix that are worked on at once."""
 
 
 @dataclass(frozen=True)
@@ -33,60 +47,136 @@ class Graph:
     """Nodes in the order in which they can be computed; the first is the input, the last the output."""
 
     nodes: tuple[Node, ...]
+    row_sizes: dict[int, int] = field(default_factory=dict, compare=False, repr=False)
+    """What `relaxation.row_size` has found, by position."""
 
-    @property
+    @cached_property
     def activations(self) -> dict[int, PiecewiseLinear]:
         """The activations by position."""
         return {i: n.operation for i, n in enumerate(self.nodes) if isinstance(n.operation, PiecewiseLinear)}
 
     @property
-    def affine_prefix(self) -> set[int]:
-        """The nodes that no activation stands before: affine in the input."""
-        found = {0}
+    def last(self) -> int:
+        """The output's position."""
+        return len(self.nodes) - 1
+
+    @property
+    def classes(self) -> int:
+        """The number of outputs."""
+        return self.nodes[-1].shape[0]
+
+    @cached_property
+    def widest(self) -> int:
+        """The number of elements at the widest node."""
+        return max(node.shape.numel() for node in self.nodes)
+
+    @cached_property
+    def affine_prefix(self) -> dict[int, int]:
+        """The nodes that no activation stands before, each with the number of matrices that it is a product of."""
+        found = {0: 0}
         for i, node in enumerate(self.nodes):
-            if isinstance(node.operation, Affine) and found.issuperset(node.inputs):
-                found.add(i)
+            if isinstance(node.operation, Affine) and all(j in found for j in node.inputs):
+                mixing = isinstance(node.operation, Conv | Linear) or len(node.inputs) > 1
+                found[i] = max(found[j] for j in node.inputs) + mixing
         return found
 
-    def intervals(
-        self, center: Tensor, radius: Tensor, known: Mapping[int, Tensor] | None = None
-    ) -> list[tuple[Tensor, Tensor]]:
+    def values(self, x: Tensor) -> list[Tensor]:
+        """Return the values at all nodes for inputs `x` [batch, *input]."""
+        values = [x]
+        for node in self.nodes[1:]:
+            assert node.operation is not None
+            values.append(node.operation.forward(*(values[j] for j in node.inputs)))
+        return values
+
+    def intervals(self, region: Region, tighten: Tighten | None = None) -> list[tuple[Tensor, Tensor]]:
         """Return (centre, radius) at every node by interval arithmetic (Gowal et al. 2019, equation 6).
 
-        `known` gives better radii than the arithmetic's at some affine nodes.
+        For a ball the nodes before the first activations are bounded by the dual norm of their rows. `tighten` may
+        better the ends of each activation's input on the way.
         """
-        values: list[tuple[Tensor, Tensor]] = [(center, radius)]
+        values: list[tuple[Tensor, Tensor]] = [(region.center, region.radius)]
         for i, node in enumerate(self.nodes[1:], start=1):
             inputs = [values[j] for j in node.inputs]
             if isinstance(node.operation, PiecewiseLinear):
                 center, radius = inputs[0]
-                low, high = node.operation.range(center - radius, center + radius)
+                low, high = center - radius, center + radius
+                if tighten is not None:
+                    low, high = tighten(i, low, high)
+                low, high = node.operation.range(low, high)
                 values.append(((high + low) / 2, (high - low) / 2))
-            else:
-                assert node.operation is not None
-                center = node.operation.forward(*(c for c, _ in inputs))
-                better = None if known is None else known.get(i)
-                values.append((center, node.operation.spread(*(r for _, r in inputs)) if better is None else better))
+                continue
+            assert node.operation is not None
+            center, radius = node.operation.interval(*inputs)
+            if isinstance(region, Ball) and i in self._read_behind_prefix:
+                radius = self.deviation_of_units(i, region, None)
+            values.append((center, radius))
         return values
 
-    def pull_back(self, position: int, rows: Tensor, slopes: Mapping[int, Tensor]) -> Tensor:
-        """Return `rows` of the node at `position` as rows of the input: rows times the linear map between.
+    @cached_property
+    def _read_behind_prefix(self) -> set[int]:
+        """The nodes of the affine prefix that something behind it reads."""
+        prefix = self.affine_prefix
+        return {j for i, node in enumerate(self.nodes) if i not in prefix for j in node.inputs if j in prefix} - {0}
 
-        `slopes` gives each activation's diagonal, [batch, *features], by position. Shapes: rows
-        [batch or 1, rows, *features of the node], result [batch or 1, rows, *input].
+    def deviation_of_units(self, position: int, region: Region, through: Through | None) -> Tensor:
+        """Return how far every unit of a node goes from its value at the centre, [batch, *features], where the map
+        before it is affine, or made so by a rule `through` that adds no constants. Some units' rows at a time."""
+        like, shape = region.center, self.nodes[position].shape
+        parts = []
+        for units in torch.arange(shape.numel(), device=like.device).split(max(1, _VALUES_AT_ONCE // like.numel())):
+            rows = F.one_hot(units, shape.numel()).to(like.dtype).view(1, -1, *shape)
+            reached, _ = self.backward({position: Rows(rows)}, through, shifts=False)
+            parts.append(region.deviation(reached[0].values))
+        return torch.cat(parts, dim=1).expand(len(region), -1).unflatten(1, shape)
+
+    def backward(
+        self,
+        start: Mapping[int, Rows],
+        through: Through | None,
+        *,
+        until: Collection[int] = (),
+        shifts: bool = True,
+    ) -> tuple[dict[int, Rows], Tensor | float]:
+        """Take rows of some nodes, which are added up, back to the input, or to the nodes `until`.
+
+        Activations are passed by the rule `through`. Returns the rows at the input (zero where nothing of it is
+        reached) and at `until`, and the constants met on the way, [groups or 1, number]; without `shifts` those of
+        affine maps are left out.
         """
-        pending: dict[int, Tensor] = {position: rows}
-        for i in range(position, 0, -1):
+        pending, found = dict(start), {}
+        constant: Tensor | float = 0.0
+        for i in range(max(pending), -1, -1):
             if i not in pending:
                 continue
-            node, arriving = self.nodes[i], pending.pop(i)
+            node, here = self.nodes[i], pending.pop(i)
+            if i == 0 or i in until:
+                found[i] = here
+                continue
+            shapes = [self.nodes[j].shape for j in node.inputs]
             if isinstance(node.operation, PiecewiseLinear):
-                leaving = [arriving * slopes[i].unsqueeze(1)]
+                assert through is not None
+                values, shift = through(i, node.operation, here)
+                parts = [replace(here, values=values, zeroed=True)]  # a rule's slopes are zero outside an image
             else:
                 assert node.operation is not None
-                leaving = node.operation.transpose(arriving, [self.nodes[j].shape for j in node.inputs])
-            for j, part in zip(node.inputs, leaving, strict=True):
-                pending[j] = pending[j] + part if j in pending else part
-        if 0 not in pending:  # no path from the input: the node is constant
-            return rows.new_zeros(*rows.shape[:2], *self.nodes[0].shape)
-        return pending[0]
+                here = here.inside(node.shape[1:])
+                parts = node.operation.back(here, node.shape, shapes)
+                shift = node.operation.shift(here, shapes) if shifts else None
+            if shift is not None:
+                constant = constant + shift
+            for j, part in zip(node.inputs, parts, strict=True):
+                pending[j] = pending[j].plus(part, self.nodes[j].shape) if j in pending else part
+        if not found:  # no path from the input: the node is constant
+            number = max(rows.values.shape[1] for rows in start.values())
+            like = next(iter(start.values())).values
+            found[0] = Rows(like.new_zeros(1, number, *self.nodes[0].shape))
+        return found, constant
+
+
+def reach(region: Region, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Return the value of `rows` of the input at the region's centre, and how far they go to either side of it, both
+    [groups or 1, number]."""
+    if isinstance(region, Ball):
+        rows = rows.inside(region.shape[1:])
+        return rows.dot(region.center), region.deviation(rows.values)
+    return rows.dot(region.center), dot(rows.values.abs(), rows.view(region.radius))

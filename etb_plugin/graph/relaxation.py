@@ -1,56 +1,61 @@
-"""Linear relaxations of a graph over a box, walked backward: CROWN with slopes, splits and multipliers of one's own.
+"""Linear relaxations of a graph over a region, walked backward: what becomes of a row at an activation.
 
-This is what the complete verifiers stand on: the pre-activation ends from which programs and branches start, and the
-bounds of a branch. auto_LiRPA's CROWN gives the same numbers (tested); here the rows, the slopes and the splits of
-every subproblem are one batch. Each hinge max(z - knot, 0) of an activation is relaxed by itself, so that leaky and
-clipped activations need no case of their own.
+Each hinge max(z - knot, 0) of an activation is relaxed by itself, so that leaky and clipped activations need no case of
+their own. Where it is unstable on [low, high] it lies below its chord, and above every line through the knot with a
+slope in [0, 1]. CROWN takes the chord above and slope 0 or 1 below; alpha-CROWN optimises the slope; Wong and Kolter's
+dual takes the chord's slope on both sides, so that one pass gives both ends. Splits and multipliers make bounds of a
+branch (beta-CROWN).
 """
 
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from etb_plugin.graph.activations import PiecewiseLinear
-from etb_plugin.graph.graph import Graph
+from etb_plugin.graph.graph import Ends, Graph, reach
 from etb_plugin.graph.regions import Region
+from etb_plugin.graph.rows import Rows, Tables, dot
 
 Hinge = tuple[int, int]
 """An activation's position in the graph, and the number of one of its hinges."""
-Ends = Mapping[int, tuple[Tensor, Tensor]]
-"""Lower and upper ends of each activation's input, [batch, *features], by the activation's position."""
-
-_ROUNDING = 1e-9
-"""How far apart, relative to their size, two ends of a point may be rounded in float64."""
-_VALUES_AT_ONCE = 2**25
-"""Elements that the rows of one pass may hold at one node."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a relaxation may choose for the hinges, each [batch, rows or 1, *features]; a hinge may be missing.
+    """What a relaxation may choose for the hinges; a hinge may be missing.
 
-    `slopes` are those of the lower lines, in [0, 1]: any choice is sound; CROWN's is the default. `signs` are the
-    branch: +1 where z >= knot, -1 where z <= knot is taken as given, 0 elsewhere. `multipliers` >= 0 price them
-    (beta-CROWN, Wang et al. 2021, equation 8): any choice is sound on the branch.
+    `slopes` are those of the lower lines, in [0, 1], as the rows arrive there ([groups, rows or 1, *features or
+    window]): any choice is sound; CROWN's is the default. `signs` [batch, 1, *features] are the branch: +1 where z >=
+    knot, -1 where z <= knot is taken as given, 0 elsewhere. `multipliers` >= 0 [batch, rows or 1, *features] price
+    them (beta-CROWN, Wang et al. 2021, equation 8): any choice is sound on the branch.
     """
 
     slopes: Mapping[Hinge, Tensor] = field(default_factory=dict)
     signs: Mapping[Hinge, Tensor] = field(default_factory=dict)
     multipliers: Mapping[Hinge, Tensor] = field(default_factory=dict)
+    fitting: bool = False
+    """Whether slopes are those of the pieces already where a hinge is on or off."""
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Linear functions of the input below the rows: `value` is their least one over the region, [batch, rows], and
-    `coefficients` [batch or 1, rows, *input]. `arriving` holds the rows as they came to each activation."""
+    """Linear functions of the input below the rows: `value` is their least one over the region, [groups, rows], and
+    `reached` the rows at the input, `constant` beside them. `arriving` holds the rows as they came to each activation.
+    """
 
     value: Tensor
-    coefficients: Tensor
-    arriving: Mapping[int, Tensor]
+    reached: Rows
+    constant: Tensor | float
+    arriving: Mapping[int, Rows]
+
+    @property
+    def coefficients(self) -> Tensor:
+        """[batch or 1, rows, *input]"""
+        return self.reached.values
 
     def minimizer(self, region: Region) -> Tensor:
         """Return the corner of a box at which each function is least, [batch, rows, *input]."""
@@ -58,27 +63,46 @@ class Lines:
         return center - radius * self.coefficients.sign()
 
 
+@dataclass(frozen=True)
+class _Hinge:
+    """The lines of one hinge over its ends, each [batch or 1, *features]: the chord's slope (1 where on, 0 where off),
+    the chord's value at the knot, CROWN's slope below, and where it is unstable."""
+
+    steep: Tensor
+    rise: Tensor
+    flat: Tensor
+    unstable: Tensor
+
+
 def crown_slope(low: Tensor, high: Tensor) -> Tensor:
     """Return CROWN's own slope of a lower line (Zhang et al. 2018): 1 where more of the range lies above the knot."""
     return (high > -low).to(low)
 
 
+def _hinge(low: Tensor, high: Tensor) -> _Hinge:
+    below, beyond = low.clamp(max=0), high.clamp(min=0)
+    steep = beyond / (beyond - below).clamp(min=torch.finfo(low.dtype).tiny)
+    unstable = (low < 0) & (high > 0)
+    return _Hinge(steep, -steep * below, torch.where(unstable, crown_slope(low, high), steep), unstable)
+
+
 class Relaxation:
-    """A graph relaxed over a region, once the ends of all its activations are known."""
+    """A graph relaxed over a region, once the ends of its activations are known."""
 
     def __init__(self, graph: Graph, region: Region, ends: Ends) -> None:
         self.graph, self.region, self.ends = graph, region, ends
-        zeros = [region.center.new_zeros(1, *node.shape) for node in graph.nodes]
-        self.constants = {
-            i: node.operation.forward(*(zeros[j] for j in node.inputs))
-            for i, node in enumerate(graph.nodes)
-            if node.operation is not None and not isinstance(node.operation, PiecewiseLinear)
-        }
+        self._hinges: dict[Hinge, _Hinge] = {}
+        self._views: dict[tuple[Hinge, str], Tensor] | None = None
+        self._tables: Tables = {}
 
     def over(self, ends: Ends) -> "Relaxation":
         """Return the same with other ends."""
+        return Relaxation(self.graph, self.region, ends)
+
+    def repeated(self) -> "Relaxation":
+        """Return the same for calls with rows of the same places and one branch: what they look at is kept."""
         other = copy.copy(self)
-        other.ends = ends
+        other._hinges, other._views = {}, {}
         return other
 
     def hinges(self) -> Iterator[tuple[Hinge, Tensor, Tensor]]:
@@ -87,147 +111,171 @@ class Relaxation:
             for h, (knot, _) in enumerate(self.graph.activations[i].hinges()):
                 yield (i, h), low - knot, high - knot
 
-    def below(self, rows: Tensor, choice: Choice | None = None, position: int | None = None) -> Lines:
-        """Return linear functions of the input that lie below `rows` of the node at `position` (the last).
+    def below(self, rows: Tensor | Mapping[int, Rows], choice: Choice | None = None) -> Lines:
+        """Return linear functions of the input that lie below `rows`: of the output, [batch or 1, rows, classes], or
+        of other nodes, by position."""
+        choice, arriving = choice or Choice(), {}
+        start = {self.graph.last: Rows(rows)} if isinstance(rows, Tensor) else rows
 
-        Shapes: rows [batch or 1, rows, *features of the node].
-        """
-        choice = choice or Choice()
-        at = len(self.graph.nodes) - 1 if position is None else position
-        pending, arriving = {at: rows}, {}
-        constant = rows.new_zeros(rows.shape[:2])
-        for i in range(at, 0, -1):
-            if i not in pending:
-                continue
-            node, here = self.graph.nodes[i], pending.pop(i)
-            if isinstance(node.operation, PiecewiseLinear):
-                arriving[i] = here
-                leaving, shift = self._through(i, node.operation, here, choice)
-                parts = [leaving]
-            else:
-                assert node.operation is not None
-                parts = node.operation.transpose(here, [self.graph.nodes[j].shape for j in node.inputs])
-                shift = (here.flatten(2) @ self.constants[i].flatten(1).unsqueeze(2)).squeeze(2)
-            constant = constant + shift
-            for j, part in zip(node.inputs, parts, strict=True):
-                pending[j] = pending[j] + part if j in pending else part
-        coefficients = pending.get(0, rows.new_zeros(*rows.shape[:2], *self.graph.nodes[0].shape))
-        middle = (coefficients.flatten(2) @ self.region.center.flatten(1).unsqueeze(2)).squeeze(2)
-        return Lines(middle + constant - self.region.deviation(coefficients), coefficients, arriving)
+        def through(i: int, activation: PiecewiseLinear, here: Rows) -> tuple[Tensor, Tensor | None]:
+            arriving[i] = here
+            return self._through(i, activation, here, choice)
 
-    def _through(self, i: int, activation: PiecewiseLinear, rows: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+        found, constant = self.graph.backward(start, through)
+        middle, deviation = reach(self.region, found[0])
+        return Lines(middle + constant - deviation, found[0], constant, arriving)
+
+    def between(self, rows: Tensor | Mapping[int, Rows]) -> tuple[Tensor, Tensor, Rows, Tensor]:
+        """Return the least and the greatest value of `rows`, as of `below`, with the chord's slope on both sides
+        (Wong and Kolter 2018), and the linear functions below them: rows at the input and constants."""
+        start = {self.graph.last: Rows(rows)} if isinstance(rows, Tensor) else rows
+
+        def through(i: int, activation: PiecewiseLinear, here: Rows) -> tuple[Tensor, Tensor | None]:
+            values, shift = self._first_piece(i, activation, here)
+            both = None if shift is None else torch.stack([shift, shift])
+            for h, (knot, change) in enumerate(activation.hinges()):
+                hinge = self._lines((i, h), knot, None)
+                weighed = _times(here.inside(self.graph.nodes[i].shape[1:]).values if knot else here.values, change)
+                steep, rise = here.view(hinge.steep), here.view(hinge.rise)
+                part = weighed * steep
+                total, negative = dot(weighed, rise), dot(weighed.clamp(max=0), rise)
+                ends = torch.stack([negative, total - negative])
+                if knot:
+                    ends = ends - knot * part.flatten(2).sum(2)
+                values = part if values is None else values + part
+                both = ends if both is None else both + ends
+            assert values is not None
+            return values, both
+
+        found, constant = self.graph.backward(start, through)
+        middle, deviation = reach(self.region, found[0])
+        constant = torch.as_tensor(constant, dtype=middle.dtype, device=middle.device)
+        constants = constant if constant.ndim == 3 else torch.stack([constant.expand_as(middle)] * 2)
+        return middle + constants[0] - deviation, middle + constants[1] + deviation, found[0], constants[0]
+
+    def _lines(self, key: Hinge, knot: float, sign: Tensor | None) -> _Hinge:
+        if key in self._hinges and (sign is None or self._views is not None):
+            return self._hinges[key]
+        low, high = (end - knot if knot else end for end in self.ends[key[0]])
+        if sign is not None:
+            sign = sign[:, 0]
+            low, high = torch.where(sign > 0, low.clamp(min=0), low), torch.where(sign < 0, high.clamp(max=0), high)
+            lines = _hinge(low, high)
+            if self._views is not None:
+                self._hinges[key] = lines
+            return lines
+        return self._hinges.setdefault(key, _hinge(low, high))
+
+    def _view(self, rows: Rows, key: Hinge, lines: _Hinge, name: str) -> Tensor:
+        value = getattr(lines, name)
+        if self._views is not None:
+            if (key, name) not in self._views:
+                self._views[key, name] = rows.view(value)
+            return self._views[key, name]
+        # With a gradient, blocks are worked on twice, and have to do the same both times.
+        return rows.view(value, None if torch.is_grad_enabled() else self._tables)
+
+    def _first_piece(self, i: int, activation: PiecewiseLinear, rows: Rows) -> tuple[Tensor | None, Tensor | None]:
+        """Return rows times the slope of the first piece, and times its constant; None where those are 0."""
+        first = activation.first()
+        if isinstance(first, float) and not first:
+            values = None
+        else:
+            values = rows.values * rows.view(_full(first, rows.values, self.graph.nodes[i].shape))
+        if not activation.offset:
+            return values, None
+        return values, activation.offset * rows.inside(self.graph.nodes[i].shape[1:]).values.flatten(2).sum(2)
+
+    def _through(self, i: int, activation: PiecewiseLinear, rows: Rows, choice: Choice) -> tuple[Tensor, Tensor | None]:
         """Return `rows` of an activation as rows of its input, and the constant that goes with them."""
-        low, high = (end.unsqueeze(1) for end in self.ends[i])
-        leaving = rows * activation.first()
-        constant = (rows * activation.offset).flatten(2).sum(2)
+        shape = self.graph.nodes[i].shape
+        values, constant = self._first_piece(i, activation, rows)
         for h, (knot, change) in enumerate(activation.hinges()):
-            lo, hi = low - knot, high - knot
-            sign, price = choice.signs.get((i, h)), choice.multipliers.get((i, h))
-            if sign is not None:
-                lo, hi = torch.where(sign > 0, lo.clamp(min=0), lo), torch.where(sign < 0, hi.clamp(max=0), hi)
-            below_knot, beyond = lo.clamp(max=0), hi.clamp(min=0)
-            steep = beyond / (beyond - below_knot).clamp(min=1e-30)  # 1 where on, 0 where off
-            unstable = (lo < 0) & (hi > 0)
-            slope = choice.slopes.get((i, h))
-            flat = torch.where(unstable, crown_slope(lo, hi) if slope is None else slope, steep)
-            weighed = rows * change
-            positive, negative = weighed.clamp(min=0), weighed.clamp(max=0)
-            through = positive * flat + negative * steep
+            key = (i, h)
+            sign, price = choice.signs.get(key), choice.multipliers.get(key)
+            lines = self._lines(key, knot, sign)
+            if isinstance(change, Tensor):
+                change = rows.view(_full(change, rows.values, shape))
+            weighed = _times(rows.inside(shape[1:]).values if knot else rows.values, change)
+            steep, rise, slope = (
+                self._view(rows, key, lines, "steep"),
+                self._view(rows, key, lines, "rise"),
+                choice.slopes.get(key),
+            )
+            if slope is None:
+                slope = self._view(rows, key, lines, "flat")
+            elif not choice.fitting:
+                slope = torch.where(self._view(rows, key, lines, "unstable"), slope, steep)
+            part, shift = _Through.apply(weighed, slope, steep, rise)
             if price is not None and sign is not None:
-                through = through - price * sign
-            leaving = leaving + through
-            constant = constant - (through * knot + negative * steep * below_knot).flatten(2).sum(2)
-        return leaving, constant
+                part = part - price * rows.view(sign[:, 0])
+            if knot:
+                shift = shift - knot * part.flatten(2).sum(2)
+            values = part if values is None else values + part
+            constant = shift if constant is None else constant + shift
+        assert values is not None
+        return values, constant
 
 
-@dataclass(frozen=True)
-class Tightened:
-    """The ends of every activation's input; which branches are empty, [branches]; and the lower slopes that gave the
-    ends: for each activation the units that were bounded, and slopes [1, 2 x units, *features], lower sides first.
-    Without optimisation there are none."""
-
-    ends: dict[int, tuple[Tensor, Tensor]]
-    empty: Tensor
-    slopes: dict[int, tuple[Tensor, Mapping[Hinge, Tensor]]]
+def _times(values: Tensor, factor: float | Tensor) -> Tensor:
+    return values if isinstance(factor, float | int) and factor == 1 else values * factor
 
 
-def crown_ends(graph: Graph, region: Region, *, steps: int = 0) -> Tightened:
-    """Return the ends of every activation's input: interval arithmetic's, then CROWN's where a unit is unstable.
+def _full(value: float | Tensor, like: Tensor, shape: torch.Size) -> Tensor:
+    """Return a slope, a number or a parameter that broadcasts, as [1, *features]."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(1, *shape)
 
-    With `steps` the lower slopes of each unit's own bound are optimised by so many steps (alpha-CROWN). Cost: two
-    backward passes for every unit that interval arithmetic leaves unstable, and three times `steps` more with steps.
+
+class _Through(torch.autograd.Function):
+    """Rows through lines: positive entries take the slope `low`, negative ones the line `steep` z + `rise`.
+
+    Written out since autograd would keep five tensors of the rows' size for it; this keeps one. Products with masks,
+    not `where`: with broadcast operands that is ten times slower on a CPU.
     """
-    middle = graph.intervals(region.center, region.radius)
-    inputs = {i: middle[graph.nodes[i].inputs[0]] for i in graph.activations}
-    known = {i: (center - radius, center + radius) for i, (center, radius) in inputs.items()}
-    return tightened(Relaxation(graph, region, known), Choice(), steps=steps)
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, low: Tensor, steep: Tensor, rise: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.contiguous()  # of convolutions they come otherwise, and operands laid out alike are much faster
+        ctx.save_for_backward(rows, low, steep, rise)
+        negative = rows.clamp(max=0)
+        shift = dot(negative, rise)
+        if low.shape[1] == 1:
+            return (rows * low).add_(negative * (steep - low)), shift
+        return (rows.clamp(min=0) * low).add_(negative * steep), shift
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, low, steep, rise = ctx.saved_tensors
+        grad, of_shift = grads[0].contiguous(), grads[1][(...,) + (None,) * (rows.ndim - 2)]
+        needed = ctx.needs_input_grad
+        of_rows = of_low = of_steep = of_rise = None
+        if needed[0]:
+            below = (grad * steep).add_(of_shift * rise)
+            of_rows = _summed(below.lerp_(grad * low, (rows > 0).to(grad.dtype).expand_as(below)), rows)
+        if needed[1]:
+            of_low = _summed(grad * rows.clamp(min=0), low)
+        if needed[2] or needed[3]:
+            negative = rows.clamp(max=0)
+            of_steep = _summed(grad * negative, steep)
+            of_rise = _summed(of_shift * negative, rise)
+        return of_rows, of_low, of_steep, of_rise
 
 
-def tightened(relaxation: Relaxation, choice: Choice, *, steps: int, start: Tightened | None = None) -> Tightened:
-    """Return the ends of branches, given by the signs of `choice` [branches, 1, *features], from those of
-    `relaxation`, which hold for them too. A branch is empty where a lower end lies above the upper one.
-
-    `start` gives slopes to begin with; slopes and multipliers are optimised by `steps` steps.
-    """
-    graph, region, known = relaxation.graph, relaxation.region, relaxation.ends
-    batch = max(len(low) for low, _ in known.values()) if known else len(region)
-    widest = max(node.shape.numel() for node in graph.nodes)
-    ends: dict[int, tuple[Tensor, Tensor]] = {}
-    slopes: dict[int, tuple[Tensor, Mapping[Hinge, Tensor]]] = {}
-    empty = torch.zeros(batch, dtype=torch.bool, device=region.center.device)
-    for i, activation in graph.activations.items():
-        low, high = (end.expand(batch, *end.shape[1:]).clone() for end in known[i])
-        before, at = relaxation.over(dict(ends)), graph.nodes[i].inputs[0]
-        units = _unstable(activation, i, low, high, choice)
-        if start is not None and i in start.slopes:
-            units = units[torch.isin(units, start.slopes[i][0])]
-        at_once = max(1, _VALUES_AT_ONCE // (2 * widest * batch))
-        for some in units.split(at_once) if len(units) else ():  # no rows at all crash some of torch's backward passes
-            rows = F.one_hot(some, low[0].numel()).to(low).view(1, -1, *low.shape[1:])
-            both = torch.cat([rows, -rows], 1)
-            mine = Choice(_chosen(start, i, some), choice.signs)
-            value = before.below(both, mine, at).value
-            if steps:
-                better, found = optimized(before, both, steps=steps, position=at, start=mine)
-                value = torch.maximum(value, better)
-                if start is None and len(some) == len(units):
-                    slopes[i] = units, found.slopes
-            lower, negated = value.expand(batch, -1).chunk(2, 1)
-            low.flatten(1)[:, some] = torch.maximum(low.flatten(1)[:, some], lower)
-            high.flatten(1)[:, some] = torch.minimum(high.flatten(1)[:, some], -negated)
-        empty |= (low > high + _ROUNDING * (1 + high.abs())).flatten(1).any(1)
-        ends[i] = torch.minimum(low, high), torch.maximum(low, high)  # rounded apart where a range is a point
-    return Tightened(ends, empty, slopes)
-
-
-def _unstable(activation: PiecewiseLinear, i: int, low: Tensor, high: Tensor, choice: Choice) -> Tensor:
-    """Return the units of an activation that some branch leaves undecided and unstable."""
-    found = torch.zeros_like(low[0], dtype=torch.bool)
-    for h, (knot, _) in enumerate(activation.hinges()):
-        sign = choice.signs.get((i, h))
-        undecided = torch.ones_like(low, dtype=torch.bool) if sign is None else sign[:, 0] == 0
-        found |= (undecided & (low < knot) & (high > knot)).any(0)
-    return found.flatten().nonzero()[:, 0]
-
-
-def _chosen(start: Tightened | None, i: int, units: Tensor) -> Mapping[Hinge, Tensor]:
-    """Return the slopes that `start` has for the rows of some units of an activation."""
-    if start is None or i not in start.slopes:
-        return {}
-    known, slopes = start.slopes[i]
-    place = torch.searchsorted(known, units)
-    both = torch.cat([place, place + len(known)])
-    return {key: values[:, both] for key, values in slopes.items()}
+def _summed(value: Tensor, like: Tensor) -> Tensor:
+    """Return `value` summed over the dimensions in which `like` was broadcast."""
+    for d in (0, 1):
+        if like.shape[d] == 1 and value.shape[d] > 1:
+            value = value.sum(d, keepdim=True)
+    return value
 
 
 def optimized(
     relaxation: Relaxation,
-    rows: Tensor,
+    rows: Tensor | Mapping[int, Rows],
     *,
     steps: int,
-    position: int | None = None,
     start: Choice | None = None,
-    rate: float = 0.1,
+    rate: float = 0.5,
     enough: Tensor | float = torch.inf,
 ) -> tuple[Tensor, Choice]:
     """Return the best values found by gradient ascent over slopes and multipliers, [batch, rows], and the last choice.
@@ -235,36 +283,50 @@ def optimized(
     `start` gives the signs and where to begin. Stops early once every value exceeds `enough`. Every iterate is
     sound, so the best is.
     """
-    start = start or Choice()
+    start, relaxation = start or Choice(), relaxation.repeated()
+    with torch.no_grad():
+        lines = relaxation.below(rows, start)
+    best = lines.value
     slopes: dict[Hinge, Tensor] = {}
     prices: dict[Hinge, Tensor] = {}
-    batch = max(len(relaxation.region), len(rows), *(len(low) for low, _ in relaxation.ends.values()))
-    at = len(relaxation.graph.nodes) - 1 if position is None else position
-    for key, low, high in relaxation.hinges():
-        if key[0] < at and bool(((low < 0) & (high > 0)).any()):
-            first = start.slopes.get(key, crown_slope(low, high).unsqueeze(1))
-            slopes[key] = first.expand(batch, rows.shape[1], *low.shape[1:]).clone().requires_grad_()
+    limits: dict[Hinge, tuple[Tensor, Tensor]] = {}
+    for key, _, _ in relaxation.hinges():
+        if key[0] not in lines.arriving:
+            continue
+        here, knot = lines.arriving[key[0]], relaxation.graph.activations[key[0]].hinges()[key[1]][0]
+        full = (len(best), *here.values.shape[1:])
+        hinge = relaxation._lines(key, knot, start.signs.get(key))
+        if bool(hinge.unstable.any()):
+            steep, unstable = (relaxation._view(here, key, hinge, name) for name in ("steep", "unstable"))
+            first = start.slopes.get(key, relaxation._view(here, key, hinge, "flat"))
+            slopes[key] = torch.where(unstable, first, steep).expand(full).contiguous().clone().requires_grad_()
+            limits[key] = torch.where(unstable, 0.0, steep), torch.where(unstable, 1.0, steep)
         if key in start.signs:
-            price = start.multipliers.get(key, torch.zeros_like(start.signs[key], dtype=rows.dtype))
-            prices[key] = price.expand(batch, rows.shape[1], *price.shape[2:]).clone().requires_grad_()
-    best = torch.full((batch, rows.shape[1]), -torch.inf, dtype=rows.dtype, device=rows.device)
-    groups = [{"params": list(slopes.values()), "lr": rate}, {"params": list(prices.values()), "lr": rate}]
-    optimizer = torch.optim.Adam([g for g in groups if g["params"]]) if slopes or prices else None
-    with torch.enable_grad():
-        for step in range(steps + 1):
-            value = relaxation.below(rows, Choice(slopes, start.signs, prices), position).value
-            best = torch.maximum(best, value.detach())
-            if optimizer is None or step == steps or bool((best > enough).all()):
-                break
-            optimizer.zero_grad()
-            (-value.sum()).backward()
-            optimizer.step()
-            with torch.no_grad():
-                for slope in slopes.values():
-                    slope.clamp_(0, 1)
-                for price in prices.values():
-                    price.clamp_(min=0)
-            for group in optimizer.param_groups:
-                group["lr"] *= 0.95
+            price = start.multipliers.get(key, torch.zeros((), dtype=best.dtype, device=best.device))
+            prices[key] = price.expand(full).contiguous().clone().requires_grad_()
+    leaves = [*slopes.values(), *prices.values()]
+    choice = Choice(slopes, start.signs, prices, fitting=True)
+    if leaves and steps:
+        optimizer = torch.optim.Adam(leaves, lr=rate, fused=True)
+        with torch.enable_grad():
+            for _ in range(steps):
+                if bool((best > enough).all()):
+                    break
+                # The first values are those of `start`; what is behind a step is taken with the next one.
+                value = relaxation.below(rows, choice).value
+                best = torch.maximum(best, value.detach())
+                grads = torch.autograd.grad(-value.sum(), leaves, allow_unused=True)
+                for leaf, grad in zip(leaves, grads, strict=True):
+                    # The fused step reads a gradient as if it were laid out like its leaf.
+                    leaf.grad = None if grad is None else grad.contiguous()
+                optimizer.step()
+                with torch.no_grad():
+                    for key, slope in slopes.items():
+                        slope.clamp_(*limits[key])
+                    for price in prices.values():
+                        price.clamp_(min=0)
+                optimizer.param_groups[0]["lr"] *= 0.95
+        with torch.no_grad():
+            best = torch.maximum(best, relaxation.below(rows, choice).value)
     fixed, priced = ({k: v.detach() for k, v in values.items()} for values in (slopes, prices))
     return best, Choice(fixed, start.signs, priced)

@@ -1,30 +1,41 @@
 """Builds a `Graph` from a plain `nn.Module`, through torch.fx.
 
-Weights are read from the module at each use, so a graph stays right while its network trains. A layer that is
-neither affine nor piecewise linear is refused here, by name, before any bound is computed.
+Weights, and what is computed from them alone, are read from the module at each use, so a graph stays right while its
+network trains. What is neither affine nor piecewise linear is refused here, by name, before any bound is computed; and
+a graph that does not compute its network, on points in and far around the range of data, is refused too.
+
+fx and not torch.export: export makes in-place operations functional and leaves few operations, but takes seconds for a
+network that fx traces in milliseconds, and every call of `bound` traces. What fx reads wrongly (a view changed in
+place) the comparison of the values finds.
 """
 
+import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from etb_plugin.errors import ConfigError, UnsupportedLayer
 from etb_plugin.graph.activations import PiecewiseLinear, Relu, clipped, leaky
-from etb_plugin.graph.affine import Affine, Coherent, Conv, Linear, Reshape, Sum
+from etb_plugin.graph.affine import Affine, Coherent, Conv, Dense, LargerOf, Linear, Reshape, Scale, Sum
 from etb_plugin.graph.graph import Graph, Node
 
 _PROBE_BATCH = 2  # batch norm refuses a batch of one in some layouts; two also tells batch from features
+_CHECKED_BATCH = 3  # not the probe's: a graph that has taken in the probe's batch is found out
 
 
 def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
     """Return the graph of `network` for inputs of `input_shape` (without the batch).
 
-    Raises UnsupportedLayer, naming the layer, for an operation that is neither affine nor piecewise linear,
-    and ConfigError for a network in training mode whose layers then depend on the batch.
+    Raises UnsupportedLayer, naming the layer, for an operation that is neither affine nor piecewise linear, and for a
+    network that the graph does not compute; ConfigError for a network in training mode whose layers then depend on
+    the batch.
     """
     refuse_training_mode(network)
     try:
@@ -33,7 +44,9 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
         raise UnsupportedLayer(
             f"{type(network).__name__} cannot be traced ({error}); its forward must not branch on values"
         ) from error
-    return _Builder(module, input_shape).graph()
+    graph = _Builder(module, input_shape).graph()
+    check_values(graph, network, example_input(network, input_shape))
+    return graph
 
 
 def refuse_training_mode(network: nn.Module) -> None:
@@ -48,8 +61,31 @@ def refuse_training_mode(network: nn.Module) -> None:
 
 def example_input(network: nn.Module, input_shape: torch.Size) -> Tensor:
     """Return zeros of a small batch in the dtype and on the device of the network's weights."""
-    like = next(network.parameters(), torch.zeros(()))
-    return torch.zeros(_PROBE_BATCH, *input_shape, dtype=like.dtype, device=like.device)
+    like = next(network.parameters(), next(network.buffers(), torch.zeros(())))
+    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+    return torch.zeros(_PROBE_BATCH, *input_shape, dtype=dtype, device=like.device)
+
+
+@torch.no_grad()
+def check_values(graph: Graph, network: Callable[[Tensor], Tensor], like: Tensor) -> None:
+    """Raise UnsupportedLayer where `graph` and `network` differ on points in [0, 1] or far around it."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (_CHECKED_BATCH, *like.shape[1:])
+    near = torch.rand(shape, generator=generator, dtype=torch.float64)
+    far = 10 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    for x in (near, far):
+        x = x.to(like)
+        want = network(x.clone())
+        got = graph.values(x)[-1].expand_as(want)
+        error, scale = (got - want).abs().max(), want.abs().max()
+        if not bool(error <= 100 * torch.finfo(want.dtype).eps ** 0.75 * (scale + 1)) and bool(want.isfinite().all()):
+            raise UnsupportedLayer(
+                f"{type(network).__name__} was read wrongly: its outputs are up to {float(scale):.3g}, and the graph's "
+                f"differ by {float(error):.3g}; look for a view that is changed in place, or for random numbers"
+            )
+
+
+_Operation = Affine | PiecewiseLinear
 
 
 class _Builder:
@@ -60,6 +96,7 @@ class _Builder:
         self.probe = example_input(module, input_shape)
         self.nodes: list[Node] = []
         self.positions: dict[fx.Node, int] = {}
+        self.several: set[fx.Node] = set()  # tuples of values, such as chunks
         self.values: dict[fx.Node, Any] = {}
 
     def graph(self) -> Graph:
@@ -67,7 +104,7 @@ class _Builder:
         with torch.no_grad():
             for node in self.module.graph.nodes:
                 self._visit(node, interpreter)
-        return Graph(tuple(self.nodes))
+        return Graph(tuple(_pruned(_folded(self.nodes))))
 
     def _visit(self, node: fx.Node, interpreter: fx.Interpreter) -> None:
         if node.op == "output":
@@ -77,24 +114,37 @@ class _Builder:
             if self.nodes:
                 raise UnsupportedLayer("the network takes several inputs; bounds take networks of one")
             self.values[node] = self.probe
-            self._append(node, None, ())
+            self.positions[node] = self.emit(node, None, ())
             return
         args = fx.map_arg(node.args, lambda n: self.values[n])
         kwargs = fx.map_arg(node.kwargs, lambda n: self.values[n])
-        self.values[node] = getattr(interpreter, node.op)(node.target, args, kwargs)
-        inputs = tuple(n for n in node.all_input_nodes if n in self.positions)
-        if not inputs or not isinstance(self.values[node], Tensor):
+        value = self.values[node] = getattr(interpreter, node.op)(node.target, args, kwargs)
+        inputs = tuple(n for n in node.all_input_nodes if n in self.positions or n in self.several)
+        if not inputs:
             return  # a constant, or a size: part of the operations that use it
+        if not isinstance(value, Tensor):
+            if node.target in _SPLITS:
+                self.several.add(node)
+            elif node.target not in _SIZES:
+                raise UnsupportedLayer(f"layer {self.name(node)} takes a value out of the network; no bound can follow")
+            return
         operation = self._operation(node, inputs)
         if operation is None:
             self.positions[node] = self.positions[inputs[0]]
+        elif isinstance(operation, int):
+            self.positions[node] = operation
         else:
-            self._append(node, operation, inputs)
+            self.positions[node] = self.emit(node, operation, tuple(self.positions[n] for n in inputs))
+        changed = node.args[0] if self._in_place(node) else None
+        if isinstance(changed, fx.Node) and changed in self.positions:
+            self.positions[changed] = self.positions[node]
 
-    def _append(self, node: fx.Node, operation: Affine | PiecewiseLinear | None, inputs: tuple[fx.Node, ...]) -> None:
-        self.positions[node] = len(self.nodes)
-        shape = self.values[node].shape[1:]
-        self.nodes.append(Node(self._name(node), operation, tuple(self.positions[n] for n in inputs), shape))
+    def emit(
+        self, node: fx.Node, operation: _Operation | None, inputs: tuple[int, ...], shape: torch.Size | None = None
+    ) -> int:
+        """Add a node, of the shape of the fx node's value unless told, and return its position."""
+        self.nodes.append(Node(self.name(node), operation, inputs, shape or self.values[node].shape[1:]))
+        return len(self.nodes) - 1
 
     def _finish(self, node: fx.Node) -> None:
         out = node.args[0]
@@ -103,46 +153,145 @@ class _Builder:
         # Layers behind the output would be walked for nothing.
         del self.nodes[self.positions[out] + 1 :]
 
-    def _name(self, node: fx.Node) -> str:
+    def name(self, node: fx.Node) -> str:
         if node.op == "call_module":
             return f"'{node.target}' ({type(self.module.get_submodule(str(node.target))).__name__})"
         target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         return f"'{node.name}' ({target})"
 
-    def _operation(self, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | PiecewiseLinear | None:
-        """Return the operation of `node`, or None where it passes its input on unchanged."""
+    def _operation(self, node: fx.Node, inputs: tuple[fx.Node, ...]) -> _Operation | int | None:
+        """Return the operation of `node`, its position, or None where it passes its input on unchanged."""
         if node.op == "call_module":
             layer = self.module.get_submodule(str(node.target))
             for kind, make in _LAYERS.items():
                 if isinstance(layer, kind):
                     return make(self, node, layer)
+        elif inputs[0] in self.several:
+            return self._part(node, inputs)
         elif (kind_of := _CALLS.get(node.target)) is not None:
             return kind_of(self, node, inputs)
         raise UnsupportedLayer(
-            f"layer {self._name(node)} is neither affine nor elementwise piecewise linear; this bound cannot take it"
+            f"layer {self.name(node)} is neither affine nor elementwise piecewise linear; this bound cannot take it"
         )
 
-    def closure(self, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Callable[..., Tensor]:
-        """Return the operation of `node` as a function of its inputs, everything else read afresh or fixed."""
+    def _part(self, node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+        """Return the position of one of several values that a split gave."""
+        (split,) = inputs
+        (source,) = (n for n in split.all_input_nodes if n in self.positions)
+        whole, index = self.closure(split, (source,)), node.args[1]
+        if node.target is not operator.getitem or not isinstance(index, int):
+            raise UnsupportedLayer(f"layer {self.name(node)} takes several values at once")
+        return self.emit(node, Coherent(lambda x: whole(x)[index], homogeneous=True), (self.positions[source],))
 
-        def read(argument: fx.Node, given: dict[fx.Node, Tensor]) -> Any:
-            if argument in given:
-                return given[argument]
+    def _in_place(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return bool(getattr(self.module.get_submodule(str(node.target)), "inplace", False))
+        if node.kwargs.get("inplace", False):
+            return True
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        return (name.endswith("_") and not name.endswith("__")) or node.target in _IN_PLACE
+
+    def constant(self, argument: Any) -> Any:
+        """Return an argument that does not depend on the input: weights, and what is computed from them, as of now."""
+        if isinstance(argument, fx.Node):
             if argument.op == "get_attr":
                 return _attribute(self.module, str(argument.target))
-            return self.values[argument]
+            if not isinstance(self.values[argument], Tensor):
+                return self.values[argument]
+            return self._call(argument, self.constant)
+        if isinstance(argument, list | tuple):
+            return type(argument)(self.constant(part) for part in argument)
+        return argument
 
-        def call(*tensors: Tensor) -> Tensor:
+    def closure(self, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Callable[..., Any]:
+        """Return the operation of `node` as a function of its inputs, everything else read afresh."""
+
+        def call(*tensors: Tensor) -> Any:
             given = dict(zip(inputs, tensors, strict=True))
-            args = fx.map_arg(node.args, lambda n: read(n, given))
-            kwargs = fx.map_arg(node.kwargs, lambda n: read(n, given))
-            if node.op == "call_module":
-                return self.module.get_submodule(str(node.target))(*args, **kwargs)
-            if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return self._call(node, lambda n: given[n] if n in given else self.constant(n))
 
         return call
+
+    def _call(self, node: fx.Node, read: Callable[[fx.Node], Any]) -> Any:
+        args, kwargs = fx.map_arg(node.args, read), fx.map_arg(node.kwargs, read)
+        if node.op == "call_module":
+            return self.module.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def features(self, node: fx.Node) -> torch.Size:
+        """Return the shape of a node's value without the batch. Raises UnsupportedLayer where it has none."""
+        shape = self.values[node].shape
+        if not shape or shape[0] != _PROBE_BATCH:
+            raise UnsupportedLayer(f"layer {self.name(node)} mixes the batch into the features")
+        return shape[1:]
+
+    def elementwise(self, node: fx.Node, argument: Any) -> Callable[[], Tensor]:
+        """Return a constant of an elementwise operation as a function without arguments, [1, *features]."""
+        shape, like = self.features(node), self.probe
+
+        def read() -> Tensor:
+            value = self.constant(argument)
+            if not isinstance(value, Tensor):
+                value = torch.tensor(value, dtype=like.dtype, device=like.device)
+            return value.expand(1, *shape)
+
+        try:
+            read()
+        except RuntimeError:
+            raise UnsupportedLayer(
+                f"layer {self.name(node)} has a constant of shape {list(self.constant(argument).shape)}, which differs "
+                f"between the examples of a batch or does not fit [{', '.join(map(str, shape))}]"
+            ) from None
+        return read
+
+
+def _folded(nodes: list[Node]) -> list[Node]:
+    """Return the nodes with each elementwise scale of channels (batch norm) folded into the layer before it, where
+    that has no other use: one pass less everywhere."""
+    uses = [0] * len(nodes)
+    for node in nodes:
+        for j in node.inputs:
+            uses[j] += 1
+    out = list(nodes)
+    for i, node in enumerate(nodes):
+        before = out[node.inputs[0]] if len(node.inputs) == 1 else None
+        if (
+            isinstance(node.operation, Scale)
+            and node.operation.channels
+            and before is not None
+            and isinstance(before.operation, Conv | Linear)
+            and len(before.shape) == (1 if isinstance(before.operation, Linear) else len(before.operation.stride) + 1)
+            and uses[node.inputs[0]] == 1
+        ):
+            out[i] = replace(node, operation=_scaled(before.operation, node.operation), inputs=before.inputs)
+    return out
+
+
+def _scaled(layer: Conv | Linear, scale: Scale) -> Conv | Linear:
+    def weight() -> Tensor:
+        value, factor = layer.weight(), scale.factor()
+        return value * factor.view(-1, *[1] * (value.ndim - 1))
+
+    def bias() -> Tensor | None:
+        first, offset = layer.bias(), scale.offset()
+        if first is None:
+            return None if offset is None else offset.flatten()
+        scaled = first * scale.factor().flatten()
+        return scaled if offset is None else scaled + offset.flatten()
+
+    return replace(layer, weight=weight, bias=bias)
+
+
+def _pruned(nodes: list[Node]) -> list[Node]:
+    """Return the nodes that the last one depends on, and the input."""
+    wanted = {0, len(nodes) - 1}
+    for i in range(len(nodes) - 1, 0, -1):
+        if i in wanted:
+            wanted.update(nodes[i].inputs)
+    places = {old: new for new, old in enumerate(sorted(wanted))}
+    return [replace(nodes[i], inputs=tuple(places[j] for j in nodes[i].inputs)) for i in sorted(wanted)]
 
 
 def _attribute(module: nn.Module, path: str) -> Any:
@@ -152,30 +301,55 @@ def _attribute(module: nn.Module, path: str) -> Any:
     return value
 
 
+def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    return node.kwargs.get(name, node.args[place] if len(node.args) > place else default)
+
+
+def _spread(value: Any, dimensions: int) -> tuple[int, ...]:
+    return (value,) * dimensions if isinstance(value, int) else tuple(value) * (dimensions // len(tuple(value)))
+
+
+# Layers.
+
+
 def _linear(builder: _Builder, node: fx.Node, layer: Any) -> Affine:
     return Linear(lambda: layer.weight, lambda: layer.bias)
 
 
 def _conv(builder: _Builder, node: fx.Node, layer: Any) -> Affine:
     if layer.padding_mode != "zeros":
-        raise UnsupportedLayer(f"layer {builder._name(node)} pads with {layer.padding_mode}; only zeros are taken")
-    padding = layer.padding
+        raise UnsupportedLayer(f"layer {builder.name(node)} pads with {layer.padding_mode}; only zeros are taken")
+    return _convolution(
+        builder, node, lambda: layer.weight, lambda: layer.bias, layer.stride, layer.padding, layer.dilation,
+        layer.groups,
+    )  # fmt: skip
+
+
+def _convolution(
+    builder: _Builder,
+    node: fx.Node,
+    weight: Callable[[], Tensor],
+    bias: Callable[[], Tensor | None],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> Affine:
+    kernel = weight().shape[2:]
+    n = len(kernel)
+    if builder.values[node].ndim != n + 2:
+        raise UnsupportedLayer(f"layer {builder.name(node)} takes the batch for channels")
+    stride, dilation = _spread(stride, n), _spread(dilation, n)
     if isinstance(padding, str):
-        spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         if padding == "same" and any(span % 2 for span in spans):
-            raise UnsupportedLayer(f"layer {builder._name(node)} pads its two sides differently")
+            raise UnsupportedLayer(f"layer {builder.name(node)} pads its two sides differently")
         padding = tuple(span // 2 if padding == "same" else 0 for span in spans)
-    return Conv(lambda: layer.weight, lambda: layer.bias, layer.stride, padding, layer.dilation, layer.groups)
-
-
-def _check_batch(builder: _Builder, node: fx.Node) -> None:
-    if builder.values[node].shape[0] != _PROBE_BATCH:
-        raise UnsupportedLayer(f"layer {builder._name(node)} mixes the batch into the features")
+    return Conv(weight, bias, stride, _spread(padding, n), dilation, groups)
 
 
 def _reshape(builder: _Builder, node: fx.Node, _: Any) -> Affine:
-    _check_batch(builder, node)
-    return Reshape(builder.values[node].shape[1:])
+    return Reshape(builder.features(node))
 
 
 def _keep(builder: _Builder, node: fx.Node, _: Any) -> None:
@@ -184,15 +358,145 @@ def _keep(builder: _Builder, node: fx.Node, _: Any) -> None:
 
 def _dropout(builder: _Builder, node: fx.Node, _: Any) -> None:
     if _argument(node, 2, "training", True):
-        raise UnsupportedLayer(f"layer {builder._name(node)} is random; pass training=False, or trace in eval mode")
+        raise UnsupportedLayer(f"layer {builder.name(node)} is random; pass training=False, or trace in eval mode")
+
+
+def _batch_norm(builder: _Builder, node: fx.Node, layer: Any) -> Affine:
+    if layer.running_var is None:
+        raise UnsupportedLayer(f"layer {builder.name(node)} keeps no statistics, so its outputs depend on the batch")
+    shape = (1, -1, *[1] * (builder.values[node].ndim - 2))
+
+    def factor() -> Tensor:
+        scale = (layer.running_var + layer.eps).rsqrt()
+        return (scale if layer.weight is None else scale * layer.weight).view(shape)
+
+    def offset() -> Tensor:
+        shift = -layer.running_mean.view(shape) * factor()
+        return shift if layer.bias is None else shift + layer.bias.view(shape)
+
+    return Scale(factor, offset, channels=True)
+
+
+def _average(builder: _Builder, node: fx.Node, layer: Any) -> Affine:
+    """Average pooling: the convolution that it is, where every output has one divisor."""
+    shape = builder.features(node.all_input_nodes[0])
+    n = len(shape) - 1
+    kernel = _spread(layer.kernel_size, n)
+    stride, padding = _spread(layer.stride or kernel, n), _spread(layer.padding, n)
+    plain = [(size + 2 * p - k) // s + 1 for size, k, s, p in zip(shape[1:], kernel, stride, padding, strict=True)]
+    override = getattr(layer, "divisor_override", None)
+    one_divisor = layer.count_include_pad or not any(padding) or override
+    if tuple(plain) != tuple(builder.features(node)[1:]) or not one_divisor:  # ceil_mode, or fewer elements at the rim
+        return _gather(builder, node, None)
+    divisor = override or torch.Size(kernel).numel()
+    weight = torch.full((shape[0], 1, *kernel), 1 / divisor, dtype=builder.probe.dtype, device=builder.probe.device)
+    return Conv(lambda: weight, lambda: None, stride, padding, (1,) * n, shape[0])
+
+
+def _max_pool(builder: _Builder, node: fx.Node, layer: Any) -> int:
+    """Max pooling: the taps of its window, two by two."""
+    if layer.return_indices:
+        raise UnsupportedLayer(f"layer {builder.name(node)} returns indices")
+    source = node.all_input_nodes[0]
+    return _pooled(builder, node, source, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+
+
+def _max_pool_call(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+    kernel, stride = _argument(node, 1, "kernel_size", None), _argument(node, 2, "stride", None)
+    padding, dilation = _argument(node, 3, "padding", 0), _argument(node, 4, "dilation", 1)
+    return _pooled(builder, node, inputs[0], kernel, stride, padding, dilation)
+
+
+def _pooled(
+    builder: _Builder, node: fx.Node, source: fx.Node, kernel: Any, stride: Any, padding: Any, dilation: Any
+) -> int:
+    shape, out = builder.features(source), builder.features(node)
+    n = len(shape) - 1
+    kernel = _spread(kernel, n)
+    stride = kernel if stride is None or stride == [] else _spread(stride, n)
+    padding, dilation = _spread(padding, n), _spread(dilation, n)
+    before, device = builder.positions[source], builder.probe.device
+    reach = [
+        step * (count - 1) - pad + dilate * (k - 1)
+        for step, count, pad, dilate, k in zip(stride, out[1:], padding, dilation, kernel, strict=True)
+    ]
+    inner = not any(padding) and all(last < size for last, size in zip(reach, shape[1:], strict=True))
+    taps = list(itertools.product(*(range(k) for k in kernel)))
+    if inner:
+        values = []
+        for tap in taps:
+            weight = torch.zeros(shape[0], 1, *kernel, dtype=builder.probe.dtype, device=device)
+            weight.flatten(1)[:, int(np.ravel_multi_index(tap, kernel))] = 1
+            operation = Conv(_always(weight), lambda: None, stride, (0,) * n, dilation, shape[0])
+            values.append(builder.emit(node, operation, (before,)))
+    else:  # outside the image there is nothing: an element of the window that is inside stands for it
+        index = torch.zeros(len(taps), *out[1:], dtype=torch.long)
+        known = torch.ones(len(taps), *out[1:], dtype=torch.bool)
+        for d in range(n):
+            places = torch.arange(out[1 + d]) * stride[d] - padding[d]
+            along = places + dilation[d] * torch.tensor([tap[d] for tap in taps]).unsqueeze(1)
+            along = along.view(len(taps), *[out[1 + d] if e == d else 1 for e in range(n)])
+            known &= (along >= 0) & (along < shape[1 + d])
+            index = index * shape[1 + d] + along.clamp(0, shape[1 + d] - 1)
+        first = index.gather(0, known.int().argmax(0, keepdim=True))
+        index = torch.where(known, index, first).to(device)
+        values = []
+        for tap_index in index:
+            values.append(builder.emit(node, Coherent(partial(_picked, at=tap_index), homogeneous=True), (before,)))
+    while len(values) > 1:
+        pairs = zip(values[::2], values[1::2], strict=False)
+        rest = values[-1:] if len(values) % 2 else []
+        values = [_larger(builder, node, a, b, out) for a, b in pairs] + rest
+    return values[0]
+
+
+def _always(weight: Tensor) -> Callable[[], Tensor]:
+    return lambda: weight
+
+
+def _picked(x: Tensor, at: Tensor) -> Tensor:
+    """Return the elements `at` [*out], by number, of every channel's image."""
+    return x.flatten(2)[:, :, at]
+
+
+def _larger(builder: _Builder, node: fx.Node, a: int, b: int, shape: torch.Size) -> int:
+    """Return the position of the larger of two nodes' values: a + max(b - a, 0)."""
+    difference = builder.emit(node, Sum(), (_negated(builder, node, a, shape), b), shape)
+    hinge = builder.emit(node, Relu(), (difference,), shape)
+    return builder.emit(node, LargerOf(), (a, b, hinge), shape)
+
+
+def _negated(builder: _Builder, node: fx.Node, a: int, shape: torch.Size) -> int:
+    minus = torch.full((1,), -1.0, dtype=builder.probe.dtype, device=builder.probe.device)
+    factor = minus.expand(1, *shape)
+    return builder.emit(node, Scale(lambda: factor, lambda: None), (a,), shape)
+
+
+def _extreme(sign: int) -> Callable[..., int]:
+    """Return the maker of an elementwise maximum (1) or minimum (-1)."""
+
+    def make(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+        shape = builder.features(node)
+        if len(inputs) != 2 or any(builder.features(n) != shape for n in inputs):
+            raise UnsupportedLayer(f"layer {builder.name(node)} needs two values of one shape; clamp takes numbers")
+        a, b = (builder.positions[n] for n in inputs)
+        if sign > 0:
+            return _larger(builder, node, a, b, shape)
+        a, b = (_negated(builder, node, one, shape) for one in (a, b))
+        return _negated(builder, node, _larger(builder, node, a, b, shape), shape)
+
+    return make
+
+
+# Activations.
 
 
 def _relu(builder: _Builder, node: fx.Node, _: Any) -> Relu:
     return Relu()
 
 
-def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
-    return node.kwargs.get(name, node.args[place] if len(node.args) > place else default)
+def _absolute(builder: _Builder, node: fx.Node, _: Any) -> PiecewiseLinear:
+    return PiecewiseLinear(lambda: -1.0, 0.0, lambda: ((0.0, 2.0),))
 
 
 def _leaky(builder: _Builder, node: fx.Node, layer: Any) -> PiecewiseLinear:
@@ -204,8 +508,17 @@ def _prelu(builder: _Builder, node: fx.Node, layer: Any) -> PiecewiseLinear:
     return leaky(lambda: layer.weight.view(-1, *[1] * (features - 1)))
 
 
+def _prelu_call(builder: _Builder, node: fx.Node, _: Any) -> PiecewiseLinear:
+    features, weight = builder.values[node].ndim - 1, _argument(node, 1, "weight", None)
+    return leaky(lambda: builder.constant(weight).view(-1, *[1] * (features - 1)))
+
+
 def _hardtanh(builder: _Builder, node: fx.Node, layer: Any) -> PiecewiseLinear:
     return clipped(layer.min_val, layer.max_val)
+
+
+def _hard_sigmoid(builder: _Builder, node: fx.Node, _: Any) -> PiecewiseLinear:
+    return PiecewiseLinear(lambda: 0.0, 0.0, lambda: ((-3.0, 1 / 6), (3.0, -1 / 6)))
 
 
 def _leaky_call(builder: _Builder, node: fx.Node, _: Any) -> PiecewiseLinear:
@@ -219,48 +532,142 @@ def _hardtanh_call(builder: _Builder, node: fx.Node, _: Any) -> PiecewiseLinear:
 
 def _clamp(builder: _Builder, node: fx.Node, _: Any) -> PiecewiseLinear:
     low, high = _argument(node, 1, "min", None), _argument(node, 2, "max", None)
+    if not all(end is None or isinstance(end, int | float) for end in (low, high)):
+        raise UnsupportedLayer(f"layer {builder.name(node)} needs numbers to clamp to")
     if low == 0 and high is None:
         return Relu()
-    if not all(isinstance(end, int | float) for end in (low, high)):
-        raise UnsupportedLayer(f"layer {builder._name(node)} needs two numbers to clamp to, or min=0 alone")
+    if high is None:
+        return PiecewiseLinear(lambda: 0.0, low, lambda: ((low, 1.0),))
+    if low is None:
+        return PiecewiseLinear(lambda: 1.0, 0.0, lambda: ((high, -1.0),))
     return clipped(low, high)
 
 
+# Affine calls.
+
+
 def _gather(builder: _Builder, node: fx.Node, _: Any) -> Affine:
-    _check_batch(builder, node)
+    builder.features(node)
     return Coherent(builder.closure(node, tuple(node.all_input_nodes)), homogeneous=True, gathering=True)
 
 
 def _scale_and_shift(builder: _Builder, node: fx.Node, _: Any) -> Affine:
-    return Coherent(builder.closure(node, tuple(node.all_input_nodes)))
+    builder.features(node)
+    return Coherent(builder.closure(node, tuple(n for n in node.all_input_nodes if n in builder.positions)))
+
+
+def _normalized_call(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    if _argument(node, 5, "training", False) or len(inputs) != 1:
+        raise UnsupportedLayer(f"layer {builder.name(node)} normalises by the batch's own statistics")
+    return _scale_and_shift(builder, node, inputs)
 
 
 def _rearrange(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
-    _check_batch(builder, node)
+    builder.features(node)
     return Coherent(builder.closure(node, inputs))
 
 
-def _add(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
-    operands = [builder.values[n] for n in inputs]
-    plain = len(node.args) == 2 and not node.kwargs and all(a in inputs for a in node.args)
-    if plain and len(inputs) == 2 and operands[0].shape == operands[1].shape:
-        return Sum()
-    return _rearrange(builder, node, inputs)
+def _dense(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    """A product with constants, in any order."""
+    builder.features(node)
+    if len(inputs) != 1 or _occurrences(node, inputs[0]) != 1:
+        raise UnsupportedLayer(f"layer {builder.name(node)} multiplies two values that depend on the input")
+    return Dense(builder.closure(node, inputs))
+
+
+def _occurrences(node: fx.Node, of: fx.Node) -> int:
+    count = 0
+
+    def visit(n: fx.Node) -> fx.Node:
+        nonlocal count
+        count += n is of
+        return n
+
+    fx.map_arg((node.args, node.kwargs), visit)
+    return count
+
+
+def _linear_call(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    weight, bias = _argument(node, 1, "weight", None), _argument(node, 2, "bias", None)
+    if inputs != (node.args[0],):
+        raise UnsupportedLayer(f"layer {builder.name(node)} multiplies two values that depend on the input")
+    return Linear(lambda: builder.constant(weight), lambda: builder.constant(bias))
+
+
+def _matmul(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    other = _argument(node, 1, "other", None)
+    if inputs == (node.args[0],) and other is not inputs[0] and builder.constant(other).ndim == 2:
+        return Linear(lambda: builder.constant(other).t(), lambda: None)
+    return _dense(builder, node, inputs)
+
+
+def _conv_call(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    weight, bias = _argument(node, 1, "weight", None), _argument(node, 2, "bias", None)
+    if inputs != (node.args[0],):
+        raise UnsupportedLayer(f"layer {builder.name(node)} multiplies two values that depend on the input")
+    return _convolution(
+        builder, node, lambda: builder.constant(weight), lambda: builder.constant(bias),
+        _argument(node, 3, "stride", 1), _argument(node, 4, "padding", 0), _argument(node, 5, "dilation", 1),
+        _argument(node, 6, "groups", 1),
+    )  # fmt: skip
+
+
+def _one(builder: _Builder) -> Callable[[Sequence[int]], Tensor]:
+    like = builder.probe
+    return lambda shape: like.new_ones(1).expand(1, *shape)
+
+
+def _add(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
+    return _sum(builder, node, inputs, 1)
+
+
+def _subtract(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
+    return _sum(builder, node, inputs, -1)
+
+
+def _sum(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...], sign: int) -> Affine | int:
+    """A sum or a difference: of two branches, or of a value and a constant."""
+    shape = builder.features(node)
+    if len(node.args) != 2 or node.kwargs or any(builder.features(n) != shape for n in inputs):
+        return _rearrange(builder, node, inputs)  # alpha=, or a branch that is broadcast
+    one, two = node.args
+    if len(inputs) == 2:
+        a, b = (builder.positions[n] for n in (one, two))  # type: ignore[index]
+        return builder.emit(node, Sum(), (a, b if sign > 0 else _negated(builder, node, b, shape)))
+    if one is two:
+        return _rearrange(builder, node, inputs)
+    ones = _one(builder)(shape)
+    if one is inputs[0]:
+        offset = builder.elementwise(node, two)
+        return Scale(lambda: ones, lambda: sign * offset())
+    offset = builder.elementwise(node, one)
+    return Scale(lambda: sign * ones, offset)
+
+
+def _negative(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+    return _negated(builder, node, builder.positions[inputs[0]], builder.features(node))
 
 
 def _product(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
     if len(inputs) != 1 or sum(a is inputs[0] for a in node.args) != 1:
-        raise UnsupportedLayer(f"layer {builder._name(node)} multiplies two values that depend on the input")
-    return Coherent(builder.closure(node, inputs), homogeneous=True)
+        raise UnsupportedLayer(f"layer {builder.name(node)} multiplies two values that depend on the input")
+    if builder.features(inputs[0]) != builder.features(node) or node.kwargs:
+        return Coherent(builder.closure(node, inputs), homogeneous=True)
+    return Scale(builder.elementwise(node, next(a for a in node.args if a is not inputs[0])), lambda: None)
 
 
 def _quotient(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
-    if node.args[0] is not inputs[0] or len(inputs) != 1 or node.args[1] is inputs[0]:
-        raise UnsupportedLayer(f"layer {builder._name(node)} divides by a value that depends on the input")
-    return Coherent(builder.closure(node, inputs), homogeneous=True)
+    if node.args[0] is not inputs[0] or len(inputs) != 1 or node.args[1] is inputs[0] or node.kwargs:
+        raise UnsupportedLayer(f"layer {builder.name(node)} divides by a value that depends on the input, or rounds")
+    if builder.features(inputs[0]) != builder.features(node):
+        return Coherent(builder.closure(node, inputs), homogeneous=True)
+    divisor = builder.elementwise(node, node.args[1])
+    return Scale(lambda: 1 / divisor(), lambda: None)
 
 
-_LAYERS: dict[Any, Callable[[_Builder, fx.Node, Any], Affine | PiecewiseLinear | None]] = {
+_Maker = Callable[[_Builder, fx.Node, Any], _Operation | int | None]
+
+_LAYERS: dict[Any, _Maker] = {
     nn.Linear: _linear,
     nn.Conv1d | nn.Conv2d | nn.Conv3d: _conv,
     nn.ReLU: _relu,
@@ -269,32 +676,55 @@ _LAYERS: dict[Any, Callable[[_Builder, fx.Node, Any], Affine | PiecewiseLinear |
     nn.LeakyReLU: _leaky,
     nn.PReLU: _prelu,
     nn.Hardtanh: _hardtanh,
-    nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d: _gather,
+    nn.Hardsigmoid: _hard_sigmoid,
+    nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d: _max_pool,
+    nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d: _average,
     nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d: _gather,
-    nn.modules.batchnorm._BatchNorm: _scale_and_shift,
+    nn.modules.batchnorm._BatchNorm: _batch_norm,
     nn.ZeroPad2d | nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d: _scale_and_shift,
 }
 
-_CALLS: dict[Any, Callable[[_Builder, fx.Node, Any], Affine | PiecewiseLinear | None]] = {
-    **dict.fromkeys([torch.relu, F.relu, "relu"], _relu),
-    F.leaky_relu: _leaky_call,
+_CALLS: dict[Any, _Maker] = {
+    **dict.fromkeys([torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_"], _relu),
+    **dict.fromkeys([torch.abs, "abs", "abs_", operator.abs], _absolute),
+    **dict.fromkeys([F.leaky_relu, F.leaky_relu_], _leaky_call),
+    **dict.fromkeys([torch.prelu, F.prelu, "prelu"], _prelu_call),
     F.hardtanh: _hardtanh_call,
+    F.hardsigmoid: _hard_sigmoid,
     F.relu6: lambda builder, node, _: clipped(0.0, 6.0),
-    **dict.fromkeys([torch.clamp, torch.clip, "clamp", "clip"], _clamp),
+    **dict.fromkeys([torch.clamp, torch.clip, "clamp", "clip", "clamp_", "clip_"], _clamp),
+    **dict.fromkeys([torch.clamp_min, "clamp_min"], lambda builder, node, _: _clamp(builder, node, _)),
+    **dict.fromkeys([torch.maximum, "maximum"], _extreme(1)),
+    **dict.fromkeys([torch.minimum, "minimum"], _extreme(-1)),
+    **dict.fromkeys([F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d], _max_pool_call),
     **dict.fromkeys(
         [
             *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze),
-            *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"),
+            *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"),
         ],
         _reshape,
     ),
-    "contiguous": _keep,
+    **dict.fromkeys(["contiguous", "clone", torch.clone, "to", "float", "double", "detach"], _keep),
     F.dropout: _dropout,
-    **dict.fromkeys([operator.add, operator.iadd, torch.add, "add"], _add),
-    **dict.fromkeys([operator.sub, torch.sub, "sub"], _rearrange),
-    **dict.fromkeys([operator.neg, torch.neg, "neg", torch.cat, torch.concat], _rearrange),
+    **dict.fromkeys([operator.add, operator.iadd, torch.add, "add", "add_"], _add),
+    **dict.fromkeys([operator.sub, operator.isub, torch.sub, "sub", "sub_"], _subtract),
+    **dict.fromkeys([operator.neg, torch.neg, "neg"], _negative),
+    **dict.fromkeys([torch.cat, torch.concat, torch.concatenate, torch.stack, torch.roll, torch.flip], _rearrange),
     **dict.fromkeys([torch.permute, "permute", torch.transpose, "transpose", operator.getitem, F.pad], _rearrange),
-    **dict.fromkeys([torch.mean, "mean", torch.sum, "sum", F.avg_pool2d, F.adaptive_avg_pool2d], _gather),
-    **dict.fromkeys([operator.mul, torch.mul, "mul"], _product),
-    **dict.fromkeys([operator.truediv, torch.div, "div"], _quotient),
+    **dict.fromkeys(["flip", "roll", "select", "narrow", "index_select", torch.select, torch.narrow], _rearrange),
+    **dict.fromkeys([torch.index_select, torch.movedim, "movedim", torch.swapaxes, "swapaxes"], _rearrange),
+    **dict.fromkeys([torch.mean, "mean", torch.sum, "sum", F.avg_pool1d, F.avg_pool2d, F.avg_pool3d], _gather),
+    **dict.fromkeys([F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d], _gather),
+    **dict.fromkeys([operator.mul, operator.imul, torch.mul, "mul", "mul_"], _product),
+    **dict.fromkeys([operator.truediv, operator.itruediv, torch.div, "div", "div_"], _quotient),
+    F.linear: _linear_call,
+    **dict.fromkeys([F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d], _conv_call),
+    **dict.fromkeys([torch.matmul, operator.matmul, "matmul", torch.mm, "mm"], _matmul),
+    **dict.fromkeys([torch.einsum, torch.bmm, "bmm", torch.addmm, torch.tensordot], _dense),
+    F.batch_norm: _normalized_call,
 }
+
+_SIZES = {"size", "dim", "numel", "ndimension", getattr, len}
+"""What may be asked of a value: its shape, and nothing that depends on its elements."""
+_SPLITS = {torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind"}
+_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}

@@ -5,12 +5,18 @@
 works on every graph that auto_LiRPA converts, by the same walks as `bound("expected", net, box)`. Every other method
 name goes to auto_LiRPA's own code untouched. Options travel where auto_LiRPA keeps its own:
 `BoundedModule(net, x, bound_opts={"expected": {"masks": "blockwise"}})`.
+
+auto_LiRPA is not imported here: the method is added when somebody does, or at once where somebody has.
 """
 
 import functools
+import importlib.util
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,19 +24,49 @@ from torch import Tensor
 
 from etb_plugin.bounds.expected import Expected
 from etb_plugin.bounds.registry import get_bound
-from etb_plugin.errors import ConfigError, UnsupportedLayer
-from etb_plugin.graph.activations import PiecewiseLinear, Relu, leaky
-from etb_plugin.graph.affine import Affine, Coherent, Conv, Linear
-from etb_plugin.graph.graph import Graph, Node
+from etb_plugin.errors import ConfigError
 from etb_plugin.graph.regions import Ball, Box, Region
-from etb_plugin.lirpa.bounds import BoundedModule
+from etb_plugin.lirpa import compat
+from etb_plugin.lirpa.graph import convert
 
 METHOD = "expected"
 
 
 def register() -> None:
-    """Add `method="expected"` to auto_LiRPA. Calling it again changes nothing; importing the package does it."""
-    original = BoundedModule.compute_bounds
+    """Add `method="expected"` to auto_LiRPA, now or as soon as it is imported. Calling it again changes nothing;
+    importing the package does it."""
+    if "auto_LiRPA" in sys.modules:
+        _add(sys.modules["auto_LiRPA"])
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(MetaPathFinder):
+    """Finds auto_LiRPA as everybody would, makes ready what its release 0.3 misses, and adds the method behind it."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != "auto_LiRPA":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            sys.meta_path.insert(0, self)
+            return None
+        compat.apply()
+        run = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            run(module)
+            _add(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _add(module: ModuleType) -> None:
+    bounded_module: Any = module.BoundedModule
+    compat.patch_bounded_module(bounded_module)
+    original = bounded_module.compute_bounds
     if getattr(original, "takes_expected", False):
         return
 
@@ -42,7 +78,7 @@ def register() -> None:
         return original(self, x, aux, C, *args, **kwargs)
 
     compute_bounds.takes_expected = True  # type: ignore[attr-defined]
-    BoundedModule.compute_bounds = compute_bounds
+    bounded_module.compute_bounds = compute_bounds
 
 
 def _expected(
@@ -61,10 +97,10 @@ def _expected(
     entry.check_options(given)
     settings = Expected(**{**entry.options, **given})
     if x is not None:
-        module._set_input(*x)
+        (getattr(module, "set_input", None) or module._set_input)(*x)  # 0.7.1 and 0.3
     source, region = _input_region(module)
     module.get_forward_value(module[module.final_name])
-    graph = _convert(module, source)
+    graph = convert(module, source)
     lower, upper = settings.interval(graph, region, C)
     return (lower if bound_lower else None), (upper if bound_upper else None)
 
@@ -86,150 +122,3 @@ def _input_region(module: Any) -> tuple[Any, Region]:
     lower = value - ball.eps if ball.x_L is None else ball.x_L
     upper = value + ball.eps if ball.x_U is None else ball.x_U
     return node, Box(lower.expand_as(value), upper.expand_as(value), ordered=True)
-
-
-def _convert(module: Any, source: Any) -> Graph:
-    """Return auto_LiRPA's graph as ours, from the perturbed input to the final node."""
-    positions: dict[str, int] = {source.name: 0}
-    nodes = [Node(source.name, None, (), torch.Size(source.value.shape[1:]))]
-    for node in _in_order(module):
-        inputs = tuple(positions[n.name] for n in node.inputs if n.name in positions)
-        if node.name in positions or not inputs or not node.perturbed:
-            continue
-        nodes.append(Node(_label(node), _operation(node), inputs, torch.Size(node.forward_value.shape[1:])))
-        positions[node.name] = len(nodes) - 1
-    if len(nodes[-1].shape) != 1:
-        raise UnsupportedLayer(f"method='expected' needs outputs [batch, classes]; got {list(nodes[-1].shape)}")
-    return Graph(tuple(nodes))
-
-
-def _in_order(module: Any) -> list[Any]:
-    """Return the nodes that the final node depends on, each after its inputs."""
-    ordered: dict[str, Any] = {}
-    stack = [(module[module.final_name], False)]
-    while stack:
-        node, inputs_done = stack.pop()
-        if inputs_done:
-            ordered[node.name] = node
-        elif node.name not in ordered:
-            stack.append((node, True))
-            stack += [(n, False) for n in node.inputs]
-    return list(ordered.values())
-
-
-def _label(node: Any) -> str:
-    return f"'{node.name}' ({_kind(node)})"
-
-
-def _kind(node: Any) -> str:
-    return type(node).__name__.removeprefix("Bound")
-
-
-def _operation(node: Any) -> Affine | PiecewiseLinear:
-    make = _OPERATIONS.get(_kind(node))
-    if make is None:
-        raise UnsupportedLayer(
-            f"layer {_label(node)} is neither affine nor elementwise piecewise linear; method='expected' cannot take it"
-        )
-    return make(node)
-
-
-@dataclass(frozen=True)
-class _NodeFunction:
-    """An auto_LiRPA node's own forward as a function of its perturbed inputs, everything else at its value."""
-
-    node: Any
-
-    def __call__(self, *tensors: Tensor) -> Tensor:
-        given = iter(tensors)
-        return self.node.forward(*(next(given) if n.perturbed else n.forward_value for n in self.node.inputs))
-
-
-@dataclass(frozen=True)
-class _NodeMap(Coherent):
-    """A coherent map by the node's own forward, whose constants may hold the batch size of this call."""
-
-    def transpose(self, rows: Tensor, shapes: Any) -> list[Tensor]:
-        assert isinstance(self.function, _NodeFunction)
-        batch = len(self.function.node.forward_value)
-        return super().transpose(rows.expand(batch, *rows.shape[1:]), shapes)
-
-
-def _coherent(node: Any) -> Affine:
-    return _NodeMap(_NodeFunction(node))
-
-
-def _gather(node: Any) -> Affine:
-    return _NodeMap(_NodeFunction(node), gathering=True)
-
-
-def _scaled(node: Any) -> Affine:
-    """A product or quotient: affine only where the other operand is constant."""
-    if sum(n.perturbed for n in node.inputs) != 1 or (_kind(node) == "Div" and node.inputs[1].perturbed):
-        raise UnsupportedLayer(f"layer {_label(node)} combines two values that depend on the input")
-    return _coherent(node)
-
-
-def _batch_norm(node: Any) -> Affine:
-    if node.training:
-        raise ConfigError(f"layer {_label(node)} is in training mode; call eval() before bounding")
-    return _coherent(node)
-
-
-def _linear(node: Any) -> Affine:
-    """A matrix product with a constant, in either order of ONNX's Gemm; auto_LiRPA's own code scales and transposes."""
-    if not node.inputs[0].perturbed or any(n.perturbed for n in node.inputs[1:]):
-        raise UnsupportedLayer(f"layer {_label(node)} needs the input on the left and a constant on the right")
-    zero_row = torch.zeros_like(node.inputs[0].forward_value[:1])
-    features = zero_row.shape[-1]
-
-    def image(points: Tensor) -> Tensor:
-        return node.forward(points, *(n.forward_value for n in node.inputs[1:]))
-
-    def bias() -> Tensor:
-        return image(zero_row).flatten(0, -2)[0]
-
-    def weight() -> Tensor:
-        if _kind(node) == "Linear" and not node.transA and node.attr.get("alpha", 1.0) == 1.0:
-            matrix = node.inputs[1].forward_value
-            return matrix if node.transB else matrix.t()
-        eye = torch.eye(features, dtype=zero_row.dtype, device=zero_row.device)
-        return (image(eye) - bias()).t()
-
-    return Linear(weight, bias)
-
-
-def _conv(node: Any) -> Affine:
-    if any(n.perturbed for n in node.inputs[1:]):
-        raise UnsupportedLayer(f"layer {_label(node)} has perturbed weights")
-    weight = node.inputs[1].forward_value
-    bias = node.inputs[2].forward_value if len(node.inputs) > 2 else None
-    return Conv(
-        lambda: weight,
-        lambda: bias,
-        stride=tuple(node.stride),
-        padding=tuple(node.padding),
-        dilation=tuple(node.dilation),
-        groups=node.groups,
-    )
-
-
-def _keep(node: Any) -> Affine:
-    return Coherent(lambda x: x, homogeneous=True)
-
-
-_OPERATIONS: dict[str, Callable[[Any], Affine | PiecewiseLinear]] = {
-    "Relu": lambda node: Relu(),
-    "LeakyRelu": lambda node: leaky(lambda: node.alpha),
-    "Linear": _linear,
-    "MatMul": _linear,
-    "Conv": _conv,
-    "BatchNormalization": _batch_norm,
-    **dict.fromkeys(["Mul", "Div"], _scaled),
-    **dict.fromkeys(["Identity", "Cast"], _keep),
-    **dict.fromkeys(["Add", "Sub", "Neg", "Concat", "ConcatFromSequence", "Pad"], _coherent),
-    **dict.fromkeys(["Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand"], _coherent),
-    **dict.fromkeys(["Slice", "Split", "Gather", "GatherElements"], _coherent),
-    **dict.fromkeys(["AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "CumSum"], _gather),
-}
-"""auto_LiRPA's operations by class name without `Bound`, in 0.3 and in 0.7."""

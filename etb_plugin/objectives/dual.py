@@ -25,7 +25,7 @@ register_method(
     Method(
         "dual-projected",
         "the dual with 50 random projections: hundreds of times a nominal step; its estimate is no certificate",
-        WorstCase("dual", {"projections": 50}),
+        WorstCase("dual", {"by": "convex_adversarial", "projections": 50}),
         RECIPE,
     )
 )

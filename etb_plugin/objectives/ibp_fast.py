@@ -49,7 +49,7 @@ class RegularisedWorstCase(WorstCase):
 
 def regularisers(graph: Graph, box: Box, tolerance: float) -> Tensor:
     """Return tightness + balance of the intervals before the graph's activations, a scalar."""
-    intervals = graph.intervals(box.center, box.radius)
+    intervals = graph.intervals(box)
     first, terms = box.radius.mean(), []
     for i in graph.activations:
         center, radius = intervals[graph.nodes[i].inputs[0]]

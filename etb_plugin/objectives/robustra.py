@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etb_plugin.bounds import Box, margin_spec
-from etb_plugin.bounds.dual import prepare_linear
+from etb_plugin.bounds.convex import prepare_linear
 from etb_plugin.networks import Pair, evaluating
 from etb_plugin.objectives.dual import RECIPE
 from etb_plugin.objectives.registry import Loss, Losses, Method, Objective, Point, register_method

@@ -15,7 +15,7 @@ from torch import nn
 
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box, Interval, prepare
-from etb_plugin.bounds.types import identity_spec
+from etb_plugin.bounds.types import identity_rows
 from etb_plugin.data import Dataset
 from etb_plugin.evaluation.calibration import covered_between, reached
 from etb_plugin.objectives import get_method
@@ -50,7 +50,10 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
         _interval(text, network, data, box) for text in ("ibp", parameters["outer"], *parameters["forms"])
     )
     attack = Pgd(parameters["pgd_steps"], parameters["pgd_restarts"])
-    generator, spec = torch.Generator().manual_seed(parameters["seed"]), identity_spec(box, data.classes)
+    generator, spec = (
+        torch.Generator().manual_seed(parameters["seed"]),
+        identity_rows(box.lower, data.classes).expand(len(box), -1, -1),
+    )
     with torch.enable_grad():
         low, high = reached(network, box, spec, attack, generator, samples=100, seed=parameters["seed"])
     # Where the attack found the end itself, float32 may put it a hair beyond what is proved.

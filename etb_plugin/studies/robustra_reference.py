@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from etb_plugin.attacks import Pgd, pgd
 from etb_plugin.bounds import Box, bound, margin_spec
-from etb_plugin.bounds.dual import prepare_linear
+from etb_plugin.bounds.convex import prepare_linear
 from etb_plugin.data import Dataset
 from etb_plugin.files import read_json, write_json
 from etb_plugin.networks import Pair, evaluating, members

@@ -34,7 +34,7 @@ class Diagnosis:
             return None, None
         box = Box.around(self._images, eps)
         with evaluating(self._network):
-            intervals = self._graph.intervals(box.center, box.radius)
+            intervals = self._graph.intervals(box)
         unstable = count = 0
         for i in self._graph.activations:
             center, radius = intervals[self._graph.nodes[i].inputs[0]]

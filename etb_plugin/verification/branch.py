@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, crown_slope, optimized, tightened
+from etb_plugin.graph.ends import tightened
+from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, crown_slope, optimized
 from etb_plugin.verification.exact import Decider
 from etb_plugin.verification.problem import TOLERANCE
 
@@ -185,7 +186,9 @@ class _Tree:
         count = min(_CANDIDATES, self.units)
         lines = self.relaxed(branches).below(self.rows[branches.part], self.choice(branches))
         best = (lines.value - self.most[branches.part]).argmax(1)
-        loss = self._losses(branches, {i: rows[torch.arange(len(best)), best] for i, rows in lines.arriving.items()})
+        loss = self._losses(
+            branches, {i: rows.values[torch.arange(len(best)), best] for i, rows in lines.arriving.items()}
+        )
         loss = loss.masked_fill(branches.signs != 0, -1.0)
         units = loss.topk(count, 1).indices  # [branches, count]; decided units come last
         halves = self._halves(branches, units)

@@ -17,7 +17,8 @@ from etb_plugin.bounds import PreparedBound, get_bound, prepare_lower
 from etb_plugin.bounds.program import Maps, affine_maps
 from etb_plugin.bounds.solvers import check_solver
 from etb_plugin.errors import ConfigError, UnsupportedLayer
-from etb_plugin.graph.relaxation import Choice, Relaxation, crown_ends, tightened
+from etb_plugin.graph.ends import crown_ends, tightened
+from etb_plugin.graph.relaxation import Choice, Relaxation
 from etb_plugin.graph.tracing import trace
 from etb_plugin.verification.branch import search
 from etb_plugin.verification.exact import Decider

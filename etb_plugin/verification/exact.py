@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from etb_plugin.bounds.program import Maps, Program, build_program
 from etb_plugin.bounds.solvers import Solver, load
-from etb_plugin.graph.relaxation import Relaxation, Tightened
+from etb_plugin.graph.ends import Tightened
+from etb_plugin.graph.relaxation import Relaxation
 from etb_plugin.verification.problem import TOLERANCE, Problem
 
 

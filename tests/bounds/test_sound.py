@@ -10,7 +10,7 @@ from torch import nn
 from etb_plugin import Box, bound, margin_spec
 from etb_plugin.attacks import Pgd, pgd
 from etb_plugin.bounds import bounds, prepare
-from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.errors import ConfigError, UnsupportedLayer
 from etb_plugin.networks import build
 from tests.conftest import Branching, fully_connected
 
@@ -49,10 +49,6 @@ def test_contains_what_is_sampled_on_every_kind_of_network(name, network):
     statistics = ((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
     net = Branching() if network == "branching" else build(network, shape, 5, normalization=statistics, seed=1)
     box = Box.around(torch.rand(2, *shape), 0.01)
-    if (name, network) == ("dual", "branching"):
-        with pytest.raises(UnsupportedLayer, match="convex_adversarial has no dual layer"):
-            bound(name, net.eval(), box)
-        return
     if (network, name) in {*itertools.product(["wk-resnet"], ["alpha-crown", "exact", "lp"]), ("tiny", "exact")}:
         pytest.skip("minutes on two cores; the smaller networks take the same path")
     got, seen = (bound(b, net.eval(), box, margin_spec(torch.tensor([0, 4]), 5)) for b in (name, "sampled"))
@@ -122,7 +118,9 @@ def test_average_pooling_that_auto_lirpa_gets_wrong_is_refused(option):
     )
     for name in ("ibp", "crown"):
         with pytest.raises(UnsupportedLayer, match=r"average pooling without ceil_mode|cannot convert the network"):
-            bound(name, network, box)
+            bound(name, network, box, by="auto_LiRPA")
+    for name in ("crown", "dual"):  # affine: exact
+        torch.testing.assert_close(bound(name, network, box).lower, bound("expected", network, box).lower)
     inside, outside = (bound(name, network, box) for name in ("sampled", "expected"))
     torch.testing.assert_close((outside.lower + outside.upper) / 2, network(box.center))  # affine: expected is exact
     assert (outside.lower <= inside.lower + 1e-5).all()
@@ -143,7 +141,9 @@ def test_elision_is_tighter_than_bounding_logits_first():
 def test_random_projections_are_no_certificate():
     network, box = build("tiny", (1, 8, 8), 10, seed=0), Box.around(torch.rand(2, 1, 8, 8), 0.05)
     assert bound("dual", network, box).sound
-    assert not bound("dual", network, box, projections=50).sound
+    assert not bound("dual", network, box, by="convex_adversarial", projections=50).sound
+    with pytest.raises(ConfigError, match=r"takes no option 'projections' \(one with by=convex_adversarial\)"):
+        bound("dual", network, box, projections=50)
 
 
 @pytest.mark.parametrize("name", ["crown-ibp", "crown", "alpha-crown", "dual"])
@@ -168,4 +168,4 @@ def test_bounds_follow_the_weights_and_statistics_of_a_network_in_training():
 def test_a_layer_that_auto_lirpa_cannot_take_is_named():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.CELU())
     with pytest.raises(UnsupportedLayer, match=r"layer '2' \(CELU\): auto_LiRPA has no rule for it"):
-        bound("ibp", network, Box.around(torch.rand(1, 4), 0.1))
+        bound("ibp", network, Box.around(torch.rand(1, 4), 0.1), by="auto_LiRPA")

@@ -38,6 +38,10 @@ ACTIVATIONS = {
     "relu6": nn.ReLU6(),
     "clamp": Call(lambda x: torch.clamp(x, -0.2, 0.4)),
     "clamp below": Call(lambda x: x.clamp(min=0)),
+    "clamp below elsewhere": Call(lambda x: x.clamp(min=0.1)),
+    "clamp above": Call(lambda x: x.clamp(max=-0.2)),
+    "absolute": Call(torch.abs),
+    "hardsigmoid": nn.Hardsigmoid(),
     "functional leaky": Call(lambda x: F.leaky_relu(x, 0.1)),
     "functional hardtanh": Call(lambda x: F.hardtanh(x, min_val=-0.3)),
     "functional relu6": Call(F.relu6),
@@ -111,9 +115,9 @@ def test_the_bound_keeps_the_piece_that_holds_at_the_upper_end(name):
     torch.testing.assert_close(got.upper[0], G @ m + g + G.abs() @ r)
 
 
-def test_a_clamp_to_one_side_elsewhere_is_refused():
-    with pytest.raises(UnsupportedLayer, match="needs two numbers to clamp to, or min=0 alone"):
-        trace(nn.Sequential(Call(lambda x: x.clamp(min=0.1)), nn.Flatten()), torch.Size([3]))
+def test_a_clamp_to_a_tensor_is_refused():
+    with pytest.raises(UnsupportedLayer, match="needs numbers to clamp to"):
+        trace(nn.Sequential(Call(lambda x: x.clamp(min=torch.zeros(3))), nn.Flatten()), torch.Size([3]))
 
 
 class Rearranging(nn.Module):

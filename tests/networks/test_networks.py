@@ -84,7 +84,7 @@ def test_weights_for_ibp_keep_the_width_of_intervals():
         graph = trace(network, torch.Size((3, 32, 32)))
         box = Box.around(images, 1e-3)
         with torch.no_grad():
-            intervals = graph.intervals(box.center, box.radius)
+            intervals = graph.intervals(box)
         widths = [float(intervals[graph.nodes[i].inputs[0]][1].mean()) for i in graph.activations]
         growth[kind] = widths[-1] / widths[0]
     assert 0.3 < growth["ibp"] < 3

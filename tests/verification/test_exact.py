@@ -12,7 +12,8 @@ from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import prepare
 from etb_plugin.bounds import solvers as solvers_module
 from etb_plugin.errors import ConfigError, UnsupportedLayer
-from etb_plugin.graph.relaxation import Relaxation, crown_ends, optimized
+from etb_plugin.graph.ends import crown_ends
+from etb_plugin.graph.relaxation import Relaxation, optimized
 from etb_plugin.graph.tracing import trace
 from etb_plugin.networks import build
 from etb_plugin.verification import Cascade, Case, Problem, Settings, Unsafe, Verdict, robustness

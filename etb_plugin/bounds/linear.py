@@ -1,0 +1,56 @@
+"""What the bounds by linear relaxation share: the rows of a spec over given ends, some examples at a time."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from etb_plugin.bounds.registry import BoundFunction
+from etb_plugin.bounds.types import check_spec, identity_rows
+from etb_plugin.graph.ends import examples_at_once
+from etb_plugin.graph.graph import Ends, Graph
+from etb_plugin.graph.regions import Region
+from etb_plugin.graph.relaxation import Relaxation
+
+TAKES = "affine and elementwise piecewise linear layers and max pooling, in any graph; boxes and balls"
+
+
+def by_rows(
+    graph: Graph,
+    ends_of: Callable[[Region], Ends],
+    lowest: Callable[[Relaxation, Tensor], Tensor],
+    *,
+    lower_only: bool,
+) -> BoundFunction:
+    """Return the bound whose rows are `lowest` over the ends that `ends_of` gives, -lowest of the negated rows above.
+
+    Shapes: rows [batch or 1, rows, classes], their least values [batch, rows]. With `lower_only` upper ends are +inf.
+    """
+
+    def bounded(region: Region, rows: Tensor) -> tuple[Tensor, Tensor]:
+        relaxation = Relaxation(graph, region, ends_of(region))
+        if lower_only:
+            lower = lowest(relaxation, rows)
+            return lower, torch.full_like(lower, torch.inf)
+        lower, negated = lowest(relaxation, torch.cat([rows, -rows], 1)).chunk(2, 1)
+        return lower, -negated
+
+    return in_blocks(graph, bounded)
+
+
+def in_blocks(graph: Graph, bounded: Callable[[Region, Tensor], tuple[Tensor, Tensor]]) -> BoundFunction:
+    """Return (region, spec or None) -> lower and upper by `bounded`, which takes (region, rows), for as many examples
+    at a time as memory holds."""
+
+    def apply(region: Region, spec: Tensor | None) -> tuple[Tensor, Tensor]:
+        check_spec(spec, graph.classes)
+        rows = identity_rows(region.center, graph.classes) if spec is None else spec.to(region.center.dtype)
+        at_once = examples_at_once(graph, region, 2 * rows.shape[1])
+        parts = [
+            bounded(region[i : i + at_once], rows if spec is None else rows[i : i + at_once])
+            for i in range(0, len(region), at_once)
+        ]
+        lower, upper = (torch.cat(ends) if len(parts) > 1 else ends[0] for ends in zip(*parts, strict=True))
+        return lower.expand(len(region), -1), upper.expand(len(region), -1)
+
+    return apply

@@ -1,0 +1,254 @@
+"""The ends of the activations' inputs: what a relaxation starts from.
+
+They come from interval arithmetic, from the rows of every unit that interval arithmetic leaves unstable, layer by layer
+(`crown_ends`), from the rows of every unit (`dual_ends`), or from splits (`tightened`). Rows are worked on in blocks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from etb_plugin.graph.activations import PiecewiseLinear
+from etb_plugin.graph.affine import Linear
+from etb_plugin.graph.graph import Graph
+from etb_plugin.graph.regions import Region
+from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, optimized
+from etb_plugin.graph.rows import Rows, Window
+
+_ROUNDING = 1e-9
+"""How far apart, relative to their size, two ends of a point may be rounded in float64."""
+_EXAMPLES_AT_ONCE = 2**26
+"""Elements that the rows of the output, or the windows of all units, of the examples of one block may hold."""
+
+
+def _block(like: Tensor) -> int:
+    """Return how many elements the rows of one block may hold at one node: on a CPU what its caches hold is five times
+    as fast as what has to come from memory."""
+    return 2**21 if like.device.type == "cpu" else 2**26
+
+
+@dataclass(frozen=True)
+class Tightened:
+    """The ends of every activation's input; which branches are empty, [branches]; and the lower slopes that gave the
+    ends: for each activation the units that were bounded, and slopes [units, 2, *features or window], lower sides
+    first. Without optimisation there are none."""
+
+    ends: dict[int, tuple[Tensor, Tensor]]
+    empty: Tensor
+    slopes: dict[int, tuple[Tensor, Mapping[Hinge, Tensor]]]
+
+
+@torch.no_grad()
+def row_size(graph: Graph, position: int, like: Tensor) -> int:
+    """Return the number of elements of a unit's row where it is widest on its way back."""
+    if position in graph.row_sizes:
+        return graph.row_sizes[position]
+    one = torch.zeros(1, dtype=torch.long, device=like.device)
+    start, _ = _rows_of(graph, position, one, one, like)
+    widest = 1
+
+    def through(i: int, activation: PiecewiseLinear, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        nonlocal widest
+        widest = max(widest, rows.values.numel())
+        return rows.values, None
+
+    found, _ = graph.backward(start, through, shifts=False)
+    graph.row_sizes[position] = max(widest, found[0].values.numel())
+    return graph.row_sizes[position]
+
+
+def examples_at_once(graph: Graph, region: Region, rows: int) -> int:
+    """Return for how many examples `rows` of the output each, and the windows of every unit, fit in a block."""
+    largest = rows * graph.widest
+    for i in graph.activations:
+        source = graph.nodes[i].inputs[0]
+        if source not in graph.affine_prefix:
+            image = graph.nodes[source].shape[1:]
+            largest = max(largest, image.numel() * row_size(graph, source, region.center) if image else 0)
+    return max(1, _EXAMPLES_AT_ONCE // largest)
+
+
+def interval_ends(graph: Graph, region: Region) -> tuple[dict[int, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+    """Return the ends of every activation's input by interval arithmetic, and centre and radius of the output."""
+    ends: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def keep(i: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        ends[i] = low, high
+        return low, high
+
+    return ends, graph.intervals(region, keep)[-1]
+
+
+def crown_ends(graph: Graph, region: Region, *, steps: int = 0, rate: float = 0.5) -> Tightened:
+    """Return the ends of every activation's input: interval arithmetic's over the ends before, then CROWN's where a
+    unit is unstable.
+
+    With `steps` the lower slopes of each unit's own bound are optimised by so many steps (alpha-CROWN). Cost: two
+    rows for every unit that interval arithmetic leaves unstable, and three times `steps` more with steps.
+    """
+    ends: dict[int, tuple[Tensor, Tensor]] = {}
+    slopes: dict[int, tuple[Tensor, Mapping[Hinge, Tensor]]] = {}
+    relaxation, exact = Relaxation(graph, region, ends), graph.affine_prefix
+
+    def tighten(i: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        if exact.get(graph.nodes[i].inputs[0], 2) > 1:
+            unstable = _unstable(graph.activations[i], i, low, high, Choice())
+            low, high = _of_units(relaxation.over(ends), i, low, high, unstable, Choice(), None, steps, rate, slopes)
+            low, high = torch.minimum(low, high), torch.maximum(low, high)  # rounded apart where a range is a point
+        ends[i] = low, high
+        return low, high
+
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not steps):
+        graph.intervals(region, tighten)
+    return Tightened(ends, torch.zeros(len(region), dtype=torch.bool, device=region.center.device), slopes)
+
+
+def tightened(relaxation: Relaxation, choice: Choice, *, steps: int, start: Tightened | None = None) -> Tightened:
+    """Return the ends of branches, given by the signs of `choice` [branches, 1, *features], from those of
+    `relaxation`, which hold for them too. A branch is empty where a lower end lies above the upper one.
+
+    `start` gives slopes to begin with; slopes and multipliers are optimised by `steps` steps.
+    """
+    graph, known = relaxation.graph, relaxation.ends
+    batch = max(len(low) for low, _ in known.values()) if known else len(relaxation.region)
+    ends: dict[int, tuple[Tensor, Tensor]] = {}
+    slopes: dict[int, tuple[Tensor, Mapping[Hinge, Tensor]]] = {}
+    empty = torch.zeros(batch, dtype=torch.bool, device=relaxation.region.center.device)
+    for i, activation in graph.activations.items():
+        low, high = (end.expand(batch, *end.shape[1:]) for end in known[i])
+        unstable = _unstable(activation, i, low, high, choice)
+        if start is not None and i in start.slopes:
+            bounded = torch.zeros(low[0].numel(), dtype=torch.bool, device=low.device)
+            bounded[start.slopes[i][0]] = True
+            unstable = unstable & bounded.view(1, *low.shape[1:])
+        low, high = _of_units(relaxation.over(ends), i, low, high, unstable, choice, start, steps, 0.1, slopes)
+        empty |= (low > high + _ROUNDING * (1 + high.abs())).flatten(1).any(1)
+        ends[i] = torch.minimum(low, high), torch.maximum(low, high)  # rounded apart where a range is a point
+    return Tightened(ends, empty, slopes)
+
+
+def dual_ends(graph: Graph, region: Region) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return the ends of every activation's input by the rows of every unit, with the chord's slope on both sides
+    (Wong and Kolter 2018). Cost: a row for every unit."""
+    ends: dict[int, tuple[Tensor, Tensor]] = {}
+    batch = len(region)
+    for i in graph.activations:
+        source = graph.nodes[i].inputs[0]
+        relaxation, shape = Relaxation(graph, region, dict(ends)), graph.nodes[source].shape
+        rows = _every_unit(graph, source, region)
+        places = shape[1:].numel() if rows.window is not None else 1
+        low, high = [], []
+        at_once = max(1, _block(region.center) // (row_size(graph, source, region.center) * places * batch))
+        for some in rows.values.split(at_once, 1):
+            lower, upper, _, _ = relaxation.between({source: rows.with_values(some)})
+            low.append(lower)
+            high.append(upper)
+        ends[i] = _units_in_order(low, shape, batch, places), _units_in_order(high, shape, batch, places)
+    return ends
+
+
+def _units_in_order(parts: list[Tensor], shape: torch.Size, batch: int, places: int) -> Tensor:
+    """Return values of all units [batch * places or places or 1, channels], in parts, as [batch, *shape]."""
+    value = torch.cat(parts, 1)
+    value = value.expand(max(len(value), places), -1).view(-1, places, value.shape[1]).transpose(1, 2)
+    return value.reshape(len(value), *shape).expand(batch, *shape)
+
+
+def _every_unit(graph: Graph, position: int, region: Region) -> Rows:
+    """Return a row for every unit of a node, [1, units, ...]: of an image one for every channel, at every place."""
+    shape, like = graph.nodes[position].shape, region.center
+    eye = torch.eye(shape[0], dtype=like.dtype, device=like.device).unsqueeze(0)
+    if len(shape) == 1:
+        return Rows(eye)
+    image = shape[1:]
+    window = Window(tuple(image), (1,) * len(image), (0,) * len(image))
+    return Rows(eye.view(1, shape[0], shape[0], *[1] * len(image)), window=window, examples=len(region))
+
+
+def _rows_of(
+    graph: Graph, position: int, owners: Tensor, units: Tensor, like: Tensor
+) -> tuple[dict[int, Rows], Tensor | float]:
+    """Return rows of `units` of a node, one for each group, where the walk may begin, and the constants beside."""
+    node = graph.nodes[position]
+    if isinstance(node.operation, Linear) and len(graph.nodes[node.inputs[0]].shape) == 1:
+        weight, bias = node.operation.units(units)
+        return {node.inputs[0]: Rows(weight.unsqueeze(1), owners)}, 0.0 if bias is None else bias.unsqueeze(1)
+    image = node.shape[1:]
+    places = image.numel()
+    channels = torch.nn.functional.one_hot(units // places, node.shape[0]).to(like.dtype)
+    values = channels.view(-1, 1, node.shape[0], *[1] * len(image))
+    if not len(image):
+        return {position: Rows(values, owners)}, 0.0
+    window = Window(tuple(image), (1,) * len(image), (0,) * len(image))
+    return {position: Rows(values, owners, units % places, window)}, 0.0
+
+
+def _of_units(
+    relaxation: Relaxation,
+    i: int,
+    low: Tensor,
+    high: Tensor,
+    unstable: Tensor,
+    choice: Choice,
+    start: Tightened | None,
+    steps: int,
+    rate: float,
+    slopes: dict[int, tuple[Tensor, Mapping[Hinge, Tensor]]],
+) -> tuple[Tensor, Tensor]:
+    """Return the ends of an activation's input, bettered by the rows of the `unstable` units, [batch, *features].
+
+    With steps, their slopes are left in `slopes` where it is one example whose rows are one block.
+    """
+    owners, units = unstable.flatten(1).nonzero().unbind(1)
+    if not len(units):
+        return low, high
+    graph, source = relaxation.graph, relaxation.graph.nodes[i].inputs[0]
+    at_once = max(1, _block(low) // (2 * row_size(graph, source, low)))
+    blocks = list(zip(owners.split(at_once), units.split(at_once), strict=True))
+
+    def bounded(owner: Tensor, unit: Tensor) -> Tensor:
+        rows, constant = _rows_of(graph, source, owner, unit, low)
+        both = {j: some.with_values(torch.cat([some.values, -some.values], 1)) for j, some in rows.items()}
+        mine = Choice(_chosen(start, i, unit), choice.signs)
+        if not steps:
+            value = relaxation.below(both, mine).value
+        else:
+            value, found = optimized(relaxation, both, steps=steps, start=mine, rate=rate)
+            if start is None and len(unstable) == 1 and len(blocks) == 1:
+                slopes[i] = units, found.slopes
+        return torch.stack([value[:, 0], -value[:, 1]], 1) + constant
+
+    parts = []
+    for owner, unit in blocks:
+        if len(blocks) > 1 and torch.is_grad_enabled():
+            parts.append(checkpoint(bounded, owner, unit, use_reentrant=False))
+        else:
+            parts.append(bounded(owner, unit))
+    found = torch.cat(parts).to(low)
+    index = (owners, units)
+    flat_low, flat_high = low.flatten(1), high.flatten(1)
+    flat_low = flat_low.index_put(index, torch.maximum(flat_low[index], found[:, 0]))
+    flat_high = flat_high.index_put(index, torch.minimum(flat_high[index], found[:, 1]))
+    return flat_low.view_as(low), flat_high.view_as(high)
+
+
+def _unstable(activation: PiecewiseLinear, i: int, low: Tensor, high: Tensor, choice: Choice) -> Tensor:
+    """Return which units of an activation are undecided and unstable, [batch, *features]."""
+    found = torch.zeros_like(low, dtype=torch.bool)
+    for h, (knot, _) in enumerate(activation.hinges()):
+        here = (low < knot) & (high > knot)
+        sign = choice.signs.get((i, h))
+        found = found | (here if sign is None else here & (sign[:, 0] == 0))
+    return found
+
+
+def _chosen(start: Tightened | None, i: int, units: Tensor) -> Mapping[Hinge, Tensor]:
+    """Return the slopes that `start` has for the rows of some units of an activation."""
+    if start is None or i not in start.slopes:
+        return {}
+    known, slopes = start.slopes[i]
+    place = torch.searchsorted(known, units)
+    return {key: values[place] for key, values in slopes.items()}
