@@ -167,7 +167,8 @@ class Conv(Affine):
     def _transposed(self, rows: Tensor, weight: Tensor, padding: Sequence[int], extra: Sequence[int]) -> Tensor:
         flat = rows.flatten(0, 1)
         dimensions = len(self.stride)
-        if flat[0, 0].numel() == 1 and not any((*padding, *extra)) and self.groups == 1:
+        single = flat[0, 0].numel() == 1 and not any((*padding, *extra)) and set(self.dilation) == {1}
+        if single and self.groups == 1:
             return (flat.flatten(1) @ weight.flatten(1)).view(*rows.shape[:2], *weight.shape[1:])
         if dimensions == 2 and weight.shape[1] <= _FEW and self.groups == 1:
             # A transposed convolution to an image's few channels idles: a product, and its parts put together.

@@ -1,9 +1,14 @@
 """auto_LiRPA's own bounds, as `crown:by=auto_LiRPA` and the like: what ours are held against."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from etb_plugin.bounds.registry import BoundFunction, register_bound
+from etb_plugin.errors import EtbError, UnsupportedLayer
+from etb_plugin.graph.regions import Box
 
 TOOLKIT = "auto_LiRPA"
 _TAKES = "every graph that auto_LiRPA converts; boxes"
@@ -32,7 +37,7 @@ def alpha_crown(network: nn.Module, input_shape: torch.Size, *, lower_only: bool
     """alpha-CROWN, by auto_LiRPA: 20 steps. torch 2.14 and later turn it into CROWN without a word."""
     apply = _by_method("alpha-CROWN", network, input_shape, lower_only=lower_only, frozen=True)
 
-    def detached(box: object, spec: Tensor | None) -> tuple[Tensor, Tensor]:
+    def detached(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             lower, upper = apply(box, spec)
         return lower.detach(), upper.detach()
@@ -45,5 +50,23 @@ def _by_method(
 ) -> BoundFunction:
     from etb_plugin.lirpa.network import LirpaNetwork  # only where it is asked for: importing auto_LiRPA takes seconds
 
-    converted = LirpaNetwork(network, input_shape)
-    return lambda box, spec: converted.compute(method, box, spec, lower_only=lower_only, frozen=frozen)
+    with _failures_named():
+        converted = LirpaNetwork(network, input_shape)
+
+    def apply(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]:
+        with _failures_named():
+            return converted.compute(method, box, spec, lower_only=lower_only, frozen=frozen)
+
+    return apply
+
+
+@contextlib.contextmanager
+def _failures_named() -> Iterator[None]:
+    """Turn what auto_LiRPA stops with, on networks that it does not foresee, into one line."""
+    try:
+        yield
+    except (EtbError, MemoryError):
+        raise
+    except Exception as error:
+        what = str(error).partition("\n")[0] or "no message"
+        raise UnsupportedLayer(f"auto_LiRPA fails on this network ({type(error).__name__}: {what})") from error

@@ -60,7 +60,8 @@ class LirpaNetwork:
         self._classes = self._bounded.final_shape[-1]
 
     def _converted(self, sparse: bool) -> BoundedModule:
-        bounded = _convert(self._network, self._example, "patches", sparse)
+        mode = "matrix" if _unsound_in_patches(self._network) else "patches"
+        bounded = _convert(self._network, self._example, mode, sparse)
         if {type(node).__name__.removeprefix("Bound") for node in bounded._modules.values()} - _PATCHES_TAKE:
             bounded = _convert(self._network, self._example, "matrix", sparse)
         bounded.eval()
@@ -113,6 +114,13 @@ class LirpaNetwork:
                 node.training = node.param.requires_grad and not frozen
         with _kept_grad_flags(self._network):
             yield
+
+
+def _unsound_in_patches(network: nn.Module) -> bool:
+    """Whether a layer is one whose rows auto_LiRPA's patches, 0.3's and 0.7.1's, get wrong: see docs/soundness.md."""
+    return any(
+        isinstance(layer, nn.Conv2d) and (layer.groups > 1 or set(layer.dilation) != {1}) for layer in network.modules()
+    )
 
 
 def _convert(network: nn.Module, example: Tensor, mode: str, sparse: bool) -> BoundedModule:

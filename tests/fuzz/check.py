@@ -1,0 +1,193 @@
+"""What every sound bound is put to on a random network, and how a failing network is shrunk.
+
+Run by itself it tells of the toolkits' own bounds what the tests tell of ours:
+
+    python -m tests.fuzz.check --pairs 500 --by auto_LiRPA
+"""
+
+import argparse
+import copy
+import time
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+
+from etb_plugin import bound
+from etb_plugin.errors import EtbError
+from etb_plugin.graph.activations import PiecewiseLinear
+from etb_plugin.graph.regions import Ball, Box, Region
+from etb_plugin.graph.tracing import trace
+from tests.fuzz.networks import Case, corners, drawn
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "ibp": {},
+    "crown-ibp": {},
+    "crown": {},
+    "alpha-crown": {"steps": 3},
+    "dual": {},
+}
+"""The bounds that are fuzzed, with options that keep them short."""
+
+
+def arithmetic(network: nn.Module, region: Region) -> Tensor:
+    """Return how far rounding may move an output, [batch, outputs]: the sizes of all terms that are ever added up,
+    through the network, times the unit roundoff and the number of roundings on the longest way (Higham 2002, section
+    3.1), and a factor for what a bound adds to a forward pass."""
+    graph = trace(network, region.shape)
+    sizes = [region.center.abs() + region.radius]
+    longest = 1
+    for node in graph.nodes[1:]:
+        assert node.operation is not None
+        inputs = [sizes[j] for j in node.inputs]
+        if isinstance(node.operation, PiecewiseLinear):
+            first, hinges = node.operation.first(), node.operation.hinges()
+            slope = torch.as_tensor(first).abs() + sum(torch.as_tensor(change).abs() for _, change in hinges)
+            shift = abs(node.operation.offset) + sum(abs(knot) * torch.as_tensor(c).abs().max() for knot, c in hinges)
+            sizes.append(inputs[0] * slope + shift)
+        else:
+            zeros = [torch.zeros_like(value) for value in inputs]
+            sizes.append(node.operation.spread(*inputs) + node.operation.forward(*zeros).abs())
+            longest += max(value[0].numel() for value in inputs)
+    return 16 * longest * torch.finfo(region.center.dtype).eps * sizes[-1]
+
+
+def reached(network: nn.Module, region: Region, spec: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest value of each row that was met: samples, corners, signed-gradient ascent.
+
+    Computed in float64 with the network's own weights; points lie in the region as the dtype of the region has it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    network = copy.deepcopy(network).double()
+    spec = spec.double()
+    low, high = torch.full(spec.shape[:2], torch.inf).double(), torch.full(spec.shape[:2], -torch.inf).double()
+
+    def meet(points: Tensor) -> None:
+        nonlocal low, high
+        values = torch.einsum("brk,nbk->nbr", spec, network(points.flatten(0, 1)).unflatten(0, points.shape[:2]))
+        low, high = torch.minimum(low, values.amin(0).detach()), torch.maximum(high, values.amax(0).detach())
+
+    box = region if isinstance(region, Box) else None
+    shape = region.center.shape
+    if box is not None:
+        box = Box(box.lower.double(), box.upper.double())
+        meet(box.lower + (box.upper - box.lower) * torch.rand(40, *shape, generator=generator).double())
+        meet(corners(box, 64, generator))
+        meet(box.center.unsqueeze(0))
+    else:
+        meet(in_ball(region, torch.randn(80, *shape, generator=generator).double()))
+    for row in range(spec.shape[1]):
+        for sign in (1, -1):
+            x = region.center.double()
+            for _ in range(4):
+                x = x.detach().requires_grad_()
+                value = (spec[:, row] * network(x)).sum()
+                (gradient,) = torch.autograd.grad(sign * value, x)
+                if box is not None:
+                    step = torch.where(gradient > 0, box.upper, torch.where(gradient < 0, box.lower, x.detach()))
+                    x = step.detach()
+                else:
+                    x = in_ball(region, gradient.unsqueeze(0))[0]
+                meet(x.detach().unsqueeze(0))
+    return low, high
+
+
+def in_ball(region: Region, directions: Tensor) -> Tensor:
+    """Return points of a ball's surface in (or, for l1, at the corners nearest to) some directions, drawn in a hair."""
+    assert isinstance(region, Ball)
+    flat = directions.flatten(2)
+    if region.norm == 1:
+        flat = torch.nn.functional.one_hot(flat.abs().argmax(2), flat.shape[2]) * flat.sign()
+    else:
+        flat = flat / flat.norm(dim=2, keepdim=True).clamp(min=1e-30)
+    return region.center.double() + region.eps * (1 - 1e-12) * flat.view_as(directions)
+
+
+def fault(case: Case, name: str, options: dict[str, object]) -> str | None:
+    """Return what is wrong with a bound on a case, in one line; None where nothing is."""
+    network, region = case.network, case.around()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    spec = torch.cat([torch.eye(3), torch.tensor([[1.0, -1.0, 0.0], [-0.5, 2.0, 1.0]])]).to(case.dtype).expand(2, 5, 3)
+    try:
+        got = bound(name, network, region, spec, **options)
+    except EtbError:
+        raise
+    except Exception as error:
+        return f"untyped failure: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    slack = torch.einsum("brk,bk->br", spec.abs(), arithmetic(network, region)).double()
+    low, high = reached(network, region, spec, case.seed)
+    lower, upper = got.lower.double(), got.upper.double()
+    if not bool((lower <= low + slack).all() and (upper >= high - slack).all()):  # also where it is no number
+        out = torch.maximum(lower - low, high - upper)
+        return f"outside by {float(out.max()):.3g} (rounding explains {float(slack.max()):.3g})"
+    if case.eps == 0 and bool(((upper - lower) > 2 * slack).any()):
+        return f"a point has width {float((upper - lower).max()):.3g}"
+    return None
+
+
+def shrunk(case: Case, name: str, options: dict[str, object]) -> Case:
+    """Return the case with every block dropped without which the fault stays."""
+
+    def wrong(other: Case) -> bool:
+        try:
+            return fault(other, name, options) is not None
+        except EtbError:
+            return False
+
+    i = 0
+    while i < len(case.blocks):
+        smaller = case.without(i)
+        if wrong(smaller):
+            case = smaller
+        else:
+            i += 1
+    return case
+
+
+def told(case: Case, name: str, options: dict[str, object]) -> str:
+    """Return a fault with what it takes to see it again."""
+    small = shrunk(case, name, options)
+    return (
+        f"{name} {options} on case {case.seed}: {fault(small, name, options)}\n"
+        f"  eps {case.eps:g}, {case.region}, {case.dtype}, scale {case.scale:g}, bias {case.bias:g}, "
+        f"input {case.shape}\n"
+        f"  blocks {small.blocks}\n  {small.network}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=500)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--by", default=None)
+    parser.add_argument("--shown", type=int, default=6)
+    asked = parser.parse_args()
+    found: Counter[str] = Counter()
+    begun, seed, shown = time.monotonic(), asked.first, 0
+    while sum(found.values()) < asked.pairs:
+        case = drawn(seed)
+        seed += 1
+        for name, own in OPTIONS.items():
+            options = dict(own)
+            if asked.by is not None:
+                if name == "dual" or isinstance(case.around(), Ball):
+                    continue
+                options = {"by": asked.by}
+            try:
+                wrong = fault(case, name, options)
+            except EtbError as error:
+                what = str(error).partition("(")[2].partition(":")[0] if "fails on this" in str(error) else "by name"
+                found[f"{name}: refused ({what})"] += 1
+                continue
+            found[f"{name}: " + ("right" if wrong is None else wrong.partition(" ")[0])] += 1
+            if wrong is not None and shown < asked.shown:
+                shown += 1
+                print(told(case, name, options), flush=True)
+    for kind, count in sorted(found.items()):
+        print(f"{count:6d}  {kind}")
+    print(f"cases {asked.first} to {seed - 1}, {time.monotonic() - begun:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

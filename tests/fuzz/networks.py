@@ -1,0 +1,239 @@
+"""Random networks as lists of small blocks, so that a failing one can be shrunk to the blocks that matter.
+
+A block is a kind and a seed: dropping one leaves the weights of the others as they were. What does not fit the shape
+that arrives (a window larger than the image) is left out.
+"""
+
+import itertools
+import random
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from etb_plugin.graph.regions import Ball, Box, Region
+
+Block = tuple[str, int]
+
+IMAGE = ("conv", "conv", "conv", "activation", "activation", "norm", "average", "largest", "residual", "shift", "join")
+FLAT = ("linear", "linear", "activation", "activation", "norm", "residual", "shift", "join", "product")
+ACTIVATIONS = ("relu", "relu", "relu", "leaky", "falling", "prelu", "hardtanh", "relu6", "abs", "clamp", "hardsigmoid")
+
+
+class Activation(nn.Module):
+    def __init__(self, kind: str, features: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.weight = nn.Parameter(torch.empty(features).uniform_(-0.5, 1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        calls = {
+            "relu": F.relu,
+            "leaky": lambda x: F.leaky_relu(x, 0.2),
+            "falling": lambda x: F.leaky_relu(x, -0.4),
+            "prelu": lambda x: F.prelu(x, self.weight),
+            "hardtanh": lambda x: F.hardtanh(x, -0.3, 0.8),
+            "relu6": F.relu6,
+            "abs": torch.abs,
+            "clamp": lambda x: x.clamp(max=0.5),
+            "hardsigmoid": F.hardsigmoid,
+        }
+        return calls[self.kind](x)
+
+    def extra_repr(self) -> str:
+        return self.kind
+
+
+class Residual(nn.Module):
+    def __init__(self, main: nn.Module, minus: bool) -> None:
+        super().__init__()
+        self.main, self.minus = main, minus
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.main(x) if self.minus else self.main(x) + x
+
+
+class Shift(nn.Module):
+    """A constant added and a factor, of the features' shape."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.register_buffer("by", torch.randn(shape))
+        self.register_buffer("factor", torch.randn(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.by) * self.factor
+
+
+class Join(nn.Module):
+    """Two halves of the channels, one turned around, side by side with a stack of sums."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = x[:, ::2], x[:, 1::2]
+        return torch.cat([two, -one, torch.maximum(x, x.flip(1))], 1)
+
+
+class Product(nn.Module):
+    """Products with constants as einsum and functional calls write them."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(features, features) / features**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bi,ij->bj", x, self.weight) + F.linear(x, self.weight * 0.5)
+
+
+def made(block: Block, shape: torch.Size) -> nn.Module | None:
+    """Return the layer of a block for inputs of `shape`, or None where it does not fit."""
+    kind, seed = block
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    channels, image = shape[0], shape[1:]
+    layer: nn.Module | None = None
+    if kind == "conv" and image:
+        groups = draw.choice([1, 1, 2])
+        dilation, kernel = draw.choice([1, 1, 2]), draw.choice([1, 2, 3])
+        if channels % groups == 0:
+            layer = nn.Conv2d(
+                channels, groups * draw.choice([1, 2, 3]), kernel, draw.choice([1, 1, 2, 3]), draw.choice([0, 1, 2]),
+                dilation, groups, bias=draw.random() < 0.8,
+            )  # fmt: skip
+    elif kind == "linear" and not image:
+        layer = nn.Linear(channels, draw.choice([1, 3, 6, 10]), bias=draw.random() < 0.8)
+    elif kind == "activation":
+        layer = Activation(draw.choice(ACTIVATIONS), channels)
+    elif kind == "norm":
+        layer = (nn.BatchNorm2d if image else nn.BatchNorm1d)(channels, affine=draw.random() < 0.8)
+        nn.init.uniform_(layer.running_mean, -1, 1)
+        nn.init.uniform_(layer.running_var, 0.2, 3)
+        if layer.weight is not None:
+            nn.init.uniform_(layer.weight, -1.5, 1.5)
+    elif kind == "average" and image:
+        padding = draw.choice([0, 0, 1])
+        layer = nn.AvgPool2d(
+            draw.choice([2, 3]), draw.choice([1, 2]), padding, draw.random() < 0.2, draw.random() < 0.7
+        )
+    elif kind == "largest" and image:
+        kernel = draw.choice([2, 2, 3])
+        layer = nn.MaxPool2d(kernel, draw.choice([1, 2]), draw.choice([0, 0, 1]), 1, ceil_mode=draw.random() < 0.2)
+    elif kind == "residual":
+        inner = nn.Conv2d(channels, channels, 3, padding=1) if image else nn.Linear(channels, channels)
+        layer = Residual(nn.Sequential(inner, nn.ReLU(), *([nn.ReLU()] if draw.random() < 0.1 else [])), seed % 3 == 0)
+    elif kind == "shift":
+        layer = Shift(torch.Size([channels, *[1] * len(image)]) if draw.random() < 0.5 else shape)
+    elif kind == "join" and 2 <= channels <= 6 and channels % 2 == 0:
+        layer = Join()
+    elif kind == "product" and not image:
+        layer = Product(channels)
+    return layer
+
+
+def build(blocks: list[Block], shape: tuple[int, ...], scale: float) -> nn.Sequential:
+    """Return the network of `blocks`, flattened where they change from images to vectors, with 3 outputs. Affine
+    weights are multiplied by `scale`."""
+    here, layers = torch.Size(shape), []
+
+    def add(layer: nn.Module) -> None:
+        nonlocal here
+        layer.eval()
+        try:
+            out = layer(torch.zeros(2, *here)).shape[1:]
+        except RuntimeError:
+            return  # it does not fit
+        if 0 < out.numel() <= 300:
+            layers.append(layer)
+            here = out
+
+    for block in blocks:
+        if block[0] in ("linear", "product") and len(here) > 1:
+            add(nn.Flatten())
+        layer = made(block, here)
+        if layer is not None:
+            add(layer)
+    if len(here) > 1:
+        add(nn.Flatten())
+    torch.manual_seed(0)
+    layers.append(nn.Linear(here[0], 3))
+    network = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                layer.weight.mul_(scale)
+                if layer.bias is not None:
+                    layer.bias.mul_(scale)
+    return network
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network and region; `blocks` can be dropped."""
+
+    seed: int
+    blocks: tuple[Block, ...]
+    shape: tuple[int, ...]
+    scale: float
+    bias: float
+    dtype: torch.dtype
+    region: str
+    eps: float
+
+    @property
+    def network(self) -> nn.Sequential:
+        network = build(list(self.blocks), self.shape, self.scale)
+        if self.bias:  # dead and saturated units
+            torch.manual_seed(self.seed)
+            for parameter in network.parameters():
+                if parameter.ndim == 1:
+                    parameter.data += self.bias * torch.randn_like(parameter)
+        return network.to(self.dtype)
+
+    def around(self) -> Region:
+        torch.manual_seed(self.seed + 1)
+        x = torch.rand(2, *self.shape, dtype=torch.float64).to(self.dtype)
+        match self.region:
+            case "box":
+                return Box.around(x, self.eps)
+            case "open":
+                return Box.around(x, self.eps, clip=None)
+            case "one-sided":  # some elements move in one direction, some not at all
+                up, down = (self.eps * (torch.rand_like(x) < 0.5) for _ in range(2))
+                return Box(x - down, x + up)
+            case "l1" | "l2":
+                return Ball(x, self.eps, 1 if self.region == "l1" else 2)
+        raise ValueError(self.region)
+
+    def without(self, i: int) -> "Case":
+        return replace(self, blocks=self.blocks[:i] + self.blocks[i + 1 :])
+
+
+def drawn(seed: int) -> Case:
+    """Return the random case number `seed`."""
+    draw = random.Random(seed)
+    image = draw.random() < 0.65
+    kinds = [draw.choice(IMAGE) for _ in range(draw.randint(1, 6))] if image else []
+    kinds += [draw.choice(FLAT) for _ in range(draw.randint(1, 5))]
+    blocks = tuple((kind, draw.randrange(10**6)) for kind in kinds)
+    shape = draw.choice([(1, 5, 5), (2, 6, 6), (2, 4, 7), (1, 8, 8)]) if image else (draw.choice([1, 3, 6]),)
+    return Case(
+        seed,
+        blocks,
+        shape,
+        draw.choice([1.0] * 6 + [1e-4, 0.1, 10.0, 1e4]),
+        draw.choice([0.0] * 4 + [3.0, 30.0]),
+        draw.choice([torch.float64, torch.float64, torch.float32]),
+        draw.choice(["box", "box", "open", "one-sided", "l1", "l2"]),
+        draw.choice([0.0, 1e-3, 0.01, 0.05, 0.1, 0.3, 1.0, 30.0]),
+    )
+
+
+def corners(box: Box, number: int, generator: torch.Generator) -> Tensor:
+    """Return random corners of a box, or all of them where there are few: [number, batch, *input]."""
+    n = box.shape.numel()
+    if 2**n <= number:
+        bits = torch.tensor(list(itertools.product([False, True], repeat=n)))
+        high = bits.view(-1, 1, *box.shape)
+    else:
+        high = torch.rand(number, 1, *box.shape, generator=generator) < 0.5
+    return torch.where(high, box.upper, box.lower)
