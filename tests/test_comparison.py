@@ -174,10 +174,10 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_a_method_that_cannot_take_the_network_is_named_with_the_layer(tmp_path, monkeypatch):
-    def with_batch_norm(*_, **__):
-        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10))
+    def with_softsign(*_, **__):
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softsign(), nn.Flatten(), nn.Linear(72, 10))
 
-    monkeypatch.setattr(networks, "build", with_batch_norm)
+    monkeypatch.setattr(networks, "build", with_softsign)
     with pytest.raises(UnsupportedLayer, match=r"method 'dual' cannot take network 'mlp-12x2': layer \S+"):
         comparison(tmp_path, methods="ibp,dual")
 

@@ -89,7 +89,8 @@ class Linear(Affine):
 
 
 _CONV = (F.conv1d, F.conv2d, F.conv3d)
-_FEW = 4
+_FEW = 2
+"""Channels up to which a product and a fold are faster than a transposed convolution."""
 _CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 

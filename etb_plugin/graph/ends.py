@@ -22,6 +22,9 @@ _ROUNDING = 1e-9
 """How far apart, relative to their size, two ends of a point may be rounded in float64."""
 _EXAMPLES_AT_ONCE = 2**26
 """Elements that the rows of the output, or the windows of all units, of the examples of one block may hold."""
+_KEPT = 2**26
+"""Elements of the rows of a layer's units up to which what a gradient needs is kept, and not computed again: it takes
+about four times as much memory."""
 
 
 def _block(like: Tensor) -> int:
@@ -206,8 +209,12 @@ def _of_units(
     if not len(units):
         return low, high
     graph, source = relaxation.graph, relaxation.graph.nodes[i].inputs[0]
-    at_once = max(1, _block(low) // (2 * row_size(graph, source, low)))
+    size = 2 * row_size(graph, source, low)
+    at_once = max(1, _block(low) // size)
     blocks = list(zip(owners.split(at_once), units.split(at_once), strict=True))
+    twice = torch.is_grad_enabled() and len(units) * size > _KEPT
+    if twice:
+        relaxation = relaxation.without_tables()
 
     def bounded(owner: Tensor, unit: Tensor) -> Tensor:
         rows, constant = _rows_of(graph, source, owner, unit, low)
@@ -223,7 +230,7 @@ def _of_units(
 
     parts = []
     for owner, unit in blocks:
-        if len(blocks) > 1 and torch.is_grad_enabled():
+        if twice:
             parts.append(checkpoint(bounded, owner, unit, use_reentrant=False))
         else:
             parts.append(bounded(owner, unit))

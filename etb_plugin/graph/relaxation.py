@@ -92,17 +92,27 @@ class Relaxation:
     def __init__(self, graph: Graph, region: Region, ends: Ends) -> None:
         self.graph, self.region, self.ends = graph, region, ends
         self._hinges: dict[Hinge, _Hinge] = {}
+        self._signed: dict[Hinge, _Hinge] = {}
         self._views: dict[tuple[Hinge, str], Tensor] | None = None
-        self._tables: Tables = {}
+        self._tables: Tables | None = {}
+        # Made now: blocks of rows that are worked on twice, for a gradient, have to find the same both times.
+        for key, low, high in self.hinges():
+            self._hinges[key] = _hinge(low, high)
 
     def over(self, ends: Ends) -> "Relaxation":
         """Return the same with other ends."""
         return Relaxation(self.graph, self.region, ends)
 
+    def without_tables(self) -> "Relaxation":
+        """Return the same for blocks of rows that are worked on twice, and have to do the same both times."""
+        other = copy.copy(self)
+        other._tables = None
+        return other
+
     def repeated(self) -> "Relaxation":
         """Return the same for calls with rows of the same places and one branch: what they look at is kept."""
         other = copy.copy(self)
-        other._hinges, other._views = {}, {}
+        other._signed, other._views = {}, {}
         return other
 
     def hinges(self) -> Iterator[tuple[Hinge, Tensor, Tensor]]:
@@ -154,17 +164,17 @@ class Relaxation:
         return middle + constants[0] - deviation, middle + constants[1] + deviation, found[0], constants[0]
 
     def _lines(self, key: Hinge, knot: float, sign: Tensor | None) -> _Hinge:
-        if key in self._hinges and (sign is None or self._views is not None):
+        if sign is None:
             return self._hinges[key]
-        low, high = (end - knot if knot else end for end in self.ends[key[0]])
-        if sign is not None:
-            sign = sign[:, 0]
-            low, high = torch.where(sign > 0, low.clamp(min=0), low), torch.where(sign < 0, high.clamp(max=0), high)
-            lines = _hinge(low, high)
-            if self._views is not None:
-                self._hinges[key] = lines
-            return lines
-        return self._hinges.setdefault(key, _hinge(low, high))
+        if key in self._signed:
+            return self._signed[key]
+        low, high = (end - knot for end in self.ends[key[0]])
+        sign = sign[:, 0]
+        low, high = torch.where(sign > 0, low.clamp(min=0), low), torch.where(sign < 0, high.clamp(max=0), high)
+        lines = _hinge(low, high)
+        if self._views is not None:
+            self._signed[key] = lines
+        return lines
 
     def _view(self, rows: Rows, key: Hinge, lines: _Hinge, name: str) -> Tensor:
         value = getattr(lines, name)
@@ -172,8 +182,7 @@ class Relaxation:
             if (key, name) not in self._views:
                 self._views[key, name] = rows.view(value)
             return self._views[key, name]
-        # With a gradient, blocks are worked on twice, and have to do the same both times.
-        return rows.view(value, None if torch.is_grad_enabled() else self._tables)
+        return rows.view(value, self._tables)
 
     def _first_piece(self, i: int, activation: PiecewiseLinear, rows: Rows) -> tuple[Tensor | None, Tensor | None]:
         """Return rows times the slope of the first piece, and times its constant; None where those are 0."""

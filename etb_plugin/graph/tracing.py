@@ -41,8 +41,9 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
     try:
         module = fx.symbolic_trace(network)
     except Exception as error:
+        why = str(error).partition("\n")[0]
         raise UnsupportedLayer(
-            f"{type(network).__name__} cannot be traced ({error}); its forward must not branch on values"
+            f"{type(network).__name__} cannot be traced ({why}); its forward must not branch on values"
         ) from error
     graph = _Builder(module, input_shape).graph()
     check_values(graph, network, example_input(network, input_shape))
@@ -477,8 +478,11 @@ def _extreme(sign: int) -> Callable[..., int]:
 
     def make(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
         shape = builder.features(node)
-        if len(inputs) != 2 or any(builder.features(n) != shape for n in inputs):
-            raise UnsupportedLayer(f"layer {builder.name(node)} needs two values of one shape; clamp takes numbers")
+        if any(builder.features(n) != shape for n in inputs) or _occurrences(node, inputs[0]) != 1:
+            raise UnsupportedLayer(f"layer {builder.name(node)} needs two values of one shape")
+        if len(inputs) == 1:
+            constant = builder.elementwise(node, next(a for a in node.args if a is not inputs[0]))
+            return _beyond_constant(builder, node, builder.positions[inputs[0]], constant, sign)
         a, b = (builder.positions[n] for n in inputs)
         if sign > 0:
             return _larger(builder, node, a, b, shape)
@@ -486,6 +490,15 @@ def _extreme(sign: int) -> Callable[..., int]:
         return _negated(builder, node, _larger(builder, node, a, b, shape), shape)
 
     return make
+
+
+def _beyond_constant(builder: _Builder, node: fx.Node, x: int, constant: Callable[[], Tensor], sign: int) -> int:
+    """Return the position of max(x, c) = c + max(x - c, 0), or of min(x, c) = c - max(c - x, 0)."""
+    shape = builder.features(node)
+    factor = sign * _one(builder)(shape)
+    moved = builder.emit(node, Scale(lambda: factor, lambda: -sign * constant()), (x,), shape)
+    hinge = builder.emit(node, Relu(), (moved,), shape)
+    return builder.emit(node, Scale(lambda: factor, constant), (hinge,), shape)
 
 
 # Activations.
@@ -549,6 +562,12 @@ def _clamp(builder: _Builder, node: fx.Node, _: Any) -> PiecewiseLinear:
 def _gather(builder: _Builder, node: fx.Node, _: Any) -> Affine:
     builder.features(node)
     return Coherent(builder.closure(node, tuple(node.all_input_nodes)), homogeneous=True, gathering=True)
+
+
+def _upsampled(builder: _Builder, node: fx.Node, layer: Any) -> Affine:
+    if layer.mode != "nearest":
+        raise UnsupportedLayer(f"layer {builder.name(node)} interpolates by {layer.mode}; only nearest is taken")
+    return _gather(builder, node, layer)
 
 
 def _scale_and_shift(builder: _Builder, node: fx.Node, _: Any) -> Affine:
@@ -681,6 +700,8 @@ _LAYERS: dict[Any, _Maker] = {
     nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d: _average,
     nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d: _gather,
     nn.modules.batchnorm._BatchNorm: _batch_norm,
+    nn.Upsample: _upsampled,
+    nn.PixelShuffle | nn.PixelUnshuffle | nn.ChannelShuffle: _gather,
     nn.ZeroPad2d | nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d: _scale_and_shift,
 }
 

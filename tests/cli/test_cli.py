@@ -150,13 +150,13 @@ def test_train_leaves_weights_that_compare_and_evaluate_take_up(tmp_path):
     trained = etb("train", "--method", "expected", *QUICK[:6], "--out", "t", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "Next: etb evaluate t" in trained.stdout
-    bounded = etb("bounds", "--checkpoint", "t", "--methods", "ibp,expected,dual:projections=3", cwd=tmp_path)
+    bounded = etb("bounds", "--checkpoint", "t", "--methods", "ibp,expected,crown:by=auto_LiRPA", cwd=tmp_path)
     assert bounded.returncode == 0, bounded.stderr
     rows = {
         line.split()[0]: line.split()[1:] for line in bounded.stdout.splitlines() if re.match(r" *\S+ +(yes|no) ", line)
     }
-    assert list(rows) == ["ibp", "expected", "dual:projections=3"]
-    assert [row[0] for row in rows.values()] == ["yes", "no", "no"]
+    assert list(rows) == ["ibp", "expected", "crown:by=auto_LiRPA"]
+    assert [row[0] for row in rows.values()] == ["yes", "no", "yes"]
     assert rows["ibp"][2] == "1"
     assert float(rows["expected"][1]) / float(rows["ibp"][1]) == pytest.approx(float(rows["expected"][2]), rel=0.01)
 
@@ -342,8 +342,8 @@ def test_truncated_data_is_named(refused, tmp_path):
 def test_a_method_that_cannot_take_the_network_is_refused_by_layer(refused, tmp_path):
     zeros = np.zeros((20, 12, 12), np.uint8)
     np.savez(tmp_path / "m.npz", x_train=zeros, y_train=np.arange(20) % 10, x_test=zeros, y_test=np.arange(20) % 10)
-    said = refused("compare", "--dataset", "m.npz", "--model", "cnn7-bn", "--methods", "ibp,dual")
-    assert re.search(r"method 'dual' cannot take network 'cnn7-bn': layer \S+", said)
+    said = refused("compare", "--dataset", "m.npz", "--model", "wide-resnet-10-10", "--methods", "ibp,robustra")
+    assert re.search(r"method 'robustra' cannot take network 'wide-resnet-10-10': layer \S+", said)
 
 
 def test_a_folder_of_another_experiment_is_refused(refused, tmp_path):

@@ -67,7 +67,7 @@ def test_batches_make_no_difference_to_bounds_and_seeds_repeat(trained):
     assert one == evaluate(network, digits.test, 10, exam("crown-ibp"), EPS, batch_size=150)
 
 
-@pytest.mark.parametrize("name", ["expected", "sampled", "dual:projections=20"])
+@pytest.mark.parametrize("name", ["expected", "sampled", "dual:by=convex_adversarial:projections=20"])
 def test_what_is_not_sound_may_not_certify(trained, name):
     network, digits = trained
     with pytest.raises(ConfigError, match=f"bound '{name}' is not sound, so it cannot certify"):
