@@ -4,8 +4,9 @@
 >>> box = Box.around(images, eps=0.1)
 >>> interval = bound("expected", network, box, margin_spec(labels, 10))
 
-Importing the package also adds `method="expected"` to auto_LiRPA's `BoundedModule.compute_bounds`.
-The rooms, from the bottom: `networks`, `bounds`, `objectives`, `training`, `evaluation`, `comparison`, `cli`.
+Importing the package also adds `method="expected"` to auto_LiRPA's `BoundedModule.compute_bounds`, whenever that is
+imported. The rooms, from the bottom: `graph`, `networks`, `bounds`, `objectives`, `training`, `evaluation`,
+`comparison`, `cli`.
 """
 
 from etb_plugin.bounds import Ball, Box, Interval, bound, margin_spec

@@ -1,9 +1,9 @@
 """Bounds: functions from a network, a box and a spec to an interval.
 
-Words owned here: box, spec, interval, bound, sound (design, section 1). Start at `types` and `registry`;
-`expected` is the bound that this project exists for, and `masks` its choice of pieces. `graph` holds the walks that
-`expected` and `dual` share, `lirpa` the conversion that the bounds of auto_LiRPA share. Everything else in the folder
-is one bound a file.
+Words owned here: spec, interval, bound, sound (design, section 1). Start at `types` and `registry`; `expected` is the
+bound that this project exists for, and `masks` its choice of pieces. The walks that all bounds stand on are in
+`etb_plugin.graph`; `linear` is what the relaxations share, `program` and `solvers` what the exact ones do. Everything
+else in the folder is one bound a file.
 """
 
 from etb_plugin.bounds.registry import (

@@ -64,6 +64,9 @@ class LirpaNetwork:
         bounded = _convert(self._network, self._example, mode, sparse)
         if {type(node).__name__.removeprefix("Bound") for node in bounded._modules.values()} - _PATCHES_TAKE:
             bounded = _convert(self._network, self._example, "matrix", sparse)
+        for node in bounded._modules.values():
+            if type(node).__name__ == "BoundLeakyRelu" and node.alpha < 0:
+                raise UnsupportedLayer(f"node {node.name}: auto_LiRPA takes a LeakyReLU that falls for one that rises")
         bounded.eval()
         _check_forward(bounded, self._network, self._example)
         _repair_pooling(bounded)

@@ -9,7 +9,7 @@ from etb_plugin.objectives.worst_case import WorstCase
 register_method(
     Method(
         "crown",
-        "full CROWN: the tightest of auto_LiRPA's here, and by far the dearest; beyond tiny networks it wants a GPU",
+        "full CROWN: the tightest certificate inside a loss here, and a dear one; by=auto_LiRPA has the toolkit's own",
         WorstCase("crown"),
         replace(RECIPE, micro_batch=25),
     )

@@ -114,7 +114,7 @@ def _columns(results: Sequence[Result]) -> tuple[Column, ...]:
         Column("clean_accuracy", "clean", Kind.ACCURACY, lambda r: r.clean_accuracy),
         Column("pgd_accuracy", "PGD", Kind.ACCURACY, lambda r: r.pgd_accuracy),
         Column("pgd_robustness", "PGD robust", Kind.ACCURACY, lambda r: r.pgd_robustness),
-        *(Column(f"certified_{name}", f"cert. {name}", Kind.CERTIFIED, _certified(name)) for name in certifiers),
+        *(Column(f"certified_{name}", _heading(name), Kind.CERTIFIED, _certified(name)) for name in certifiers),
         Column("verified_accuracy", f"verified {which}", Kind.CERTIFIED, _verified("verified_accuracy")),
         Column("verification_pgd", f"PGD {which}", Kind.ACCURACY, _verified("pgd_accuracy")),
         Column("expected_accuracy", "expected no proof", Kind.EXPECTED, lambda r: r.expected_accuracy),
@@ -123,6 +123,11 @@ def _columns(results: Sequence[Result]) -> tuple[Column, ...]:
         Column("peak_memory_mib", "peak MiB", Kind.COST, lambda r: r.peak_memory_mib),
     )
     return tuple(column for column in every if any(column.read(r) is not None for r in results))
+
+
+def _heading(certifier: str) -> str:
+    """Return what a certifier's column is called: another toolkit's says so."""
+    return f"cert. {certifier.replace(':by=', ' by ')}"
 
 
 def _certified(name: str) -> Callable[[Result], float | None]:
@@ -193,8 +198,8 @@ def _notes(results: Sequence[Result], columns: Sequence[Column], spread: Spread)
         f"prediction, right or wrong, stays."
     )
     yield (
-        "cert.: certified, proved by a sound bound for every point of the box. expected is NOT a certificate: it says "
-        "how often the expected bound's margins are positive."
+        "cert.: certified, proved by a sound bound for every point of the box, by etb_plugin's own where no toolkit is "
+        "named. expected is NOT a certificate: it says how often the expected bound's margins are positive."
     )
     if any(column.key == "verified_accuracy" for column in columns):
         yield "verified: proved image by image by etb verify on the test images named; PGD beside it is its upper end."

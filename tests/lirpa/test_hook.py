@@ -1,6 +1,10 @@
 """auto_LiRPA's own entry point: the new method, and everything else as it was."""
 
 import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from torch import nn
 import etb_plugin
 from etb_plugin import Ball, Box, bound, margin_spec
 from etb_plugin.errors import ConfigError, UnsupportedLayer
+from etb_plugin.lirpa import compat
 from etb_plugin.networks import build
 from tests.conftest import Branching, fully_connected
 
@@ -92,3 +97,43 @@ def test_what_it_cannot_take_is_refused_by_name():
         BoundedModule(fully_connected(4, 3), box.center).compute_bounds(
             x=perturbed(box), method="expected", return_A=True
         )
+
+
+ORDERS = {
+    "ours first": "import etb_plugin\nimport sys\nassert 'auto_LiRPA' not in sys.modules\nimport auto_LiRPA\n",
+    "theirs first": (
+        "import runpy, sys\n"
+        "runpy.run_path({compat!r})['apply']()\n"  # what 0.3 needs to be imported at all beside today's numpy
+        "import auto_LiRPA\nassert 'etb_plugin' not in sys.modules\nimport etb_plugin\n"
+    ),
+    "from within": "import etb_plugin\nfrom auto_LiRPA.bound_general import BoundedModule as same\n",
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_method_is_there_in_whichever_order_both_are_imported(order):
+    code = ORDERS[order].format(compat=compat.__file__) + (
+        "import torch\nfrom torch import nn\n"
+        "from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm\n"
+        "net, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), torch.rand(2, 4)\n"
+        "region = PerturbationLpNorm(norm=float('inf'), eps=0.1)\n"
+        "lower, upper = BoundedModule(net, x).compute_bounds(x=(BoundedTensor(x, region),), method='expected')\n"
+        "ours = etb_plugin.bound('expected', net, etb_plugin.Box.around(x, 0.1, clip=None))\n"
+        "print(float((lower - ours.lower).abs().max()), float((upper - ours.upper).abs().max()))\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert max(map(float, done.stdout.split())) < 1e-6
+
+
+def test_our_commands_do_not_import_auto_lirpa():
+    code = (
+        "import sys\nfrom etb_plugin.cli import main\nsys.argv = ['etb', 'compare', '--methods', 'crown', '--epochs', "
+        "'1', '--train-limit', '50', '--test-limit', '10', '--model', 'mlp-5x1', '--out', sys.argv[1]]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert 'auto_LiRPA' not in sys.modules\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", code, str(Path(folder) / "run")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
