@@ -178,7 +178,7 @@ def test_a_method_that_cannot_take_the_network_is_named_with_the_layer(tmp_path,
         return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softsign(), nn.Flatten(), nn.Linear(72, 10))
 
     monkeypatch.setattr(networks, "build", with_softsign)
-    with pytest.raises(UnsupportedLayer, match=r"method 'dual' cannot take network 'mlp-12x2': layer \S+"):
+    with pytest.raises(UnsupportedLayer, match=r"method 'ibp' cannot take network 'mlp-12x2': layer \S+"):
         comparison(tmp_path, methods="ibp,dual")
 
 
