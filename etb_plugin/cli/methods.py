@@ -34,7 +34,8 @@ def command(
     for name in ("bound", "sound", "gradient", "takes", "options"):
         bounded.add_column(name, no_wrap=name == "bound")
     for bound in bounds().values():
-        options = ", ".join(f"{key}={value}" for key, value in bound.options.items())
+        defaults = bound.options | ({"by": " or ".join(bound.by)} if bound.by else {})
+        options = ", ".join(f"{key}={value}" for key, value in defaults.items())
         sound = "[bold green]yes[/]" if bound.sound else "[magenta]NO[/]"
         sound += "".join(f"; not with {name}" for name in bound.unsound_with)
         bounded.add_row(bound.name, sound, "yes" if bound.differentiable else "no", bound.takes, options)
