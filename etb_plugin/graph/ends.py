@@ -23,8 +23,8 @@ _ROUNDING = 1e-9
 _EXAMPLES_AT_ONCE = 2**26
 """Elements that the rows of the output, or the windows of all units, of the examples of one block may hold."""
 _KEPT = 2**26
-"""Elements of the rows of a layer's units up to which what a gradient needs is kept, and not computed again: it takes
-about four times as much memory."""
+"""Elements of the rows of a layer's units up to which their slopes are kept, and what a gradient needs, which is not
+computed again then: it takes about four times as much memory."""
 
 
 def _block(like: Tensor) -> int:
@@ -203,7 +203,7 @@ def _of_units(
 ) -> tuple[Tensor, Tensor]:
     """Return the ends of an activation's input, bettered by the rows of the `unstable` units, [batch, *features].
 
-    With steps, their slopes are left in `slopes` where it is one example whose rows are one block.
+    With steps, their slopes are left in `slopes` where it is one example, and they are not too many.
     """
     owners, units = unstable.flatten(1).nonzero().unbind(1)
     if not len(units):
@@ -224,16 +224,21 @@ def _of_units(
             value = relaxation.below(both, mine).value
         else:
             value, found = optimized(relaxation, both, steps=steps, start=mine, rate=rate)
-            if start is None and len(unstable) == 1 and len(blocks) == 1:
-                slopes[i] = units, found.slopes
+            kept.append(found.slopes)
         return torch.stack([value[:, 0], -value[:, 1]], 1) + constant
 
-    parts = []
+    parts: list[Tensor] = []
+    kept: list[Mapping[Hinge, Tensor]] = []
+    keeping = steps and start is None and len(unstable) == 1 and len(units) * size <= _KEPT
     for owner, unit in blocks:
         if twice:
             parts.append(checkpoint(bounded, owner, unit, use_reentrant=False))
         else:
             parts.append(bounded(owner, unit))
+        if not keeping:
+            kept.clear()
+    if kept and all(block.keys() == kept[0].keys() for block in kept):
+        slopes[i] = units, {key: torch.cat([block[key] for block in kept]) for key in kept[0]}
     found = torch.cat(parts).to(low)
     index = (owners, units)
     flat_low, flat_high = low.flatten(1), high.flatten(1)
