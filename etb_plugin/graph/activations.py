@@ -23,11 +23,10 @@ class PiecewiseLinear:
     hinges: Callable[[], Sequence[tuple[float, Number]]]
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return the value at `z`."""
-        value = self.first() * z + self.offset
-        for knot, change in self.hinges():
-            value = value + change * (z - knot).clamp(min=0)
-        return value
+        """Return the value at `z`, by its piece: a sum of hinges would cancel where z is large and the piece is flat."""
+        slope, intercept = self.piece(z)
+        value = slope * z
+        return value if intercept is None else value + intercept
 
     def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Return the least and the greatest value between `low` and `high`, whether the function rises or not."""
