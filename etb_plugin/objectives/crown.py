@@ -11,6 +11,6 @@ register_method(
         "crown",
         "full CROWN: the tightest certificate inside a loss here, and a dear one; by=auto_LiRPA has the toolkit's own",
         WorstCase("crown"),
-        replace(RECIPE, micro_batch=25),
+        replace(RECIPE, micro_batch=20),
     )
 )
