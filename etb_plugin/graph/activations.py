@@ -23,7 +23,7 @@ class PiecewiseLinear:
     hinges: Callable[[], Sequence[tuple[float, Number]]]
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return the value at `z`, by its piece: a sum of hinges would cancel where z is large and the piece is flat."""
+        """Return the value at `z`, by its piece: a sum of hinges would cancel where a flat piece is far away."""
         slope, intercept = self.piece(z)
         value = slope * z
         return value if intercept is None else value + intercept
