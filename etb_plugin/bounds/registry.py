@@ -29,7 +29,7 @@ BoundFunction = Callable[[Any, Tensor | None], tuple[Tensor, Tensor]]
 """(box, or a ball where the bound takes them, spec or None for the logits) -> lower and upper, both [batch, rows]."""
 
 _registry: Registry["Registered"] = Registry("bound")
-_toolkits: dict[str, dict[str, "Registered"]] = {}
+_toolkits: dict[str, Registry["Registered"]] = {}
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,12 @@ def register_bound(
     where the name is taken."""
 
     def register(prepare: Callable[..., BoundFunction]) -> Callable[..., BoundFunction]:
-        toolkits = _toolkits.setdefault(name, {})
+        toolkits = _toolkits.setdefault(name, Registry(f"bound {name!r} by"))
         entry = Registered(name, prepare, sound, differentiable, takes, balls, frozenset(unsound_with), toolkits)
         if by is None:
             _registry.add(name, entry, prepare.__module__)
         else:
-            toolkits[by] = replace(entry, by={})
+            toolkits.add(by, replace(entry, by={}), prepare.__module__)
         return prepare
 
     return register

@@ -192,7 +192,48 @@ class Conv(Affine):
 
 
 @dataclass(frozen=True)
-class Coherent(Affine):
+class Dense(Affine):
+    """Any affine map, by its function alone: |A| r and the like take the whole matrix, some rows at a time."""
+
+    function: Callable[..., Tensor]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+    def spread(self, *radii: Tensor) -> Tensor:
+        return self._by_rows(Tensor.abs, radii)
+
+    def squared(self, *values: Tensor) -> Tensor:
+        return self._by_rows(Tensor.square, values)
+
+    def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        points = [rows.new_zeros(len(rows), *shape) for shape in shapes]
+        derivative = torch.func.vjp(self.function, *points)[1]
+        return list(torch.vmap(derivative, in_dims=1, out_dims=1)(rows))
+
+    def push(self, *columns: Tensor) -> Tensor:
+        at_zero = self.function(*(torch.zeros_like(c[:, 0]) for c in columns))
+        return torch.vmap(self.function, in_dims=1, out_dims=1)(*columns) - at_zero.unsqueeze(1)
+
+    def _by_rows(self, of: Callable[[Tensor], Tensor], values: Sequence[Tensor]) -> Tensor:
+        """Return of(A) times `values`, the sum over the inputs."""
+        shapes = [value.shape[1:] for value in values]
+        out = self.function(*(torch.zeros_like(value) for value in values)).shape[1:]
+        widest = max(shape.numel() for shape in shapes)
+        parts = []
+        for units in torch.arange(out.numel(), device=values[0].device).split(max(1, 2**24 // widest)):
+            rows = F.one_hot(units, out.numel()).to(values[0].dtype).view(1, -1, *out)
+            reached = self.transpose(rows, shapes)
+            parts.append(
+                torch.stack(
+                    [v.flatten(1) @ of(part[0].flatten(1)).T for v, part in zip(values, reached, strict=True)]
+                ).sum(0)
+            )
+        return torch.cat(parts, 1).unflatten(1, out)
+
+
+@dataclass(frozen=True)
+class Coherent(Dense):
     """An affine map in which each output takes each input with coefficients of one sign.
 
     Reshaping, slicing, padding, concatenation, sums and differences, averages, and any elementwise scale and
@@ -200,12 +241,8 @@ class Coherent(Affine):
     `homogeneous` says that f(0) = 0; `gathering` that an output may take several elements of one input.
     """
 
-    function: Callable[..., Tensor]
     homogeneous: bool = False
     gathering: bool = False
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(*inputs)
 
     def spread(self, *radii: Tensor) -> Tensor:
         zeros = [torch.zeros_like(r) for r in radii]
@@ -219,7 +256,7 @@ class Coherent(Affine):
 
     def squared(self, *values: Tensor) -> Tensor:
         if self.gathering:
-            return self._squared_row_by_row(values[0])
+            return super().squared(*values)
         zeros = [torch.zeros_like(v) for v in values]
         at_zero = self.function(*zeros)
         total = torch.zeros_like(at_zero)
@@ -229,26 +266,8 @@ class Coherent(Affine):
             total = total + image * coefficient
         return total
 
-    def _squared_row_by_row(self, value: Tensor) -> Tensor:
-        out = self.function(torch.zeros_like(value)).shape[1:]
-        parts = []
-        for units in torch.arange(out.numel(), device=value.device).split(max(1, 2**24 // value.numel())):
-            rows = F.one_hot(units, out.numel()).to(value.dtype).unflatten(1, out).expand(len(value), -1, *out)
-            (reached,) = self.transpose(rows, [value.shape[1:]])
-            parts.append((reached.square() * value.unsqueeze(1)).flatten(2).sum(2))
-        return torch.cat(parts, 1).unflatten(1, out)
-
     def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
         return None if self.homogeneous else super().shift(rows, shapes)
-
-    def push(self, *columns: Tensor) -> Tensor:
-        at_zero = self.function(*(torch.zeros_like(c[:, 0]) for c in columns))
-        return torch.vmap(self.function, in_dims=1, out_dims=1)(*columns) - at_zero.unsqueeze(1)
-
-    def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-        points = [rows.new_zeros(len(rows), *shape) for shape in shapes]
-        derivative = torch.func.vjp(self.function, *points)[1]
-        return list(torch.vmap(derivative, in_dims=1, out_dims=1)(rows))
 
 
 @dataclass(frozen=True)
@@ -359,44 +378,3 @@ class LargerOf(Affine):
 
     def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
         return None
-
-
-@dataclass(frozen=True)
-class Dense(Affine):
-    """Any affine map, by its function alone: |A| r and the like take the whole matrix, some rows at a time."""
-
-    function: Callable[..., Tensor]
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(*inputs)
-
-    def spread(self, *radii: Tensor) -> Tensor:
-        return self._by_rows(Tensor.abs, radii)
-
-    def squared(self, *values: Tensor) -> Tensor:
-        return self._by_rows(Tensor.square, values)
-
-    def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-        points = [rows.new_zeros(len(rows), *shape) for shape in shapes]
-        derivative = torch.func.vjp(self.function, *points)[1]
-        return list(torch.vmap(derivative, in_dims=1, out_dims=1)(rows))
-
-    def push(self, *columns: Tensor) -> Tensor:
-        at_zero = self.function(*(torch.zeros_like(c[:, 0]) for c in columns))
-        return torch.vmap(self.function, in_dims=1, out_dims=1)(*columns) - at_zero.unsqueeze(1)
-
-    def _by_rows(self, of: Callable[[Tensor], Tensor], values: Sequence[Tensor]) -> Tensor:
-        """Return of(A) times `values`, the sum over the inputs."""
-        shapes = [value.shape[1:] for value in values]
-        out = self.function(*(torch.zeros_like(value[:1]) for value in values)).shape[1:]
-        widest = max(shape.numel() for shape in shapes)
-        parts = []
-        for units in torch.arange(out.numel(), device=values[0].device).split(max(1, 2**24 // widest)):
-            rows = F.one_hot(units, out.numel()).to(values[0].dtype).view(1, -1, *out)
-            reached = self.transpose(rows, shapes)
-            parts.append(
-                torch.stack(
-                    [v.flatten(1) @ of(part[0].flatten(1)).T for v, part in zip(values, reached, strict=True)]
-                ).sum(0)
-            )
-        return torch.cat(parts, 1).unflatten(1, out)
