@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from etb_plugin.bounds.linear import TAKES
 from etb_plugin.bounds.registry import BoundFunction, register_bound
 from etb_plugin.bounds.types import check_spec
-from etb_plugin.graph.graph import reach
+from etb_plugin.graph.graph import Graph, reach
 from etb_plugin.graph.regions import Region
-from etb_plugin.graph.rows import Rows, dot
+from etb_plugin.graph.rows import Rows
 from etb_plugin.graph.tracing import trace
 
 
@@ -23,20 +23,25 @@ def ibp(network: nn.Module, input_shape: torch.Size) -> BoundFunction:
 
     def apply(region: Region, spec: Tensor | None) -> tuple[Tensor, Tensor]:
         check_spec(spec, graph.classes)
-        values = graph.intervals(region)
-        if spec is None:
-            center, radius = values[-1]
-            return center - radius, center + radius
-        rows = Rows(spec.to(region.center.dtype))
-        found, middle = graph.backward({graph.last: rows}, None, until=graph.activations)
-        deviation: Tensor | float = 0.0
-        for i, folded in found.items():
-            if i == 0:
-                center, radius = reach(region, folded)
-            else:
-                center = folded.dot(values[i][0])
-                radius = dot(folded.values.abs(), folded.view(values[i][1]))
-            middle, deviation = middle + center, deviation + radius
-        return middle - deviation, middle + deviation  # type: ignore[return-value]
+        return spec_interval(graph, region, graph.intervals(region), spec)
 
     return apply
+
+
+def spec_interval(
+    graph: Graph, region: Region, values: list[tuple[Tensor, Tensor]], spec: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return lower and upper ends of the spec's rows, or the logits, from (centre, radius) at every node.
+
+    Shapes: spec [batch, rows, classes], ends [batch, rows].
+    """
+    if spec is None:
+        center, radius = values[-1]
+        return center - radius, center + radius
+    rows = Rows(spec.to(region.center.dtype))
+    found, middle = graph.backward({graph.last: rows}, None, until=graph.activations)
+    deviation: Tensor | float = 0.0
+    for i, folded in found.items():
+        center, radius = folded.over(*values[i]) if i else reach(region, folded)
+        middle, deviation = middle + center, deviation + radius
+    return middle - deviation, middle + deviation  # type: ignore[return-value]

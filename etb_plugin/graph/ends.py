@@ -74,15 +74,15 @@ def examples_at_once(graph: Graph, region: Region, rows: int) -> int:
     return max(1, _EXAMPLES_AT_ONCE // largest)
 
 
-def interval_ends(graph: Graph, region: Region) -> tuple[dict[int, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
-    """Return the ends of every activation's input by interval arithmetic, and centre and radius of the output."""
+def interval_ends(graph: Graph, region: Region) -> tuple[dict[int, tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """Return the ends of every activation's input by interval arithmetic, and centre and radius at every node."""
     ends: dict[int, tuple[Tensor, Tensor]] = {}
 
     def keep(i: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         ends[i] = low, high
         return low, high
 
-    return ends, graph.intervals(region, keep)[-1]
+    return ends, graph.intervals(region, keep)
 
 
 def crown_ends(graph: Graph, region: Region, *, steps: int = 0, rate: float = 0.5) -> Tightened:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from etb_plugin.graph.activations import PiecewiseLinear
 from etb_plugin.graph.affine import Affine, Conv, Linear
 from etb_plugin.graph.regions import Ball, Region
-from etb_plugin.graph.rows import Rows, dot
+from etb_plugin.graph.rows import Rows
 
 Through = Callable[[int, PiecewiseLinear, Rows], tuple[Tensor, Tensor | None]]
 """(position, activation, rows of its output) -> values of rows of its input, and the constant that goes with them,
@@ -179,4 +179,4 @@ def reach(region: Region, rows: Rows) -> tuple[Tensor, Tensor]:
     if isinstance(region, Ball):
         rows = rows.inside(region.shape[1:])
         return rows.dot(region.center), region.deviation(rows.values)
-    return rows.dot(region.center), dot(rows.values.abs(), rows.view(region.radius))
+    return rows.over(region.center, region.radius)

@@ -10,6 +10,7 @@ branch (beta-CROWN).
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from etb_plugin.graph.activations import PiecewiseLinear
 from etb_plugin.graph.graph import Ends, Graph, reach
-from etb_plugin.graph.regions import Region
-from etb_plugin.graph.rows import Rows, Tables, dot
+from etb_plugin.graph.regions import Box, Region
+from etb_plugin.graph.rows import Rows, Tables, dot, summed, weighed_sum
 
 Hinge = tuple[int, int]
 """An activation's position in the graph, and the number of one of its hinges."""
@@ -65,25 +66,35 @@ class Lines:
 
 @dataclass(frozen=True)
 class _Hinge:
-    """The lines of one hinge over its ends, each [batch or 1, *features]: the chord's slope (1 where on, 0 where off),
-    the chord's value at the knot, CROWN's slope below, and where it is unstable."""
+    """The lines of one hinge over its ends `low` and `high`, all [batch or 1, *features]: `steep` is the chord's slope
+    (1 where on, 0 where off), `rise` the chord's value at the knot."""
 
+    low: Tensor
+    high: Tensor
     steep: Tensor
     rise: Tensor
-    flat: Tensor
-    unstable: Tensor
+
+    @cached_property
+    def flat(self) -> Tensor:
+        """CROWN's slope below; where the hinge is stable that is the chord's."""
+        return crown_slope(self.low, self.high)
+
+    @cached_property
+    def unstable(self) -> Tensor:
+        return (self.low < 0) & (self.high > 0)
 
 
+@torch.no_grad()
 def crown_slope(low: Tensor, high: Tensor) -> Tensor:
     """Return CROWN's own slope of a lower line (Zhang et al. 2018): 1 where more of the range lies above the knot."""
-    return (high > -low).to(low)
+    return torch.gt(high + low, 0, out=torch.empty_like(low))  # into numbers: as booleans it takes ten times as long
 
 
 def _hinge(low: Tensor, high: Tensor) -> _Hinge:
-    below, beyond = low.clamp(max=0), high.clamp(min=0)
-    steep = beyond / (beyond - below).clamp(min=torch.finfo(low.dtype).tiny)
-    unstable = (low < 0) & (high > 0)
-    return _Hinge(steep, -steep * below, torch.where(unstable, crown_slope(low, high), steep), unstable)
+    # relu in place of clamp, whose gradient is many times slower.
+    before, beyond = torch.relu(-low), torch.relu(high)
+    steep = beyond / (beyond + before + torch.finfo(low.dtype).tiny)
+    return _Hinge(low, high, steep, steep * before)
 
 
 class Relaxation:
@@ -95,6 +106,7 @@ class Relaxation:
         self._signed: dict[Hinge, _Hinge] = {}
         self._views: dict[tuple[Hinge, str], Tensor] | None = None
         self._tables: Tables | None = {}
+        self._box = (region.center, region.radius) if isinstance(region, Box) else None
         # Made now: blocks of rows that are worked on twice, for a gradient, have to find the same both times.
         for key, low, high in self.hinges():
             self._hinges[key] = _hinge(low, high)
@@ -132,7 +144,7 @@ class Relaxation:
             return self._through(i, activation, here, choice)
 
         found, constant = self.graph.backward(start, through)
-        middle, deviation = reach(self.region, found[0])
+        middle, deviation = self._reach(found[0])
         return Lines(middle + constant - deviation, found[0], constant, arriving)
 
     def between(self, rows: Tensor | Mapping[int, Rows]) -> tuple[Tensor, Tensor, Rows, Tensor]:
@@ -158,10 +170,15 @@ class Relaxation:
             return values, both
 
         found, constant = self.graph.backward(start, through)
-        middle, deviation = reach(self.region, found[0])
+        middle, deviation = self._reach(found[0])
         constant = torch.as_tensor(constant, dtype=middle.dtype, device=middle.device)
         constants = constant if constant.ndim == 3 else torch.stack([constant.expand_as(middle)] * 2)
         return middle + constants[0] - deviation, middle + constants[1] + deviation, found[0], constants[0]
+
+    def _reach(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        if self._box is None:
+            return reach(self.region, rows)
+        return rows.over(*self._box, self._tables)
 
     def _lines(self, key: Hinge, knot: float, sign: Tensor | None) -> _Hinge:
         if sign is None:
@@ -239,7 +256,8 @@ class _Through(torch.autograd.Function):
     """Rows through lines: positive entries take the slope `low`, negative ones the line `steep` z + `rise`.
 
     Written out since autograd would keep five tensors of the rows' size for it; this keeps one. Products with masks,
-    not `where`: with broadcast operands that is ten times slower on a CPU.
+    not `where`, and comparisons into numbers: with broadcast operands, or as booleans, they are ten times slower on a
+    CPU.
     """
 
     @staticmethod
@@ -249,33 +267,26 @@ class _Through(torch.autograd.Function):
         negative = rows.clamp(max=0)
         shift = dot(negative, rise)
         if low.shape[1] == 1:
-            return (rows * low).add_(negative * (steep - low)), shift
-        return (rows.clamp(min=0) * low).add_(negative * steep), shift
+            return (rows * low).addcmul_(negative, steep - low), shift
+        return (rows.clamp(min=0) * low).addcmul_(negative, steep), shift
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, low, steep, rise = ctx.saved_tensors
-        grad, of_shift = grads[0].contiguous(), grads[1][(...,) + (None,) * (rows.ndim - 2)]
+        grad, of_shift = grads[0].contiguous(), grads[1]
         needed = ctx.needs_input_grad
         of_rows = of_low = of_steep = of_rise = None
         if needed[0]:
-            below = (grad * steep).add_(of_shift * rise)
-            of_rows = _summed(below.lerp_(grad * low, (rows > 0).to(grad.dtype).expand_as(below)), rows)
+            below = (of_shift[(...,) + (None,) * (rows.ndim - 2)] * rise).addcmul_(grad, steep)
+            positive = torch.gt(rows, 0, out=torch.empty_like(rows))
+            of_rows = summed(below.lerp_(grad * low, positive.expand_as(below)), rows)
         if needed[1]:
-            of_low = _summed(grad * rows.clamp(min=0), low)
+            of_low = summed(grad * rows.clamp(min=0), low)
         if needed[2] or needed[3]:
             negative = rows.clamp(max=0)
-            of_steep = _summed(grad * negative, steep)
-            of_rise = _summed(of_shift * negative, rise)
+            of_steep = summed(grad * negative, steep)
+            of_rise = weighed_sum(of_shift, negative, rise)
         return of_rows, of_low, of_steep, of_rise
-
-
-def _summed(value: Tensor, like: Tensor) -> Tensor:
-    """Return `value` summed over the dimensions in which `like` was broadcast."""
-    for d in (0, 1):
-        if like.shape[d] == 1 and value.shape[d] > 1:
-            value = value.sum(d, keepdim=True)
-    return value
 
 
 def optimized(

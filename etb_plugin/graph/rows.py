@@ -9,6 +9,7 @@ cost of whole images. Values of a window that lie outside the image are zero, or
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,6 +101,11 @@ class Rows:
         """Return each row times `value` [batch or 1, *features], [groups or 1, number]."""
         return dot(self.values, self.view(value))
 
+    def over(self, center: Tensor, radius: Tensor, tables: Tables | None = None) -> tuple[Tensor, Tensor]:
+        """Return each row's value at the `center` of a box, and how far it goes to either side of that, both
+        [groups or 1, number], for `center` and `radius` [batch or 1, *features]."""
+        return _Over.apply(self.values, self.view(center, tables), self.view(radius, tables))
+
     def inside(self, image: Sequence[int]) -> "Rows":
         """Return the rows with zeros where a window leaves the `image`."""
         if self.zeroed or self.window is None or not self.window.reaches_beyond(self.values.shape[3:], image):
@@ -150,6 +156,41 @@ def dot(values: Tensor, view: Tensor) -> Tensor:
     if len(other) == 1:
         return (flat @ other[0])[:, :, 0]
     return (flat @ other)[:, :, 0]
+
+
+class _Over(torch.autograd.Function):
+    """values v and a box -> v m and |v| r. Written out, since autograd would keep |v|, and take twice as long."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(values, center, radius)
+        return dot(values, center), dot(values.abs(), radius)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        values, center, radius = ctx.saved_tensors
+        of_values = of_center = of_radius = None
+        if ctx.needs_input_grad[0]:
+            of_middle, of_deviation = (grad[(...,) + (None,) * (values.ndim - 2)] for grad in grads)
+            of_values = summed((of_deviation * radius).mul_(values.sign()).addcmul_(of_middle, center), values)
+        if ctx.needs_input_grad[1]:
+            of_center = weighed_sum(grads[0], values, center)
+        if ctx.needs_input_grad[2]:
+            of_radius = weighed_sum(grads[1], values.abs(), radius)
+        return of_values, of_center, of_radius
+
+
+def weighed_sum(weights: Tensor, values: Tensor, like: Tensor) -> Tensor:
+    """Return values [groups or 1, number, ...] by `weights` [groups, number], summed over the numbers, as `like`."""
+    return summed(weights.unsqueeze(1) @ values.flatten(2), like.flatten(2)).view_as(like)
+
+
+def summed(value: Tensor, like: Tensor) -> Tensor:
+    """Return `value` summed over those of its first two dimensions in which `like` was broadcast."""
+    for d in (0, 1):
+        if like.shape[d] == 1 and value.shape[d] > 1:
+            value = value.sum(d, keepdim=True)
+    return value
 
 
 def _aligned(one: Rows, two: Rows) -> tuple[Rows, Rows]:

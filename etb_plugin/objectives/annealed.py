@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from etb_plugin.bounds import Box, prepare, prepare_lower
 from etb_plugin.networks import evaluating
-from etb_plugin.objectives.fusion import fused_cross_entropy
 from etb_plugin.objectives.registry import Loss, Losses, Objective, Point
 from etb_plugin.objectives.worst_case import weighed, worst_logits
 
@@ -19,14 +18,12 @@ from etb_plugin.objectives.worst_case import weighed, worst_logits
 class Annealed(Objective):
     """kappa CE(f) + (1 - kappa) CE(z) with z = (1 - mix) z of `first` + mix z of `bound`, both worst-case logits.
 
-    At mix 1 `first` is not computed, and the loss is that of `bound` alone. With `fusion` the loss of `first` is
-    bounded as one row (`fused_cross_entropy`), and the two losses are mixed in place of the logits.
+    At mix 1 `first` is not computed, and the loss is that of `bound` alone.
     """
 
     first: str
     first_options: Mapping[str, Any] = field(default_factory=dict)
     bound: str = "ibp"
-    fusion: bool = False
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         with evaluating(network):
@@ -36,9 +33,6 @@ class Annealed(Objective):
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
             def robust() -> Tensor:
                 box = Box.around(images, point.eps)
-                if self.fusion and point.mix < 1:
-                    fused, plain = fused_cross_entropy(first, last, box, labels, classes)
-                    return (1 - point.mix) * fused + point.mix * plain
                 ends = ((point.mix, last), (1 - point.mix, first))
                 parts = [share * worst_logits(bound, box, labels, classes) for share, bound in ends if share]
                 return F.cross_entropy(torch.stack(parts).sum(0), labels)
