@@ -5,7 +5,7 @@ They come from interval arithmetic, from the rows of every unit that interval ar
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -94,12 +94,14 @@ def crown_ends(graph: Graph, region: Region, *, steps: int = 0, rate: float = 0.
     """
     ends: dict[int, tuple[Tensor, Tensor]] = {}
     slopes: dict[int, tuple[Tensor, Mapping[Hinge, Tensor]]] = {}
-    relaxation, exact = Relaxation(graph, region, ends), graph.affine_prefix
+    relaxation, exact, search = Relaxation(graph, region, ends), graph.affine_prefix, _Search(steps=steps, rate=rate)
 
     def tighten(i: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         if exact.get(graph.nodes[i].inputs[0], 2) > 1:
-            unstable = _unstable(graph.activations[i], i, low, high, Choice())
-            low, high = _of_units(relaxation.over(ends), i, low, high, unstable, Choice(), None, steps, rate, slopes)
+            unstable = _unstable(graph.activations[i], i, low, high, search.choice)
+            low, high, found = _of_units(relaxation.over(ends), i, low, high, unstable, search)
+            if found is not None:
+                slopes[i] = found
             low, high = torch.minimum(low, high), torch.maximum(low, high)  # rounded apart where a range is a point
         ends[i] = low, high
         return low, high
@@ -120,6 +122,7 @@ def tightened(relaxation: Relaxation, choice: Choice, *, steps: int, start: Tigh
     ends: dict[int, tuple[Tensor, Tensor]] = {}
     slopes: dict[int, tuple[Tensor, Mapping[Hinge, Tensor]]] = {}
     empty = torch.zeros(batch, dtype=torch.bool, device=relaxation.region.center.device)
+    search = _Search(choice, start, steps, rate=0.1)
     for i, activation in graph.activations.items():
         low, high = (end.expand(batch, *end.shape[1:]) for end in known[i])
         unstable = _unstable(activation, i, low, high, choice)
@@ -127,7 +130,9 @@ def tightened(relaxation: Relaxation, choice: Choice, *, steps: int, start: Tigh
             bounded = torch.zeros(low[0].numel(), dtype=torch.bool, device=low.device)
             bounded[start.slopes[i][0]] = True
             unstable = unstable & bounded.view(1, *low.shape[1:])
-        low, high = _of_units(relaxation.over(ends), i, low, high, unstable, choice, start, steps, 0.1, slopes)
+        low, high, found = _of_units(relaxation.over(ends), i, low, high, unstable, search)
+        if found is not None:
+            slopes[i] = found
         empty |= (low > high + _ROUNDING * (1 + high.abs())).flatten(1).any(1)
         ends[i] = torch.minimum(low, high), torch.maximum(low, high)  # rounded apart where a range is a point
     return Tightened(ends, empty, slopes)
@@ -189,62 +194,64 @@ def _rows_of(
     return {position: Rows(values, owners, units % places, window)}, 0.0
 
 
+@dataclass(frozen=True)
+class _Search:
+    """How the rows of units are bounded: the branch, where their slopes begin, and how many steps of which rate they
+    are optimised by; none are CROWN's rows."""
+
+    choice: Choice = field(default_factory=Choice)
+    start: Tightened | None = None
+    steps: int = 0
+    rate: float = 0.5
+
+
 def _of_units(
-    relaxation: Relaxation,
-    i: int,
-    low: Tensor,
-    high: Tensor,
-    unstable: Tensor,
-    choice: Choice,
-    start: Tightened | None,
-    steps: int,
-    rate: float,
-    slopes: dict[int, tuple[Tensor, Mapping[Hinge, Tensor]]],
-) -> tuple[Tensor, Tensor]:
+    relaxation: Relaxation, i: int, low: Tensor, high: Tensor, unstable: Tensor, search: _Search
+) -> tuple[Tensor, Tensor, tuple[Tensor, Mapping[Hinge, Tensor]] | None]:
     """Return the ends of an activation's input, bettered by the rows of the `unstable` units, [batch, *features].
 
-    With steps, their slopes are left in `slopes` where it is one example, and they are not too many.
+    With steps, those units and their slopes too, as `Tightened` has them, where it is one example and they are not too
+    many.
     """
     owners, units = unstable.flatten(1).nonzero().unbind(1)
     if not len(units):
-        return low, high
+        return low, high, None
     graph, source = relaxation.graph, relaxation.graph.nodes[i].inputs[0]
     size = 2 * row_size(graph, source, low)
     at_once = max(1, _block(low) // size)
-    blocks = list(zip(owners.split(at_once), units.split(at_once), strict=True))
     twice = torch.is_grad_enabled() and len(units) * size > _KEPT
     if twice:
         relaxation = relaxation.without_tables()
 
-    def bounded(owner: Tensor, unit: Tensor) -> Tensor:
+    def bounded(owner: Tensor, unit: Tensor) -> tuple[Tensor, Mapping[Hinge, Tensor]]:
         rows, constant = _rows_of(graph, source, owner, unit, low)
         both = {j: some.with_values(torch.cat([some.values, -some.values], 1)) for j, some in rows.items()}
-        mine = Choice(_chosen(start, i, unit), choice.signs)
-        if not steps:
-            value = relaxation.below(both, mine).value
+        mine = Choice(_chosen(search.start, i, unit), search.choice.signs)
+        if search.steps:
+            value, mine = optimized(relaxation, both, steps=search.steps, start=mine, rate=search.rate)
         else:
-            value, found = optimized(relaxation, both, steps=steps, start=mine, rate=rate)
-            kept.append(found.slopes)
-        return torch.stack([value[:, 0], -value[:, 1]], 1) + constant
+            value = relaxation.below(both, mine).value
+        return torch.stack([value[:, 0], -value[:, 1]], 1) + constant, mine.slopes
 
     parts: list[Tensor] = []
     kept: list[Mapping[Hinge, Tensor]] = []
-    keeping = steps and start is None and len(unstable) == 1 and len(units) * size <= _KEPT
-    for owner, unit in blocks:
+    keeping = search.steps and search.start is None and len(unstable) == 1 and len(units) * size <= _KEPT
+    for owner, unit in zip(owners.split(at_once), units.split(at_once), strict=True):
         if twice:
-            parts.append(checkpoint(bounded, owner, unit, use_reentrant=False))
+            part, slopes = checkpoint(bounded, owner, unit, use_reentrant=False)
         else:
-            parts.append(bounded(owner, unit))
-        if not keeping:
-            kept.clear()
-    if kept and all(block.keys() == kept[0].keys() for block in kept):
-        slopes[i] = units, {key: torch.cat([block[key] for block in kept]) for key in kept[0]}
+            part, slopes = bounded(owner, unit)
+        parts.append(part)
+        if keeping:
+            kept.append(slopes)
     found = torch.cat(parts).to(low)
     index = (owners, units)
     flat_low, flat_high = low.flatten(1), high.flatten(1)
     flat_low = flat_low.index_put(index, torch.maximum(flat_low[index], found[:, 0]))
     flat_high = flat_high.index_put(index, torch.minimum(flat_high[index], found[:, 1]))
-    return flat_low.view_as(low), flat_high.view_as(high)
+    alike = bool(kept) and all(block.keys() == kept[0].keys() for block in kept)
+    all_slopes = (units, {key: torch.cat([block[key] for block in kept]) for key in kept[0]}) if alike else None
+    return flat_low.view_as(low), flat_high.view_as(high), all_slopes
 
 
 def _unstable(activation: PiecewiseLinear, i: int, low: Tensor, high: Tensor, choice: Choice) -> Tensor:

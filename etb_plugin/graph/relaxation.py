@@ -155,9 +155,7 @@ class Relaxation:
         def through(i: int, activation: PiecewiseLinear, here: Rows) -> tuple[Tensor, Tensor | None]:
             values, shift = self._first_piece(i, activation, here)
             both = None if shift is None else torch.stack([shift, shift])
-            for h, (knot, change) in enumerate(activation.hinges()):
-                hinge = self._lines((i, h), knot, None)
-                weighed = _times(here.inside(self.graph.nodes[i].shape[1:]).values if knot else here.values, change)
+            for _, knot, hinge, weighed in self._weighed(i, activation, here, {}):
                 steep, rise = here.view(hinge.steep), here.view(hinge.rise)
                 part = weighed * steep
                 total, negative = dot(weighed, rise), dot(weighed.clamp(max=0), rise)
@@ -212,22 +210,23 @@ class Relaxation:
             return values, None
         return values, activation.offset * rows.inside(self.graph.nodes[i].shape[1:]).values.flatten(2).sum(2)
 
-    def _through(self, i: int, activation: PiecewiseLinear, rows: Rows, choice: Choice) -> tuple[Tensor, Tensor | None]:
-        """Return `rows` of an activation as rows of its input, and the constant that goes with them."""
+    def _weighed(
+        self, i: int, activation: PiecewiseLinear, rows: Rows, signs: Mapping[Hinge, Tensor]
+    ) -> Iterator[tuple[Hinge, float, _Hinge, Tensor]]:
+        """Yield each hinge of an activation with its knot, its lines, and `rows` times its change of slope."""
         shape = self.graph.nodes[i].shape
-        values, constant = self._first_piece(i, activation, rows)
         for h, (knot, change) in enumerate(activation.hinges()):
-            key = (i, h)
-            sign, price = choice.signs.get(key), choice.multipliers.get(key)
-            lines = self._lines(key, knot, sign)
             if isinstance(change, Tensor):
                 change = rows.view(_full(change, rows.values, shape))
-            weighed = _times(rows.inside(shape[1:]).values if knot else rows.values, change)
-            steep, rise, slope = (
-                self._view(rows, key, lines, "steep"),
-                self._view(rows, key, lines, "rise"),
-                choice.slopes.get(key),
-            )
+            values = rows.inside(shape[1:]).values if knot else rows.values
+            yield (i, h), knot, self._lines((i, h), knot, signs.get((i, h))), _times(values, change)
+
+    def _through(self, i: int, activation: PiecewiseLinear, rows: Rows, choice: Choice) -> tuple[Tensor, Tensor | None]:
+        """Return `rows` of an activation as rows of its input, and the constant that goes with them."""
+        values, constant = self._first_piece(i, activation, rows)
+        for key, knot, lines, weighed in self._weighed(i, activation, rows, choice.signs):
+            sign, price, slope = (of.get(key) for of in (choice.signs, choice.multipliers, choice.slopes))
+            steep, rise = self._view(rows, key, lines, "steep"), self._view(rows, key, lines, "rise")
             if slope is None:
                 slope = self._view(rows, key, lines, "flat")
             elif not choice.fitting:
