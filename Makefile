@@ -1,5 +1,5 @@
-# Needs Python 3.11 or 3.12 and make; everything else lands in .venv.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# Needs Python 3.11 or newer and make; everything else lands in .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 # pip fetches torch, so that a mirror or a CPU-only wheel that pip is configured for is used; uv does the rest.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
@@ -10,12 +10,12 @@ READY := .venv/.ready
 setup: $(READY)
 
 $(READY): pyproject.toml Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
-	  { echo "etb_plugin needs Python 3.11 or 3.12; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try make PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "etb_plugin needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try make PYTHON=python3.11"; exit 2; }
 	@echo "setting up .venv (the first time takes a minute or more: torch is large)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv '$(TORCH)'
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[lirpa,dev]'
 	@touch $@
 
 demo: setup

@@ -9,10 +9,25 @@ imported. The rooms, from the bottom: `graph`, `networks`, `bounds`, `objectives
 `comparison`, `cli`.
 """
 
-from etb_plugin.bounds import Ball, Box, Interval, bound, margin_spec
+from typing import TYPE_CHECKING, Any
+
 from etb_plugin.lirpa import register
+from etb_plugin.registry import announce
+
+if TYPE_CHECKING:
+    from etb_plugin.bounds import Ball, Box, Interval, bound, margin_spec
 
 __version__ = "0.1.0"
 __all__ = ["Ball", "Box", "Interval", "__version__", "bound", "margin_spec", "register"]
 
+announce("etb_plugin.bounds", "etb_plugin.lirpa.bounds")
 register()
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch, and what stands on it, once something of it is asked for: `etb --help` needs none of that."""
+    if name not in __all__:
+        raise AttributeError(f"module 'etb_plugin' has no attribute {name!r}")
+    from etb_plugin import bounds
+
+    return getattr(bounds, name)

@@ -58,8 +58,18 @@ def load_files(package: str) -> None:
         import_module(f"{package}.{module.name}")
 
 
+_announced: dict[str, list[str]] = {}
+
+
+def announce(group: str, module: str) -> None:
+    """Have a module of this package imported with the entry points of `group`, as if one of them named it."""
+    _announced.setdefault(group, []).append(module)
+
+
 def load_entry_points(group: str, kind: str) -> None:
     """Import the modules that other packages name in an entry-point group. Raises EtbError for one that fails."""
+    for module in _announced.get(group, ()):
+        import_module(module)
     for entry in metadata.entry_points(group=group):
         try:
             entry.load()

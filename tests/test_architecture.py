@@ -11,7 +11,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    {"errors", "stopping", "registry"},
+    {"errors", "stopping", "registry", "catalogue"},
     {"files"},
     {"graph"},
     {"networks", "data"},

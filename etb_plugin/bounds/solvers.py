@@ -5,9 +5,14 @@ than what such violations came to on the networks that the tests enumerate, and 
 It is a tolerance and no proof: a floating-point solver's answer is not a rigorous one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +33,23 @@ class Solution:
 
     bound: float
     point: Vector | None
+
+
+@contextlib.contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Keep what C code writes to stdout from it: programs read what `etb verify` answers there."""
+    flush = ctypes.CDLL("msvcrt" if os.name == "nt" else None).fflush
+    sys.stdout.flush()
+    flush(None)
+    kept = os.dup(1)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            yield
+            flush(None)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 class Solver(Protocol):
@@ -75,7 +97,8 @@ class Highs:
             for column in program.switches:
                 kinds[column] = highspy.HighsVarType.kInteger
             model.integrality_ = kinds
-        self._solver = highspy.Highs()
+        with _silent_stdout():  # HiGHS greets when it is made, before it can be told not to
+            self._solver = highspy.Highs()
         for option, value in (
             ("output_flag", False),
             ("threads", 1),

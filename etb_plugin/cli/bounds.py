@@ -6,9 +6,7 @@ from typing import Annotated
 import typer
 
 from etb_plugin.cli import options as o
-from etb_plugin.comparison.tightness import calibrate_bounds, compare_bounds
 from etb_plugin.experiment import eps_text
-from etb_plugin.report.table import calibration_table, tightness_table
 
 
 def command(
@@ -44,7 +42,13 @@ def command(
 
     Example: etb bounds --checkpoint runs/mine --methods ibp,expected,expected:masks=blockwise,crown
     """
+    o.check_there(checkpoint)
     request = o.evaluation(context)
+    from etb_plugin.comparison.tightness import calibrate_bounds, compare_bounds
+    from etb_plugin.report.table import calibration_table, tightness_table
+    from etb_plugin.training.allocation import keep_freed_memory
+
+    keep_freed_memory()
     names = (methods or ("expected" if calibrate else "ibp,expected,crown-ibp")).split(",")
     if calibrate:
         for about, eps, found in calibrate_bounds(checkpoint, names, request, alpha):

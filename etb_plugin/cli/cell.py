@@ -6,8 +6,6 @@ from typing import Annotated
 import typer
 
 from etb_plugin.cli import options as o
-from etb_plugin.cli.stopping import StoppableLive
-from etb_plugin.comparison import Workshop
 
 
 def command(
@@ -24,6 +22,10 @@ def command(
 
     Example: etb compare mine.yaml --out run --engine print | xargs -P 4 -I{} sh -c '{}'
     """
+    o.check_there(run)
+    from etb_plugin.cli.stopping import StoppableLive
+    from etb_plugin.comparison import Workshop
+
     workshop = Workshop.of(run)
     with StoppableLive(o.stderr()) as live:
         workshop.perform(workshop.task(cell, validate), live)

@@ -6,10 +6,6 @@ from typing import Annotated
 import typer
 
 from etb_plugin.cli import options as o
-from etb_plugin.cli.stopping import StoppableLive
-from etb_plugin.comparison import Comparison
-from etb_plugin.report.sheet import comparison_sheet
-from etb_plugin.report.table import comparison_table, plan_table
 
 
 def command(
@@ -57,7 +53,13 @@ def command(
 
     Example: etb compare configs/quick/tradeoff.yaml --workers 2 --set training.epochs=5
     """
-    comparison = Comparison(o.experiment(context, file, changes))
+    experiment = o.experiment(context, file, changes)
+    from etb_plugin.cli.stopping import StoppableLive
+    from etb_plugin.comparison import Comparison
+    from etb_plugin.report.sheet import comparison_sheet
+    from etb_plugin.report.table import comparison_table, plan_table
+
+    comparison = Comparison(experiment)
     folder = comparison.experiment.folder
     if dry_run:
         o.stdout().print(plan_table(comparison.workshop, comparison.title))

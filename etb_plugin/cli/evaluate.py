@@ -6,10 +6,6 @@ from typing import Annotated
 import typer
 
 from etb_plugin.cli import options as o
-from etb_plugin.cli.stopping import StoppableLive
-from etb_plugin.comparison import Reevaluation
-from etb_plugin.report.sheet import comparison_sheet
-from etb_plugin.report.table import comparison_table
 
 
 def command(
@@ -36,7 +32,14 @@ def command(
 
     Example: etb evaluate weights.pt --model wk-small --dataset mnist --eps-test 0.1 --certify ibp,crown
     """
-    evaluation = Reevaluation(weights, o.evaluation(context))
+    o.check_there(weights)
+    request = o.evaluation(context)
+    from etb_plugin.cli.stopping import StoppableLive
+    from etb_plugin.comparison import Reevaluation
+    from etb_plugin.report.sheet import comparison_sheet
+    from etb_plugin.report.table import comparison_table
+
+    evaluation = Reevaluation(weights, request)
     with StoppableLive(o.stderr()) as live:
         results = evaluation.run(live, Path(out) if out is not None else None)
     o.stdout().print(comparison_table(comparison_sheet(results, evaluation.title)))

@@ -7,9 +7,7 @@ from typing import Annotated
 import typer
 
 from etb_plugin.cli import options as o
-from etb_plugin.comparison import Comparison
 from etb_plugin.experiment import Experiment, trace_experiment
-from etb_plugin.report.table import experiment_table
 
 app = typer.Typer(no_args_is_help=True, help="Look at an experiment file: schema, check, show.")
 _File = Annotated[Path, typer.Argument(help="An experiment file.", show_default=False)]
@@ -30,7 +28,10 @@ def check(context: typer.Context, file: _File, data_dir: o.DataDir = None, chang
 
     Example: etb experiment check configs/quick/tradeoff.yaml
     """
-    comparison = Comparison(o.experiment(context, file, changes))
+    experiment = o.experiment(context, file, changes)
+    from etb_plugin.comparison import Comparison
+
+    comparison = Comparison(experiment)
     cells = {cell.id for entry in comparison.entries for cell in entry.cells}
     o.stdout().print(f"{file} is an experiment of {len(cells):,} cells: {comparison.title}", soft_wrap=True)
 
@@ -42,4 +43,6 @@ def show(context: typer.Context, file: _File, changes: o.Set = None) -> None:
     Example: etb experiment show configs/quick/tradeoff.yaml --set training.epochs=5
     """
     read = trace_experiment(file, context.params, changes or ())
+    from etb_plugin.report.table import experiment_table
+
     o.stdout().print(experiment_table(read, read.experiment.resolved()))

@@ -7,7 +7,6 @@ import typer
 
 from etb_plugin.cli import options as o
 from etb_plugin.errors import ConfigError
-from etb_plugin.verification.export import export_network, export_properties
 
 
 def command(
@@ -31,7 +30,10 @@ def command(
     """
     if onnx is None and vnnlib is None:
         raise ConfigError("what is to be written? give --onnx FILE, --vnnlib FOLDER, or both")
+    o.check_there(weights)
     request = o.verification(context)
+    from etb_plugin.verification.export import export_network, export_properties
+
     if onnx is not None:
         difference = export_network(weights, request, onnx)
         o.stdout().print(f"Written: {onnx}; onnxruntime is within {difference:.1g} of torch", soft_wrap=True)

@@ -7,8 +7,6 @@ import typer
 
 from etb_plugin.cli import options as o
 from etb_plugin.files import write_file
-from etb_plugin.report.page import page, plots_of
-from etb_plugin.report.runs import find_runs
 
 
 def command(
@@ -19,6 +17,10 @@ def command(
 
     Example: etb leaderboard runs
     """
+    o.check_there(folder)
+    from etb_plugin.report.page import page, plots_of
+    from etb_plugin.report.runs import find_runs
+
     runs = find_runs(folder)
     place = out or folder / "leaderboard.html"
     write_file(place, page(runs, plots_of(runs), f"Leaderboard: {len(runs):,} runs", "deviation", against=True))

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from etb_plugin import __version__
 from etb_plugin.errors import CheckpointError, ConfigError, DataError, EtbError, Stopped, UnsupportedLayer
-from etb_plugin.training.allocation import keep_freed_memory
 
 _REFUSALS = (ConfigError, DataError, UnsupportedLayer, CheckpointError)
 """Errors of the call or of a file: nothing was started, exit status 2. Any other is a failure of the work: 1."""
@@ -33,7 +32,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     """
     app = typer.Typer(
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -69,7 +68,6 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the work failed, 2 the call or a file was wrong."""
-    keep_freed_memory()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     if debug:  # it is understood anywhere, and belongs to no subcommand

@@ -7,43 +7,54 @@ import typer
 from rich import box
 from rich.table import Table
 
-from etb_plugin.bounds import bounds
+from etb_plugin.catalogue import catalogue, check_spelling
 from etb_plugin.cli import options as o
 from etb_plugin.experiment import changed_text
-from etb_plugin.objectives import Method, Ramp, get_method, methods
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="A method, to see what can be changed of it.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A method, to see what can be changed of it.", autocompletion=o.complete("method")),
+    ] = None,
 ) -> None:
     """List the training methods and the bounds; of one method, every number that can be changed, with its default.
 
     Example: etb methods expected
     """
     if name is not None:
-        _show(get_method(name))
+        check_spelling("method", name)
+        _show(name)
         return
     trained = Table(box=box.SIMPLE_HEAD, title="Training methods (--methods)", title_justify="left", pad_edge=False)
-    for name in ("method", "what it does", "defaults"):
-        trained.add_column(name, no_wrap=name == "method")
-    for method in methods().values():
-        trained.add_row(method.name, method.summary, method.recipe.source)
+    for heading in ("method", "what it does"):
+        trained.add_column(heading, no_wrap=heading == "method")
+    for method in catalogue("method").values():
+        trained.add_row(method.name, method.arguments[0])
     bounded = Table(
         box=box.SIMPLE_HEAD, title="Bounds (--certify takes sound ones)", title_justify="left", pad_edge=False
     )
-    for name in ("bound", "sound", "gradient", "takes", "options"):
-        bounded.add_column(name, no_wrap=name == "bound")
-    for bound in bounds().values():
-        defaults = bound.options | ({"by": " or ".join(bound.by)} if bound.by else {})
-        options = ", ".join(f"{key}={value}" for key, value in defaults.items())
-        sound = "[bold green]yes[/]" if bound.sound else "[magenta]NO[/]"
-        sound += "".join(f"; not with {name}" for name in bound.unsound_with)
-        bounded.add_row(bound.name, sound, "yes" if bound.differentiable else "no", bound.takes, options)
+    for heading in ("bound", "sound", "gradient", "what it is", "options"):
+        bounded.add_column(heading, no_wrap=heading == "bound")
+    for bound in catalogue("bound").values():
+        sound = "[bold green]yes[/]" if bound.keywords["sound"] else "[magenta]NO[/]"
+        sound += "".join(f"; not with {option}" for option in bound.keywords.get("unsound_with", ()))
+        options = ", ".join(f"{key}={value}" for key, value in (bound.options or {}).items())
+        gradient = "yes" if bound.keywords["differentiable"] else "no"
+        bounded.add_row(bound.name, sound, gradient, bound.summary, options)
     o.stdout().print(trained, bounded)
+    o.stdout().print(
+        "etb methods NAME: a method's source and all its numbers. The toolkits' own bounds: crown:by=auto_LiRPA, "
+        "dual:by=convex_adversarial.",
+        highlight=False,
+    )
 
 
-def _show(method: Method) -> None:
+def _show(name: str) -> None:
     """Show a method, what can be changed of it, and how."""
+    from etb_plugin.objectives import get_method
+
+    method = get_method(name)
     keys = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("key", "default"):
         keys.add_column(heading)
@@ -61,6 +72,8 @@ def _show(method: Method) -> None:
 
 
 def _value(value: object) -> str:
+    from etb_plugin.objectives import Ramp
+
     if isinstance(value, Ramp):
         moves = f" (wait {value.wait}, length {value.length})" if value.start != value.end else ""
         return f"{value.start:g}" if not moves else f"{value.start:g} to {value.end:g}{moves}"

@@ -3,7 +3,6 @@
 from rich import box
 from rich.table import Table
 
-from etb_plugin import networks
 from etb_plugin.cli import options as o
 from etb_plugin.errors import ConfigError
 
@@ -16,6 +15,8 @@ def command() -> None:
 
     Example: etb models
     """
+    from etb_plugin import networks
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", no_wrap=True)
     table.add_column("layers")
@@ -33,6 +34,8 @@ def command() -> None:
 
 def _counts(name: str, shape: tuple[int, int, int]) -> tuple[str, str]:
     """Return hidden units and parameters for ten classes; dashes where the network does not fit the images."""
+    from etb_plugin import networks
+
     try:
         network = networks.build(name, shape, 10, seed=0)
     except ConfigError:

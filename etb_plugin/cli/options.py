@@ -1,6 +1,7 @@
 """The options that several subcommands share, and the console they write to."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,8 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 
+from etb_plugin.catalogue import catalogue
+from etb_plugin.errors import ConfigError
 from etb_plugin.experiment import (
     Engine,
     Evaluated,
@@ -25,9 +28,25 @@ _WIDTH = 120
 """Columns where the output is no terminal."""
 
 
+def complete(kind: str) -> Callable[[str], list[str]]:
+    """Return the completion of names of a `kind`, the last of a comma-separated list."""
+
+    def completed(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [before + comma + name for name in catalogue(kind) if name.startswith(last)]
+
+    return completed
+
+
+_NAMES = {"methods": "method", "model": "network", "dataset": "dataset", "certify": "bound"}
+"""The keys that hold names, and of what."""
+
+
 def _option(schema: type[BaseModel], key: str, panel: str, *names: str) -> Any:
     """Return the option of a key, with the schema's own words for it."""
-    return typer.Option(*names, help=schema.model_fields[key].description, rich_help_panel=panel)
+    completion = complete(_NAMES[key]) if key in _NAMES else None
+    description = schema.model_fields[key].description
+    return typer.Option(*names, help=description, rich_help_panel=panel, autocompletion=completion)
 
 
 def _what(key: str) -> Any:
@@ -57,7 +76,12 @@ def _engine(key: str, *names: str) -> Any:
 Dataset = Annotated[str | None, _what("dataset")]
 Methods = Annotated[str | None, _what("methods")]
 Method = Annotated[
-    str | None, typer.Option(help="A method of `etb methods`, such as ibp:elision=false.", rich_help_panel="What")
+    str | None,
+    typer.Option(
+        help="A method of `etb methods`, such as ibp:elision=false.",
+        rich_help_panel="What",
+        autocompletion=complete("method"),
+    ),
 ]
 Model = Annotated[str | None, _what("model")]
 Eps = Annotated[str | None, _what("eps")]
@@ -95,6 +119,13 @@ Set = Annotated[
     ),
 ]
 File = Annotated[Path | None, typer.Argument(help="A YAML file with the same keys as the flags, which override it.")]
+
+
+def check_there(*paths: Path) -> None:
+    """Raise ConfigError for the first path that there is not."""
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(f"there is no file or folder {path}")
 
 
 def experiment(context: typer.Context, file: Path | None, changes: list[str] | None) -> Experiment:

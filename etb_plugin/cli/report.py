@@ -9,11 +9,6 @@ import typer
 from etb_plugin.cli import options as o
 from etb_plugin.errors import ConfigError
 from etb_plugin.files import write_file
-from etb_plugin.report.published import beside
-from etb_plugin.report.runs import by_dataset, merged, read_runs
-from etb_plugin.report.sheet import comparison_sheet
-from etb_plugin.report.table import beside_table, comparison_table
-from etb_plugin.report.text import FORMATS
 
 
 class Spread(StrEnum):
@@ -43,6 +38,13 @@ def command(
 
     Example: etb report runs/mine --against paper
     """
+    o.check_there(*runs)
+    from etb_plugin.report.published import beside
+    from etb_plugin.report.runs import by_dataset, merged, read_runs
+    from etb_plugin.report.sheet import comparison_sheet
+    from etb_plugin.report.table import beside_table, comparison_table
+    from etb_plugin.report.text import FORMATS
+
     if format_ not in ("console", "html", *FORMATS):
         raise ConfigError(f"--format {format_}: write console, {', '.join(FORMATS)} or html")
     if against not in (None, "paper"):

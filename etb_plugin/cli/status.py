@@ -6,8 +6,6 @@ from typing import Annotated
 import typer
 
 from etb_plugin.cli import options as o
-from etb_plugin.comparison import Workshop, overview
-from etb_plugin.report.table import status_table
 
 
 def command(run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]) -> None:
@@ -15,4 +13,8 @@ def command(run: Annotated[Path, typer.Argument(help="A run folder.", show_defau
 
     Example: etb compare status runs/compare-digits-1a2b3c4d
     """
+    o.check_there(run)
+    from etb_plugin.comparison import Workshop, overview
+    from etb_plugin.report.table import status_table
+
     o.stdout().print(status_table(*overview(Workshop.of(run)), heading=str(run)))

@@ -10,6 +10,7 @@ from etb_plugin.comparison import Overview
 from etb_plugin.report.live import Live
 from etb_plugin.stopping import StopSignals
 from etb_plugin.training import Progress
+from etb_plugin.training.allocation import keep_freed_memory
 from etb_plugin.verification import Verdict
 
 
@@ -21,6 +22,7 @@ class StoppableLive(Live):
         self._signals = StopSignals()
 
     def __enter__(self) -> Self:
+        keep_freed_memory()
         self._signals.__enter__()
         return super().__enter__()
 

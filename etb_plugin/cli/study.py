@@ -11,16 +11,16 @@ import yaml
 from rich import box
 from rich.table import Table
 
+from etb_plugin.catalogue import check_spelling
 from etb_plugin.cli import options as o
 from etb_plugin.errors import ConfigError
 from etb_plugin.experiment import read_mapping
-from etb_plugin.report.live import CaseProgress
-from etb_plugin.report.table import claims_table
-from etb_plugin.studies import get_study, run_study, studies
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(help="A study; without one, they are listed.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A study; without one, they are listed.", autocompletion=o.complete("study"))
+    ] = None,
     file: Annotated[Path | None, typer.Argument(help="A YAML file of parameters, as in configs/studies.")] = None,
     full: Annotated[bool, typer.Option("--full", help="The paper's size, in place of a minute's.")] = False,
     set_: Annotated[
@@ -35,6 +35,14 @@ def command(
 
     Example: etb study coverage --set runs=100
     """
+    if name is not None:
+        check_spelling("study", name)
+    from etb_plugin.report.live import CaseProgress
+    from etb_plugin.report.table import claims_table
+    from etb_plugin.studies import get_study, run_study, studies
+    from etb_plugin.training.allocation import keep_freed_memory
+
+    keep_freed_memory()
     if name is None:
         listing = Table(box=box.SIMPLE_HEAD, show_edge=False)
         for heading in ("study", "question", "source"):

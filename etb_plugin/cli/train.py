@@ -3,11 +3,8 @@
 import typer
 
 from etb_plugin.cli import options as o
-from etb_plugin.cli.stopping import StoppableLive
-from etb_plugin.comparison import Comparison
 from etb_plugin.errors import ConfigError
 from etb_plugin.experiment import Engine, read_experiment, resolve_device
-from etb_plugin.training import joined
 
 
 def command(
@@ -38,13 +35,17 @@ def command(
 
     Several processes: torchrun --nproc-per-node 2 -m etb_plugin train mine.yaml
     """
-    experiment = read_experiment(file, {**context.params, "methods": method}, changes or ())
     if file is None and method is None:
         raise ConfigError("which method? write --method ibp, or name a file that says so")
+    experiment = read_experiment(file, {**context.params, "methods": method}, changes or ())
     axes = (experiment.methods, experiment.model or (), experiment.eps or (), experiment.seed)
     if any(len(axis) > 1 for axis in axes) or experiment.methods[0].grid:
         names = ", ".join(variant.label for variant in experiment.methods)
         raise ConfigError(f"etb train trains one network; for several ({names}) there is etb compare")
+    from etb_plugin.cli.stopping import StoppableLive
+    from etb_plugin.comparison import Comparison
+    from etb_plugin.training import joined
+
     with joined(resolve_device(experiment.device)) as team:
         # One network: whatever engine a file names for its comparisons, this process trains it, or torchrun's do.
         comparison = Comparison(experiment.model_copy(update={"engine": Engine()}))

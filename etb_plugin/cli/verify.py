@@ -7,16 +7,6 @@ from typing import Annotated
 import typer
 
 from etb_plugin.cli import options as o
-from etb_plugin.cli.stopping import StoppableLive
-from etb_plugin.report.table import radius_table, verification_table
-from etb_plugin.verification import (
-    RADIUS_STAGES,
-    STAGES,
-    PropertyCheck,
-    Verification,
-    cascade_of,
-    minimum_radii,
-)
 
 
 def command(
@@ -75,7 +65,19 @@ def command(
 
     Example: etb verify mine --images 0:200 --time-limit 30 --workers 2 --out mine-verified
     """
+    o.check_there(weights, *([property_] if property_ is not None else []))
     request = o.verification(context)
+    from etb_plugin.cli.stopping import StoppableLive
+    from etb_plugin.report.table import radius_table, verification_table
+    from etb_plugin.verification import (
+        RADIUS_STAGES,
+        STAGES,
+        PropertyCheck,
+        Verification,
+        cascade_of,
+        minimum_radii,
+    )
+
     if property_ is not None:
         check = PropertyCheck(weights, property_, cascade_of(request, STAGES), drop=request.stages is None)
         _say_what_is_left_out(check.left_out)

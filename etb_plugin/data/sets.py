@@ -53,27 +53,27 @@ class Source:
     read: Callable[[Path, int | None], Arrays] | None = None
 
 
-_PAPERS = {
-    "mnist": Source(0.1, idx_folders=("mnist", "MNIST/raw"), torchvision="MNIST"),
-    "fashion-mnist": Source(0.1, idx_folders=("fashion-mnist", "FashionMNIST/raw"), torchvision="FashionMNIST"),
-    "cifar10": Source(2 / 255, ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), 4, True, torchvision="CIFAR10"),
-    "cifar100": Source(
-        2 / 255, ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)), 4, True, 100, torchvision="CIFAR100"
-    ),
-    "svhn": Source(0.01, ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)), 4, torchvision="SVHN"),
-}
-"""Augmentation and normalisation as Gowal et al. 2019, appendix A: crops and flips on CIFAR, crops on SVHN."""
-
 _SOURCES: Registry[Source] = Registry("dataset")
-for _name, _source in _PAPERS.items():
-    _SOURCES.add(_name, _source)
-
 _OWN = Source(0.1)
 
 
 def register_source(name: str, source: Source) -> None:
     """Make a data set known by its name. Raises ConfigError where the name is taken."""
     _SOURCES.add(name, source)
+
+
+# Augmentation and normalisation as Gowal et al. 2019, appendix A: crops and flips on CIFAR, crops on SVHN.
+_CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+_SVHN = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+register_source("mnist", Source(0.1, idx_folders=("mnist", "MNIST/raw"), torchvision="MNIST"))
+register_source(
+    "fashion-mnist",
+    Source(0.1, idx_folders=("fashion-mnist", "FashionMNIST/raw"), torchvision="FashionMNIST"),
+)
+register_source("cifar10", Source(2 / 255, _CIFAR10, 4, True, torchvision="CIFAR10"))
+register_source("cifar100", Source(2 / 255, _CIFAR100, 4, True, 100, torchvision="CIFAR100"))
+register_source("svhn", Source(0.01, _SVHN, 4, torchvision="SVHN"))
 
 
 def sources() -> Mapping[str, Source]:

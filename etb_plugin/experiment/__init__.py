@@ -3,7 +3,7 @@
 Flags override the file, the file overrides the recipe (a method's own defaults). Inside, everything is a frozen record;
 `Experiment.resolved` fills what was left open. `schema` lists the keys, `variant` is what stands under `methods`,
 `values` are the numbers and lists, and `reading` turns files and flags into records, or into an error that names file,
-line and key.
+line and key. What stands on torch is imported where it is needed: help, and most refusals, come without.
 """
 
 from etb_plugin.experiment.reading import (

@@ -1,7 +1,7 @@
 """From YAML files, flags and `--set` to records, or to an error that names file, line and key."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from etb_plugin import data
+from etb_plugin.catalogue import check_spelling
 from etb_plugin.errors import ConfigError
-from etb_plugin.evaluation import check_certifiers
-from etb_plugin.experiment.schema import Evaluated, Experiment, VerifyRequest, resolve_device
-from etb_plugin.networks import check_network
+from etb_plugin.experiment.schema import Evaluated, Experiment, VerifyRequest, check_device, resolve_device
+from etb_plugin.registry import named_options
 
 Keys = tuple[str | int, ...]
 """Where a value stands: the keys, and numbers in lists, that lead to it."""
@@ -137,15 +136,41 @@ def _validated(schema: type[Schema], values: Mapping[str, Any], places: Mapping[
 def _check_names(experiment: Experiment, places: Mapping[Keys, str]) -> None:
     """Raise ConfigError, with its place, for a name that stands for nothing or a change that a method cannot take."""
     e = experiment
-    checks: list[tuple[Keys, Callable[[], object]]] = [(("dataset",), lambda: data.describe(e.dataset))]
-    checks += [(("model",), partial(check_network, model)) for model in e.model or ()]
-    checks += [
-        (("methods", number), partial(variant.at, changes, 0.0))
-        for number, variant in enumerate(e.methods)
-        for changes in variant.points()
+    certify = e.evaluation.certify or ()
+    spelled: list[tuple[Keys, Callable[[], object]]] = [
+        (("device",), lambda: check_device(e.device)),
+        *(((("model",), partial(check_spelling, "network", model))) for model in e.model or ()),
+        *((("methods", i), partial(check_spelling, "method", v.method)) for i, v in enumerate(e.methods)),
+        *((("evaluation", "certify"), partial(_check_certifier_spelling, text)) for text in certify),
     ]
-    checks += [(("evaluation", "certify"), lambda: check_certifiers(e.evaluation.certify or ()))]
-    checks += [(("device",), lambda: resolve_device(e.device))]
+    if not e.dataset.endswith(".npz"):
+        spelled.insert(0, (("dataset",), partial(check_spelling, "dataset", e.dataset)))
+    _checked(spelled, places)
+    from etb_plugin import data
+    from etb_plugin.evaluation import check_certifiers
+    from etb_plugin.networks import check_network
+
+    _checked(
+        [
+            (("device",), lambda: resolve_device(e.device)),
+            (("dataset",), lambda: data.describe(e.dataset)),
+            *((("model",), partial(check_network, model)) for model in e.model or ()),
+            *(
+                (("methods", i), partial(variant.at, changes, 0.0))
+                for i, variant in enumerate(e.methods)
+                for changes in variant.points()
+            ),
+            (("evaluation", "certify"), lambda: check_certifiers(certify)),
+        ],
+        places,
+    )
+
+
+def _check_certifier_spelling(text: str) -> None:
+    check_spelling("bound", named_options(text)[0])
+
+
+def _checked(checks: Iterable[tuple[Keys, Callable[[], object]]], places: Mapping[Keys, str]) -> None:
     for keys, check in checks:
         try:
             check()

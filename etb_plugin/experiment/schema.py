@@ -3,21 +3,19 @@
 import hashlib
 import json
 import os
+import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from etb_plugin import data
-from etb_plugin.attacks import Pgd
-from etb_plugin.bounds import bounds
 from etb_plugin.errors import ConfigError
-from etb_plugin.evaluation import Exam, check_certifiers
 from etb_plugin.experiment.values import Count, Images, Names, Radii, Rate, Seconds, Seed, Seeds, Share, listed
 from etb_plugin.experiment.variant import Variant
-from etb_plugin.networks import check_network
+
+if TYPE_CHECKING:
+    from etb_plugin.evaluation import Exam
 
 
 class _Section(BaseModel):
@@ -60,8 +58,11 @@ class EvaluationSection(_Section):
         ),
     ] = None
 
-    def exam(self, eps_test: tuple[float, ...], certify: tuple[str, ...], seed: int) -> Exam:
+    def exam(self, eps_test: tuple[float, ...], certify: tuple[str, ...], seed: int) -> "Exam":
         """Return the exam that is asked for, with these defaults. Raises ConfigError for a certifier that is none."""
+        from etb_plugin.attacks import Pgd
+        from etb_plugin.evaluation import Exam, check_certifiers
+
         certify = self.certify or certify
         check_certifiers(certify)
         return Exam(self.eps_test or eps_test, Pgd(self.pgd_steps, self.pgd_restarts), certify, seed)
@@ -170,7 +171,11 @@ class Experiment(_Placed):
 
         Certifiers default to ibp, crown-ibp and whatever sound bounds the methods train with.
         """
-        source = data.describe(self.dataset)
+        from etb_plugin.bounds import bounds
+        from etb_plugin.data import describe
+        from etb_plugin.networks import check_network
+
+        source = describe(self.dataset)
         for label in (labels := [variant.label for variant in self.methods]):
             if labels.count(label) > 1:
                 raise ConfigError(f"methods: {label!r} is there twice; give one of them a name")
@@ -244,19 +249,22 @@ def _sorted(value: Any) -> Any:
     return sorted(map(_sorted, value), key=str) if isinstance(value, list) else value
 
 
+def check_device(name: str) -> None:
+    """Raise ConfigError for what can be no device, wherever."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"unknown device {name!r}; write auto, cpu, cuda or cuda:1")
+
+
 def resolve_device(name: str) -> str:
     """Return the device that `name` stands for: auto is the GPU where there is one. Raises ConfigError without."""
+    check_device(name)
+    import torch
+
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"unknown device {name!r}; write auto, cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device {name!r} does not exist: torch sees {torch.cuda.device_count()} CUDA devices; "
             f"write cpu, or install a CUDA build of torch"
         )
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {name!r} is not supported; write auto, cpu, cuda or cuda:1")
     return name

@@ -2,15 +2,17 @@
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_serializer, model_validator
 from pydantic_core import CoreSchema
 
 from etb_plugin.errors import ConfigError
 from etb_plugin.experiment.values import read_eps
-from etb_plugin.objectives import Method, get_method, methods
 from etb_plugin.registry import named_options
+
+if TYPE_CHECKING:
+    from etb_plugin.objectives import Method
 
 
 class Variant(BaseModel):
@@ -59,6 +61,8 @@ class Variant(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """Return what an editor completes: the methods' names, and each one's keys."""
+        from etb_plugin.objectives import methods
+
         named = {
             name: {
                 "type": "object",
@@ -83,8 +87,10 @@ class Variant(BaseModel):
             for values in itertools.product(*self.grid.values())
         ]
 
-    def at(self, changes: Mapping[str, Any], eps: float) -> tuple[Method, float]:
+    def at(self, changes: Mapping[str, Any], eps: float) -> "tuple[Method, float]":
         """Return the changed method and its training radius, `eps` unless changed. Raises ConfigError."""
+        from etb_plugin.objectives import get_method
+
         own = {key: value for key, value in changes.items() if key != "eps"}
         method = get_method(self.method).changed(own)
         try:

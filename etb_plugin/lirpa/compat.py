@@ -1,13 +1,16 @@
 """Supplies the few names that auto_LiRPA 0.3 expects of older torch and numpy.
 
 Each alias is applied only where the name is missing, so all of it does nothing beside upstream 0.7 and
-older libraries. `apply` must run before auto_LiRPA is imported; `etb_plugin` calls it on import.
+older libraries. `apply` must run before auto_LiRPA is imported; `arrival` calls it then.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import inspect
+import io
+import logging
 import sys
 import types
 from collections.abc import Iterator
@@ -22,6 +25,19 @@ def apply() -> None:
     _numpy_arraysetops()
     _opset_setter()
     _node_subscript()
+    _cuda_home()
+
+
+def _cuda_home() -> None:
+    """auto_LiRPA imports torch.utils.cpp_extension, which says that a CUDA toolkit lacks a GPU: nobody asked."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # torch before 2.7 prints it
+            importlib.import_module("torch.utils.cpp_extension")
+    finally:
+        logger.setLevel(level)
 
 
 def _numpy_arraysetops() -> None:

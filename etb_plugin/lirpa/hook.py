@@ -6,16 +6,11 @@ works on every graph that auto_LiRPA converts, by the same walks as `bound("expe
 name goes to auto_LiRPA's own code untouched. Options travel where auto_LiRPA keeps its own:
 `BoundedModule(net, x, bound_opts={"expected": {"masks": "blockwise"}})`.
 
-auto_LiRPA is not imported here: the method is added when somebody does, or at once where somebody has.
+auto_LiRPA is not imported here: `arrival` adds the method when somebody does.
 """
 
 import functools
-import importlib.util
 import math
-import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -32,38 +27,8 @@ from etb_plugin.lirpa.graph import convert
 METHOD = "expected"
 
 
-def register() -> None:
-    """Add `method="expected"` to auto_LiRPA, now or as soon as it is imported. Calling it again changes nothing;
-    importing the package does it."""
-    if "auto_LiRPA" in sys.modules:
-        _add(sys.modules["auto_LiRPA"])
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
-
-
-class _Finder(MetaPathFinder):
-    """Finds auto_LiRPA as everybody would, makes ready what its release 0.3 misses, and adds the method behind it."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != "auto_LiRPA":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            sys.meta_path.insert(0, self)
-            return None
-        compat.apply()
-        run = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            run(module)
-            _add(module)
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
-def _add(module: ModuleType) -> None:
+def add_expected(module: ModuleType) -> None:
+    """Give the `BoundedModule` of auto_LiRPA, the imported `module`, the method `expected`."""
     bounded_module: Any = module.BoundedModule
     compat.patch_bounded_module(bounded_module)
     original = bounded_module.compute_bounds

@@ -43,7 +43,7 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
                     "mean": mean,
                     "deviation": deviation,
                     "kurtosis": float(stats.kurtosis(values)),
-                    "distance": float(stats.kstest(values, "norm", (mean, deviation)).statistic),
+                    "distance": float(stats.kstest(values, stats.norm(mean, deviation).cdf).statistic),
                     "density": counts.tolist(),
                     "edges": edges.tolist(),
                 }

@@ -305,10 +305,10 @@ def test_the_public_surface_is_the_designs():
         (("compare", "--train-limit", "0"), r"--train-limit: 0 does not do"),
         (("train",), r"--method"),
         (("train", "--method", "ipb"), r"unknown method 'ipb'; did you mean ibp"),
-        (("evaluate", "none.pt", "--model", "tiny", "--dataset", "digits"), r"there is no file of weights none\.pt"),
-        (("bounds", "--checkpoint", "none"), r"there is no file of weights none"),
+        (("evaluate", "none.pt", "--model", "tiny", "--dataset", "digits"), r"there is no file or folder none\.pt"),
+        (("bounds", "--checkpoint", "none"), r"there is no file or folder none"),
         (("comparre",), r"comparre"),
-        (("bounds", "--checkpoint", "x", "--calibrate", "--methods", "crown"), r"bound 'crown' has no scale"),
+        (("bounds", "--checkpoint", ".", "--calibrate", "--methods", "crown"), r"bound 'crown' has no scale"),
     ],
 )
 def test_a_wrong_call_is_one_line_or_two(refused, arguments, complaint):

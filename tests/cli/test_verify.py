@@ -166,7 +166,7 @@ def test_a_folder_of_another_networks_verdicts_is_refused(verified):
         (("verify", "mine", "--stages", "crwon"), "did you mean crown"),
         (("verify", "mine", "--eps-test", "8"), "write 8/255"),
         (("verify", "mine", "--solver", "cplex"), "unknown solver 'cplex'"),
-        (("verify", "mine", "p.vnnlib"), "a property is about an ONNX network"),
+        (("verify", "mine", "mine/experiment.yaml"), "a property is about an ONNX network"),
         (("verify", "mine", "--minimum-radius", "--precision", "0"), "0 < precision < largest"),
         (("export", "mine"), "what is to be written"),
         (("export", "mine", "--vnnlib", "q"), "which images"),
