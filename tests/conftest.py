@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 # Before torch: tests share the cores among processes, and threads that fight for them are ten times slower.
@@ -14,6 +15,14 @@ os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(tempfile.gettempdir()) / f
 import pytest
 import torch
 from torch import Tensor, nn
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what needs auto_LiRPA where it is not installed."""
+    if find_spec("auto_LiRPA") is None:
+        for item in items:
+            if item.get_closest_marker("lirpa"):
+                item.add_marker(pytest.mark.skip(reason="auto_LiRPA is not installed"))
 
 
 @pytest.fixture(autouse=True)

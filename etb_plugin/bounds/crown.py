@@ -13,9 +13,10 @@ from etb_plugin.graph.tracing import trace
 def crown(network: nn.Module, input_shape: torch.Size, *, lower_only: bool = False) -> BoundFunction:
     """CROWN (Zhang et al. 2018): linear relaxations, backward from every layer.
 
-    Where interval arithmetic over the ends before already decides a unit, its ends are kept; the lesser of both is
-    taken elsewhere. Cost: two rows for every unit that is left unstable, over the window of the image that it looks
-    at. `lower_only` spares the last layer's upper side, +inf there.
+    Where interval arithmetic over the ends before already decides a unit, its ends are kept; the tighter of both is
+    taken elsewhere (auto_LiRPA takes the rows' ends there; docs/soundness.md says what that changes). Cost: two rows
+    for every unit that is left unstable, over the window of the image that it looks at. `lower_only` spares the last
+    layer's upper side, +inf there.
     """
     graph = trace(network, input_shape)
     return by_rows(

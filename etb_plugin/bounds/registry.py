@@ -118,6 +118,9 @@ class PreparedBound:
             raise ConfigError(
                 f"a spec has shape [batch, rows, classes]; got {list(spec.shape)} for a batch of {len(box)}"
             )
+        if spec is not None and not len(box):  # as where an attack left no image standing
+            nothing = spec.new_empty(0, spec.shape[1])
+            return Interval(nothing, nothing, sound=self.sound)
         return Interval(*self._function(box, spec), sound=self.sound)
 
 

@@ -1,11 +1,12 @@
 """Results: one record per network and test eps, and the files that hold them (schema 1, design section 6)."""
 
+import contextlib
 import csv
 import io
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from etb_plugin import __version__
 from etb_plugin.errors import SoundnessError
 from etb_plugin.evaluation import Evaluation
 from etb_plugin.files import write_file, write_json
@@ -20,7 +22,7 @@ from etb_plugin.training import Training
 
 SCHEMA = 1
 _COSTS = ("train_seconds", "seconds_per_epoch", "step_ms", "nominal_step_ms", "peak_memory_mib")
-_PACKAGES = ("etb_plugin", "torch", "auto_LiRPA", "convex_adversarial", "numpy")
+_PACKAGES = ("torch", "auto_LiRPA", "convex_adversarial", "numpy")
 
 
 @dataclass(frozen=True)
@@ -135,12 +137,18 @@ def write_results(
 def environment(device: str) -> dict[str, Any]:
     """Return what the figures depend on: versions, the device in words, threads. No name of the machine."""
     return {
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version(), "etb_plugin": __version__} | dict(_versions()),
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # auto_LiRPA is an extra
+            yield name, metadata.version(name)
 
 
 def _processor() -> str:

@@ -42,6 +42,7 @@ def compare(name, network, dtype, by):
     assert_equal(*(bound(name, net, box, spec, **options) for options in ({}, {"by": by})), dtype)
 
 
+@pytest.mark.lirpa
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("network", sorted(set(SHAPES) - {"wide-resnet-10-10"}))
 @pytest.mark.parametrize("name", ["ibp", "crown-ibp"])
@@ -49,18 +50,21 @@ def test_ours_is_auto_lirpas(name, network, dtype):
     compare(name, network, dtype, "auto_LiRPA")
 
 
+@pytest.mark.lirpa
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("network", FULL)
 def test_crown_is_auto_lirpas(network, dtype):
     compare("crown", network, dtype, "auto_LiRPA")
 
 
+@pytest.mark.lirpa
 @pytest.mark.slow
 @pytest.mark.parametrize("network", sorted({*SHAPES} - {*FULL, "wide-resnet-10-10", "wk-resnet"}))
 def test_crown_is_auto_lirpas_on_the_other_networks(network):
     compare("crown", network, torch.float64, "auto_LiRPA")
 
 
+@pytest.mark.lirpa
 @pytest.mark.parametrize("network", FULL)
 def test_alpha_crown_is_no_looser_than_auto_lirpas_at_as_many_steps(network):
     net, box, spec = case(network, torch.float32, eps=0.05)
@@ -92,6 +96,7 @@ def test_the_dual_takes_what_convex_adversarial_refuses():
     assert (got.upper >= seen.upper).all()
 
 
+@pytest.mark.lirpa
 @pytest.mark.parametrize("name", ["ibp", "crown-ibp", "crown"])
 def test_l2_balls_are_auto_lirpas(name):
     """By hand, since `by=auto_LiRPA` takes boxes. On l1 balls it stops with a RuntimeError; the fuzz has them."""
@@ -124,6 +129,7 @@ def unsound_in_patches(seed, **kind):
     ).double().eval().requires_grad_(False)  # fmt: skip
 
 
+@pytest.mark.lirpa
 @pytest.mark.parametrize("kind", [{"groups": 2}, {"dilation": 2}], ids=str)
 def test_auto_lirpas_patches_are_outside_on_groups_and_dilation_and_its_matrices_and_ours_are_not(kind, monkeypatch):
     """Where auto_LiRPA is right one day, this test says so: then `_unsound_in_patches` can go."""

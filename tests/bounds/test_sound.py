@@ -77,6 +77,7 @@ def test_alpha_crown_takes_layers_whose_units_are_nearly_all_unstable_or_all_sta
     assert got.width.mean() <= crown.width.mean()
 
 
+@pytest.mark.lirpa
 @pytest.mark.parametrize("network", ["mlp-10x3", "tiny", "wk-resnet"])
 def test_the_dual_is_crown_with_equal_slopes(network):
     """Wong and Kolter's relaxation is CROWN's with the upper line's slope below as well: auto_LiRPA has it built in."""
@@ -108,6 +109,7 @@ def test_average_pooling_is_bounded_as_the_convolution_that_it_is(name, pooling)
     torch.testing.assert_close((one.lower, one.upper), (other.lower, other.upper), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.lirpa
 @pytest.mark.parametrize("option", [{"count_include_pad": False}, {"ceil_mode": True}, {"divisor_override": 3}])
 def test_average_pooling_that_auto_lirpa_gets_wrong_is_refused(option):
     pool = nn.AvgPool2d(3, 2, 1, **option)
@@ -165,6 +167,7 @@ def test_bounds_follow_the_weights_and_statistics_of_a_network_in_training():
         torch.testing.assert_close(call(box).lower, bound(name, network, box).lower)
 
 
+@pytest.mark.lirpa
 def test_a_layer_that_auto_lirpa_cannot_take_is_named():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.CELU())
     with pytest.raises(UnsupportedLayer, match=r"layer '2' \(CELU\): auto_LiRPA has no rule for it"):

@@ -6,6 +6,7 @@ import torch
 from etb_plugin import Box, bound, margin_spec
 from etb_plugin.bounds import register_bound
 from etb_plugin.errors import ConfigError
+from etb_plugin.networks import build
 from tests.conftest import fully_connected
 
 
@@ -35,6 +36,14 @@ def test_margin_spec_gives_the_differences_to_the_other_classes_in_order():
     logits = torch.tensor([[1.0, 5.0, 2.0], [4.0, 0.0, 7.0]])
     got = torch.einsum("brk,bk->br", margin_spec(torch.tensor([1, 0]), 3), logits)
     assert got.tolist() == [[4.0, 3.0], [4.0, -3.0]]
+
+
+@pytest.mark.parametrize("name", ["ibp", "expected", "crown", "dual"])
+def test_a_batch_of_no_images_has_no_rows(name):
+    """As where an attack left no image standing that could be certified."""
+    network, labels = build("tiny", (1, 8, 8), 10, seed=0), torch.zeros(0, dtype=torch.long)
+    interval = bound(name, network, Box.around(torch.rand(0, 1, 8, 8), 0.1), margin_spec(labels, 10))
+    assert interval.lower.shape == interval.upper.shape == (0, 9)
 
 
 def test_an_unknown_bound_is_answered_with_the_nearest_names():

@@ -150,12 +150,12 @@ def test_train_leaves_weights_that_compare_and_evaluate_take_up(tmp_path):
     trained = etb("train", "--method", "expected", *QUICK[:6], "--out", "t", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "Next: etb evaluate t" in trained.stdout
-    bounded = etb("bounds", "--checkpoint", "t", "--methods", "ibp,expected,crown:by=auto_LiRPA", cwd=tmp_path)
+    bounded = etb("bounds", "--checkpoint", "t", "--methods", "ibp,expected,dual:by=convex_adversarial", cwd=tmp_path)
     assert bounded.returncode == 0, bounded.stderr
     rows = {
         line.split()[0]: line.split()[1:] for line in bounded.stdout.splitlines() if re.match(r" *\S+ +(yes|no) ", line)
     }
-    assert list(rows) == ["ibp", "expected", "crown:by=auto_LiRPA"]
+    assert list(rows) == ["ibp", "expected", "dual:by=convex_adversarial"]
     assert [row[0] for row in rows.values()] == ["yes", "no", "yes"]
     assert rows["ibp"][2] == "1"
     assert float(rows["expected"][1]) / float(rows["ibp"][1]) == pytest.approx(float(rows["expected"][2]), rel=0.01)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+pytest.importorskip("auto_LiRPA")
 from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
 from torch import nn
 

@@ -5,6 +5,8 @@ import os
 import shutil
 
 import pytest
+
+pytest.importorskip("selenium")
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 

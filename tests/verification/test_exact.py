@@ -100,6 +100,7 @@ def test_the_exact_range_holds_what_is_sampled_on_every_kind_of_network(kind):
     assert exact.sound
 
 
+@pytest.mark.lirpa
 @pytest.mark.parametrize("network", ["mlp-10x3", "tiny", "branching"])
 def test_our_own_relaxation_is_auto_lirpas_crown(network):
     net = (Branching() if network == "branching" else build(network, (1, 8, 8), 5, seed=0)).double().eval()
