@@ -19,7 +19,9 @@ $(READY): pyproject.toml Makefile
 	@touch $@
 
 demo: setup
-	$(BIN)/etb compare --dataset digits --methods ibp,expected,crown
+	$(BIN)/etb compare --dataset digits --methods ibp,expected,crown --out runs/demo
+	$(BIN)/etb bounds --checkpoint runs/demo/cells/expected-*/last.safetensors \
+	  --methods ibp,ibp:by=auto_LiRPA,crown,crown:by=auto_LiRPA,expected
 
 test: setup
 	$(BIN)/pytest --numprocesses 2

@@ -2,7 +2,6 @@
 
 import ast
 import re
-import tomllib
 from copy import copy
 from pathlib import Path
 
@@ -71,13 +70,6 @@ def names_imported(path: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
     return names
-
-
-def test_the_plain_pip_recipe_installs_what_pyproject_asks_for():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = {requirement.replace(" ", "") for requirement in project["dependencies"]}
-    given = {word.strip("'\"\\") for word in (ROOT / "docs/install.md").read_text().split()}
-    assert asked <= given
 
 
 def test_the_bound_of_the_guide_works(tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ class Solver(Protocol):
 class Highs:
     """HiGHS, through highspy. On one thread: images, not threads, are what is done side by side."""
 
-    package, remedy = "highspy", "pip install 'etb_plugin[exact]'"
+    package, remedy = "highspy", "pip install highspy"
 
     def __init__(self, program: Program, integer: bool) -> None:
         import highspy

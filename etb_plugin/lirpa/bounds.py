@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.bounds.registry import BoundFunction, register_bound
-from etb_plugin.errors import EtbError, UnsupportedLayer
+from etb_plugin.errors import ConfigError, EtbError, UnsupportedLayer
 from etb_plugin.graph.regions import Box
 
 TOOLKIT = "auto_LiRPA"
@@ -34,7 +34,12 @@ def crown(network: nn.Module, input_shape: torch.Size, *, lower_only: bool = Fal
 
 @register_bound("alpha-crown", by=TOOLKIT, sound=True, differentiable=False, takes=_TAKES)
 def alpha_crown(network: nn.Module, input_shape: torch.Size, *, lower_only: bool = False) -> BoundFunction:
-    """alpha-CROWN, by auto_LiRPA: 20 steps. torch 2.14 and later turn it into CROWN without a word."""
+    """alpha-CROWN, by auto_LiRPA: 20 steps. Refused with torch 2.14 and later, which turn it into CROWN."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14):
+        raise ConfigError(
+            f"torch {torch.__version__} turns auto_LiRPA's alpha-CROWN into CROWN without a word; use alpha-crown, our "
+            f"own, or a torch below 2.14"
+        )
     apply = _by_method("alpha-CROWN", network, input_shape, lower_only=lower_only, frozen=True)
 
     def detached(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]:

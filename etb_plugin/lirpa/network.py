@@ -25,7 +25,8 @@ with warnings.catch_warnings(record=True):  # torch.jit's deprecation, and a fil
         from auto_LiRPA.utils import logger as lirpa_logger
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "by=auto_LiRPA needs it: pip install --no-deps auto_LiRPA==0.3 tqdm, or upstream from its repository"
+            "by=auto_LiRPA needs it: pip install --no-deps auto_LiRPA==0.3 appdirs packaging tqdm, or upstream from "
+            "its repository"
         ) from error
 
 _PATCHES_TAKE = {
