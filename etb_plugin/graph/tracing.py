@@ -565,9 +565,13 @@ def _gather(builder: _Builder, node: fx.Node, _: Any) -> Affine:
 
 
 def _upsampled(builder: _Builder, node: fx.Node, layer: Any) -> Affine:
-    if layer.mode != "nearest":
-        raise UnsupportedLayer(f"layer {builder.name(node)} interpolates by {layer.mode}; only nearest is taken")
-    return _gather(builder, node, layer)
+    return _interpolated(builder, node, layer.mode)
+
+
+def _interpolated(builder: _Builder, node: fx.Node, mode: str) -> Affine:
+    if mode == "bicubic":  # coefficients of both signs
+        raise UnsupportedLayer(f"layer {builder.name(node)} interpolates by {mode}; nearest and linear ones are taken")
+    return _gather(builder, node, None)
 
 
 def _scale_and_shift(builder: _Builder, node: fx.Node, _: Any) -> Affine:
@@ -733,6 +737,8 @@ _CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([torch.cat, torch.concat, torch.concatenate, torch.stack, torch.roll, torch.flip], _rearrange),
     **dict.fromkeys([torch.permute, "permute", torch.transpose, "transpose", operator.getitem, F.pad], _rearrange),
     **dict.fromkeys(["flip", "roll", "select", "narrow", "index_select", torch.select, torch.narrow], _rearrange),
+    **dict.fromkeys(["expand", "expand_as", "repeat", torch.tile, "tile"], _rearrange),
+    **dict.fromkeys([F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d], _dense),
     **dict.fromkeys([torch.index_select, torch.movedim, "movedim", torch.swapaxes, "swapaxes"], _rearrange),
     **dict.fromkeys([torch.mean, "mean", torch.sum, "sum", F.avg_pool1d, F.avg_pool2d, F.avg_pool3d], _gather),
     **dict.fromkeys([F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d], _gather),
@@ -743,6 +749,7 @@ _CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([torch.matmul, operator.matmul, "matmul", torch.mm, "mm"], _matmul),
     **dict.fromkeys([torch.einsum, torch.bmm, "bmm", torch.addmm, torch.tensordot], _dense),
     F.batch_norm: _normalized_call,
+    F.interpolate: lambda builder, node, _: _interpolated(builder, node, _argument(node, 3, "mode", "nearest")),
 }
 
 _SIZES = {"size", "dim", "numel", "ndimension", getattr, len}

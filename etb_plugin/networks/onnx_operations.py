@@ -1,0 +1,683 @@
+"""ONNX operations as torch's: what `onnx` reads files with. A new operation is one function and its line in the table.
+
+Whatever is built here is held against onnxruntime before it is used; what has no bound (products of two values, smooth
+activations) is read all the same, and refused by name by the bounds that cannot take it.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from etb_plugin.errors import UnsupportedLayer
+
+
+@dataclass(frozen=True)
+class Value:
+    """What depends on the network's input: its node in the graph, and what it is for an input of zeros, [1, ...]."""
+
+    node: fx.Node
+    probe: Tensor
+
+
+Operand = Value | Tensor
+"""A value, or a constant."""
+
+
+class Builder:
+    """An fx graph in the making."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.root, self.graph = nn.Module(), fx.Graph()
+        self.input = Value(self.graph.placeholder("x"), torch.zeros(1, *shape, dtype=dtype))
+        self._held = 0
+
+    def run(self, function: Callable[..., Tensor] | str, *arguments: Any, **keywords: Any) -> Value:
+        """Add a function, or a tensor's method by its name, of values, constants and plain arguments."""
+        nodes = self._nodes(arguments), self._nodes(keywords)
+        values, named = _probes(arguments), _probes(keywords)
+        with torch.no_grad():
+            if isinstance(function, str):
+                return Value(
+                    self.graph.call_method(function, nodes[0], nodes[1]),
+                    getattr(values[0], function)(*values[1:], **named),
+                )
+            return Value(self.graph.call_function(function, nodes[0], nodes[1]), function(*values, **named))
+
+    def layer(self, layer: nn.Module, x: Value) -> Value:
+        """Add a torch layer."""
+        name = self._name("layer")
+        self.root.add_module(name, layer.eval())
+        with torch.no_grad():
+            return Value(self.graph.call_module(name, (x.node,)), layer(x.probe))
+
+    def network(self, output: Value) -> nn.Module:
+        """Return the network whose output is `output`, in eval mode."""
+        self.graph.output(output.node)
+        return fx.GraphModule(self.root, self.graph).eval()
+
+    def _name(self, kind: str) -> str:
+        self._held += 1  # counted here: torch's own lists leave out what is held twice
+        return f"{kind}{self._held}"
+
+    def _nodes(self, argument: Any) -> Any:
+        if isinstance(argument, Value):
+            return argument.node
+        if isinstance(argument, Tensor):
+            name = self._name("constant")
+            self.root.register_buffer(name, argument)
+            return self.graph.get_attr(name)
+        if isinstance(argument, list | tuple):
+            return type(argument)(self._nodes(part) for part in argument)
+        if isinstance(argument, dict):
+            return {key: self._nodes(part) for key, part in argument.items()}
+        return argument
+
+
+def _probes(argument: Any) -> Any:
+    if isinstance(argument, Value):
+        return argument.probe
+    if isinstance(argument, list | tuple):
+        return type(argument)(_probes(part) for part in argument)
+    if isinstance(argument, dict):
+        return {key: _probes(part) for key, part in argument.items()}
+    return argument
+
+
+@dataclass(frozen=True)
+class Call:
+    """One ONNX node: its operands (None where one is left out), attributes and number of outputs."""
+
+    builder: Builder
+    kind: str
+    label: str
+    operands: Sequence[Operand | None]
+    attributes: Mapping[str, Any]
+    outputs: int
+
+    def refused(self, why: str) -> UnsupportedLayer:
+        return UnsupportedLayer(f"operation {self.label!r} ({self.kind}): {why}")
+
+    def get(self, name: str, default: Any) -> Any:
+        return self.attributes.get(name, default)
+
+    @property
+    def x(self) -> Value:
+        """The first operand, which has to be a value."""
+        x = self.operands[0]
+        if not isinstance(x, Value):
+            raise self.refused("its first input has to depend on the network's")
+        return x
+
+    def constant(self, place: int) -> Tensor | None:
+        """Return the constant operand at `place`, or None where there is none."""
+        found = self.operands[place] if place < len(self.operands) else None
+        if isinstance(found, Value):
+            raise self.refused(f"its input {place} has to be constant")
+        return found
+
+    def numbers(self, place: int, name: str) -> list[Any] | None:
+        """Return numbers that are an attribute in old opsets and an operand in new ones."""
+        if name in self.attributes:
+            given = self.attributes[name]
+            return list(given) if isinstance(given, list | tuple) else [given]
+        value = self.constant(place)
+        return None if value is None else value.flatten().tolist()
+
+    def axis(self, axis: int, rank: int | None = None) -> int:
+        """Return an axis counted from the front. Refuses the batch's."""
+        found = axis % (self.x.probe.ndim if rank is None else rank)
+        if found == 0:
+            raise self.refused("works along the batch")
+        return found
+
+    def run(self, function: Callable[..., Tensor] | str, *arguments: Any, **keywords: Any) -> Value:
+        return self.builder.run(function, *arguments, **keywords)
+
+    def layer(self, layer: nn.Module, x: Value | None = None) -> Value:
+        return self.builder.layer(layer, self.x if x is None else x)
+
+
+Results = Operand | Sequence[Operand]
+
+
+def _elementwise(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
+    """A function of one value."""
+    return lambda call: call.run(function, call.x)
+
+
+def _fold(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
+    """A function of two operands, or of several one after the other."""
+
+    def make(call: Call) -> Results:
+        first, *others = call.operands
+        for other in others:
+            first = call.run(function, first, other)
+        assert first is not None
+        return first
+
+    return make
+
+
+def _mean(call: Call) -> Results:
+    total = _fold(operator.add)(call)
+    return call.run(operator.truediv, total, float(len(call.operands)))
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+    layer.weight.data = weight.contiguous()
+    if bias is not None:
+        layer.bias.data = bias.expand(weight.shape[0]).contiguous()
+    return layer
+
+
+def _gemm(call: Call) -> Results:
+    weight, bias = call.constant(1), call.constant(2)
+    if weight is None or call.get("transA", 0) or call.x.probe.ndim != 2:
+        raise call.refused("needs an input [batch, features], not transposed")
+    scaled = call.get("alpha", 1.0) * (weight if call.get("transB", 0) else weight.T)
+    return call.layer(_linear(scaled, None if bias is None else call.get("beta", 1.0) * bias.flatten()))
+
+
+def _matmul(call: Call) -> Results:
+    weight = call.operands[1]
+    if isinstance(weight, Tensor) and weight.ndim == 2:
+        return call.layer(_linear(weight.T, None))
+    return call.run(torch.matmul, *call.operands)
+
+
+def _pads(call: Call, kernel: Sequence[int], size: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the padding before and behind each dimension of the image."""
+    n, auto = len(kernel), call.get("auto_pad", b"NOTSET")
+    if auto in (b"NOTSET", b"VALID"):
+        pads = list(call.get("pads", [0] * (2 * n))) if auto == b"NOTSET" else [0] * (2 * n)
+        return pads[:n], pads[n:]
+    strides, dilations = call.get("strides", [1] * n), call.get("dilations", [1] * n)
+    first, last = [], []
+    for length, k, stride, dilation in zip(size, kernel, strides, dilations, strict=True):
+        total = max(0, (math.ceil(length / stride) - 1) * stride + dilation * (k - 1) + 1 - length)
+        first.append(total // 2 if auto == b"SAME_UPPER" else total - total // 2)
+        last.append(total - first[-1])
+    return first, last
+
+
+def _padded(call: Call, kernel: Sequence[int], fill: float = 0.0) -> tuple[tuple[int, ...], Value]:
+    """Return symmetric padding, or none and the input padded already where its two sides differ."""
+    first, last = _pads(call, kernel, call.x.probe.shape[2:])
+    if first == last:
+        return tuple(first), call.x
+    flat = [side for pair in zip(reversed(first), reversed(last), strict=True) for side in pair]
+    return (0,) * len(first), call.run(F.pad, call.x, flat, value=fill)
+
+
+def _conv(call: Call) -> Results:
+    weight, bias = call.constant(1), call.constant(2)
+    if weight is None or not 3 <= weight.ndim <= 5:
+        raise call.refused("needs constant weights over one to three dimensions")
+    size = weight.ndim - 2
+    padding, x = _padded(call, weight.shape[2:])
+    groups = call.get("group", 1)
+    kinds: tuple[Callable[..., nn.Conv1d | nn.Conv2d | nn.Conv3d], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    layer = kinds[size - 1](
+        weight.shape[1] * groups,
+        weight.shape[0],
+        tuple(weight.shape[2:]),
+        tuple(call.get("strides", [1] * size)),
+        padding,
+        tuple(call.get("dilations", [1] * size)),
+        groups,
+        bias is not None,
+        dtype=weight.dtype,
+    )
+    layer.weight.data = weight
+    if bias is not None and layer.bias is not None:
+        layer.bias.data = bias
+    return call.layer(layer, x)
+
+
+def _conv_transpose(call: Call) -> Results:
+    weight, bias = call.constant(1), call.constant(2)
+    if weight is None or not 3 <= weight.ndim <= 5:
+        raise call.refused("needs constant weights over one to three dimensions")
+    n = weight.ndim - 2
+    if call.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or "output_shape" in call.attributes:
+        raise call.refused("has auto_pad or output_shape; export it with explicit pads")
+    pads = list(call.get("pads", [0] * (2 * n)))
+    if pads[:n] != pads[n:]:
+        raise call.refused("pads its two sides differently")
+    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
+    return call.run(
+        function, call.x, weight, bias, tuple(call.get("strides", [1] * n)), tuple(pads[:n]),
+        tuple(call.get("output_padding", [0] * n)), call.get("group", 1), tuple(call.get("dilations", [1] * n)),
+    )  # fmt: skip
+
+
+def _batch_norm(call: Call) -> Results:
+    scale, shift, mean, variance = (call.constant(place) for place in (1, 2, 3, 4))
+    if scale is None or shift is None or mean is None or variance is None or call.get("training_mode", 0):
+        raise call.refused("needs constant statistics")
+    kinds = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+    layer = kinds[call.x.probe.ndim](len(scale), call.get("epsilon", 1e-5), dtype=scale.dtype)
+    statistics = {"weight": scale, "bias": shift, "running_mean": mean, "running_var": variance}
+    layer.load_state_dict(statistics, strict=False)
+    return call.layer(layer)
+
+
+def _average_pool(call: Call) -> Results:
+    kernel = tuple(call.get("kernel_shape", []))
+    padding, x = _padded(call, kernel)
+    counted = bool(call.get("count_include_pad", 0))
+    if x is not call.x and not counted:
+        raise call.refused("pads its two sides differently, and does not count the padding")
+    if set(call.get("dilations", [1])) != {1}:
+        raise call.refused("is dilated")
+    kinds = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+    stride, ceil = tuple(call.get("strides", [1] * len(kernel))), bool(call.get("ceil_mode", 0))
+    return call.layer(kinds[len(kernel) - 1](kernel, stride, padding, ceil, counted), x)  # type: ignore[arg-type]
+
+
+def _max_pool(call: Call) -> Results:
+    kernel = tuple(call.get("kernel_shape", []))
+    first, last = _pads(call, kernel, call.x.probe.shape[2:])
+    if first != last:
+        raise call.refused("pads its two sides differently")
+    kinds = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+    n = len(kernel)
+    stride, dilation = tuple(call.get("strides", [1] * n)), tuple(call.get("dilations", [1] * n))
+    layer = kinds[n - 1](kernel, stride, tuple(first), dilation, ceil_mode=bool(call.get("ceil_mode", 0)))
+    return call.layer(layer)
+
+
+def _along(call: Call) -> tuple[list[int], bool]:
+    """Return the axes that a reduction works along, all but the batch's where none are named, and whether they stay."""
+    axes = call.numbers(1, "axes")
+    if not axes:
+        if axes is not None and call.get("noop_with_empty_axes", 0):
+            return [], True
+        axes = list(range(call.x.probe.ndim))
+    return [call.axis(int(axis)) for axis in axes], bool(call.get("keepdims", 1))
+
+
+def _reduced(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
+    def make(call: Call) -> Results:
+        axes, keep = _along(call)
+        return call.run(function, call.x, axes, keepdim=keep) if axes else call.x
+
+    return make
+
+
+def _extreme(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
+    """The largest or the least along some axes, two by two."""
+
+    def make(call: Call) -> Results:
+        axes, keep = _along(call)
+        x = call.x
+        for axis in axes:
+            parts = [call.run("narrow", x, axis, i, 1) for i in range(x.probe.shape[axis])]
+            while len(parts) > 1:
+                odd = parts[-1:] if len(parts) % 2 else []
+                pairs = zip(parts[0 : len(parts) - 1 : 2], parts[1::2], strict=True)
+                parts = [call.run(function, a, b) for a, b in pairs] + odd
+            x = parts[0]
+        kept = [size for axis, size in enumerate(x.probe.shape) if keep or axis not in axes]
+        return x if keep else call.run("reshape", x, -1, *kept[1:])
+
+    return make
+
+
+def _global_average(call: Call) -> Results:
+    return call.run(torch.mean, call.x, list(range(2, call.x.probe.ndim)), keepdim=True)
+
+
+def _reshaped(call: Call, value: Tensor) -> Results:
+    if value.ndim < 1 or value.shape[0] != 1:
+        raise call.refused("mixes the batch into the features")
+    return call.run("reshape", call.x, -1, *value.shape[1:])
+
+
+def _reshape(call: Call) -> Results:
+    shape = call.numbers(1, "shape")
+    if shape is None or call.get("allowzero", 0):
+        raise call.refused("needs a constant shape, and no allowzero")
+    return _reshaped(call, call.x.probe.reshape([call.x.probe.shape[i] if s == 0 else s for i, s in enumerate(shape)]))
+
+
+def _flatten(call: Call) -> Results:
+    if call.get("axis", 1) % call.x.probe.ndim != 1:
+        raise call.refused("has an axis other than 1")
+    return call.run("flatten", call.x, 1)
+
+
+def _transpose(call: Call) -> Results:
+    order = call.get("perm", list(reversed(range(call.x.probe.ndim))))
+    if order[0] != 0:
+        raise call.refused("moves the batch")
+    return call.run("permute", call.x, *order)
+
+
+def _squeezed(call: Call) -> Results:
+    axes, value = call.numbers(1, "axes"), call.x.probe
+    if axes is None:
+        raise call.refused("needs its axes")
+    if call.kind == "Squeeze":
+        return _reshaped(call, value.squeeze(tuple(axes)))
+    for axis in sorted(axis % (value.ndim + len(axes)) for axis in axes):
+        value = value.unsqueeze(axis)
+    return _reshaped(call, value)
+
+
+def _expand(call: Call) -> Results:
+    shape = call.numbers(1, "shape")
+    if shape is None:
+        raise call.refused("needs a constant shape")
+    x = call.x
+    whole = torch.broadcast_shapes(x.probe.shape, tuple(shape))
+    if whole[0] != 1 or len(whole) > x.probe.ndim:
+        raise call.refused("mixes the batch into the features")
+    return call.run("expand", x, -1, *whole[1:])
+
+
+def _tile(call: Call) -> Results:
+    repeats = call.numbers(1, "repeats")
+    if repeats is None or repeats[0] != 1:
+        raise call.refused("needs constant repeats, and none of the batch")
+    return call.run("repeat", call.x, *repeats)
+
+
+def _picked(call: Call, x: Value, axis: int, index: Sequence[int]) -> Value:
+    """Return some of a value along an axis, by their places."""
+    return call.run(torch.index_select, x, axis, torch.tensor(index, dtype=torch.long))
+
+
+def _slice(call: Call) -> Results:
+    starts, ends = call.numbers(1, "starts"), call.numbers(2, "ends")
+    if starts is None or ends is None:
+        raise call.refused("needs constant places")
+    axes = call.numbers(3, "axes") or list(range(len(starts)))
+    steps = call.numbers(4, "steps") or [1] * len(starts)
+    x = call.x
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        size = x.probe.shape[int(axis)]
+        index = _places(int(start), int(end), int(step), size)
+        if index != list(range(size)):
+            x = _picked(call, x, call.axis(int(axis)), index)
+    return x
+
+
+def _places(start: int, end: int, step: int, size: int) -> list[int]:
+    """Return the places that ONNX's Slice takes: ends count from behind where negative, and are cut to the size."""
+    start, end = (place + size if place < 0 else place for place in (start, end))
+    if step > 0:
+        return list(range(min(max(start, 0), size), min(max(end, 0), size), step))
+    return list(range(min(max(start, 0), size - 1), min(max(end, -1), size - 1), step))
+
+
+def _gather(call: Call) -> Results:
+    index = call.constant(1)
+    if index is None:
+        raise call.refused("needs constant places")
+    axis, x = call.axis(call.get("axis", 0)), call.x
+    places = (index.flatten() % x.probe.shape[axis]).tolist()
+    shape = x.probe.shape
+    picked = _picked(call, x, axis, places)
+    return call.run("reshape", picked, -1, *shape[1:axis], *index.shape, *shape[axis + 1 :])
+
+
+def _split(call: Call) -> Results:
+    axis, sizes = call.axis(call.get("axis", 0)), call.numbers(1, "split")
+    whole = call.x.probe.shape[axis]
+    if sizes is None:
+        each = math.ceil(whole / call.outputs)
+        sizes = [min(each, whole - each * i) for i in range(call.outputs)]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [call.run("narrow", call.x, axis, start, size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def _pad(call: Call) -> Results:
+    pads, mode = call.numbers(1, "pads"), call.get("mode", b"constant").decode()
+    if pads is None:
+        raise call.refused("needs constant pads")
+    axes, x = call.numbers(3, "axes") or list(range(call.x.probe.ndim)), call.x
+    first, last = [0] * x.probe.ndim, [0] * x.probe.ndim
+    for axis, before, behind in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
+        first[int(axis)], last[int(axis)] = int(before), int(behind)
+    if first[0] or last[0]:
+        raise call.refused("pads the batch")
+    if mode == "constant":
+        fill = call.numbers(2, "value") or [0.0]
+        flat = [side for pair in zip(reversed(first), reversed(last), strict=True) for side in pair]
+        return call.run(F.pad, x, flat[:-2], value=float(fill[0]))
+    for axis, (before, behind) in enumerate(zip(first, last, strict=True)):
+        if before or behind:
+            places: Any = np.pad(np.arange(x.probe.shape[axis]), (before, behind), mode)
+            x = _picked(call, x, axis, places.tolist())
+    return x
+
+
+def _concat(call: Call) -> Results:
+    rank = max(o.probe.ndim if isinstance(o, Value) else o.ndim for o in call.operands if o is not None)
+    axis = call.axis(call.get("axis", 1), rank)
+    if all(isinstance(operand, Value) for operand in call.operands):
+        return call.run(torch.cat, list(call.operands), axis)
+    # Constants hold one example: each value is padded to the whole, and the constants are added.
+    like = next(o.probe for o in call.operands if isinstance(o, Value))
+    sizes = [(o.probe if isinstance(o, Value) else o).shape[axis] for o in call.operands if o is not None]
+    total: Value | None = None
+    parts = []
+    for i, operand in enumerate(call.operands):
+        if isinstance(operand, Value):
+            around = [0, 0] * (rank - axis - 1) + [sum(sizes[:i]), sum(sizes[i + 1 :])]
+            padded = call.run(F.pad, operand, around)
+            total = padded if total is None else call.run(operator.add, total, padded)
+            parts.append(torch.zeros_like(operand.probe))
+        elif operand is not None:
+            parts.append(operand.to(like))
+    return call.run(operator.add, total, torch.cat(parts, axis))
+
+
+def _where(call: Call) -> Results:
+    chosen = call.constant(0)
+    if chosen is None:
+        raise call.refused("needs a constant condition")
+    total: Operand | None = None
+    for operand, mask in ((call.operands[1], chosen), (call.operands[2], ~chosen)):
+        like = next(o.probe for o in call.operands if isinstance(o, Value))
+        if isinstance(operand, Tensor):  # what is not chosen may be infinite
+            part: Operand = torch.where(mask, operand, torch.zeros_like(operand))
+        else:
+            part = call.run(operator.mul, operand, mask.to(like))
+        total = part if total is None else call.run(operator.add, total, part)
+    assert total is not None
+    return total
+
+
+def _clip(call: Call) -> Results:
+    ends = []
+    for place, name in ((1, "min"), (2, "max")):
+        found = call.attributes.get(name, call.constant(place))
+        ends.append(None if found is None else float(found))
+    if ends == [0.0, None]:
+        return call.layer(nn.ReLU())
+    return call.x if ends == [None, None] else call.run(torch.clamp, call.x, min=ends[0], max=ends[1])
+
+
+def _prelu(call: Call) -> Results:
+    slope = call.constant(1)
+    if slope is None:
+        raise call.refused("needs constant slopes")
+    if slope.numel() == 1:
+        return call.layer(nn.LeakyReLU(float(slope)))
+    if slope.numel() == slope.shape[0] == call.x.probe.shape[1] and slope.ndim == max(1, call.x.probe.ndim - 1):
+        layer = nn.PReLU(slope.numel(), dtype=slope.dtype)
+        layer.weight.data = slope.flatten()
+        return call.layer(layer)
+    # max(x, 0) - slope max(-x, 0)
+    below = call.run(torch.relu, call.run(operator.neg, call.x))
+    return call.run(operator.sub, call.run(torch.relu, call.x), call.run(operator.mul, below, slope))
+
+
+def _hard_sigmoid(call: Call) -> Value:
+    scaled = call.run(operator.mul, call.x, float(call.get("alpha", 0.2)))
+    return call.run(torch.clamp, call.run(operator.add, scaled, float(call.get("beta", 0.5))), min=0.0, max=1.0)
+
+
+def _pow(call: Call) -> Results:
+    exponent = call.constant(1)
+    if exponent is not None and bool((exponent == 1).all()):
+        return call.x
+    return call.run(torch.pow, call.operands[0], call.operands[1])
+
+
+def _resize(call: Call) -> Results:
+    """Any interpolation that is linear in its input: along each axis the matrix that onnx itself has for it."""
+    from onnx import helper
+    from onnx.reference import ReferenceEvaluator
+
+    shape = call.x.probe.shape
+    old = call.kind == "Upsample"
+    scales = call.numbers(1 if old or len(call.operands) < 3 else 2, "scales")
+    sizes = call.numbers(3, "sizes")
+    axes = call.get("axes", list(range(len(shape))))
+    given = sizes or scales
+    if not given or call.get("keep_aspect_ratio_policy", b"stretch") != b"stretch":
+        raise call.refused("needs constant scales or sizes")
+    mode = call.get("coordinate_transformation_mode", b"asymmetric" if old else b"half_pixel")
+    if mode == b"tf_crop_and_resize":
+        raise call.refused("crops")
+    x = call.x
+    for axis, number in zip(axes, given, strict=True):
+        length = shape[axis]
+        out = int(number) if sizes else math.floor(length * number)
+        if out == length:
+            continue
+        attributes = {k: v for k, v in call.attributes.items() if k in _RESIZE} | {
+            "coordinate_transformation_mode": mode
+        }
+        wanted: dict[str, Any] = (
+            {"sizes": np.array([length, out])} if sizes else {"scales": np.array([1.0, number], np.float32)}
+        )
+        names = ["eye", "", "scales" if scales and not sizes else "", "sizes" if sizes else ""]
+        node = helper.make_node("Resize", names[: 4 if sizes else 3], ["out"], **attributes)
+        results: Any = ReferenceEvaluator(node).run(None, {"eye": np.eye(length, dtype=np.float32), **wanted})
+        weights = torch.from_numpy(np.ascontiguousarray(results[0])).to(x.probe)  # [in, out]
+        largest, places = weights.max(0)
+        if bool(((weights == 0) | (weights == 1)).all() and (weights.sum(0) == 1).all() and (largest == 1).all()):
+            x = _picked(call, x, call.axis(axis), places.tolist())
+        else:
+            moved = call.run("transpose", x, axis, -1)
+            x = call.run("transpose", call.run(torch.matmul, moved, weights), axis, -1)
+    return x
+
+
+_RESIZE = ("mode", "nearest_mode", "cubic_coeff_a", "exclude_outside", "extrapolation_value")
+
+
+def _depth_to_space(call: Call) -> Results:
+    block = call.get("blocksize", 1)
+    channels, height, width = call.x.probe.shape[1:]
+    deep = channels // block**2
+    if call.get("mode", b"DCR") == b"DCR":
+        shape, order = (block, block, deep, height, width), (0, 3, 4, 1, 5, 2)
+    else:
+        shape, order = (deep, block, block, height, width), (0, 1, 4, 2, 5, 3)
+    turned = call.run("permute", call.run("reshape", call.x, -1, *shape), *order)
+    return call.run("reshape", turned, -1, deep, height * block, width * block)
+
+
+def _space_to_depth(call: Call) -> Results:
+    block = call.get("blocksize", 1)
+    channels, height, width = call.x.probe.shape[1:]
+    split = call.run("reshape", call.x, -1, channels, height // block, block, width // block, block)
+    turned = call.run("permute", split, 0, 3, 5, 1, 2, 4)
+    return call.run("reshape", turned, -1, channels * block**2, height // block, width // block)
+
+
+def _same(call: Call) -> Results:
+    return call.x
+
+
+def _shape(call: Call) -> Results:
+    shape = list(call.x.probe.shape)
+    return torch.tensor(shape[call.get("start", 0) : call.get("end", len(shape))])
+
+
+def _gelu(call: Call) -> Results:
+    return call.run(F.gelu, call.x, approximate=call.get("approximate", b"none").decode())
+
+
+def _softmax(call: Call) -> Results:
+    return call.run(F.softmax, call.x, call.axis(call.get("axis", -1)))
+
+
+OPERATIONS: dict[str, Callable[[Call], Results]] = {
+    "Abs": _elementwise(torch.abs),
+    "Add": _fold(operator.add),
+    "AveragePool": _average_pool,
+    "BatchNormalization": _batch_norm,
+    "Cast": _same,
+    "Clip": _clip,
+    "Concat": _concat,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "DepthToSpace": _depth_to_space,
+    "Div": _fold(operator.truediv),
+    "Dropout": _same,
+    "Elu": lambda call: call.run(F.elu, call.x, call.get("alpha", 1.0)),
+    "Erf": _elementwise(torch.erf),
+    "Exp": _elementwise(torch.exp),
+    "Expand": _expand,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "Gelu": _gelu,
+    "Gemm": _gemm,
+    "GlobalAveragePool": _global_average,
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _elementwise(F.hardswish),
+    "Identity": _same,
+    "LeakyRelu": lambda call: call.layer(nn.LeakyReLU(call.get("alpha", 0.01))),
+    "Log": _elementwise(torch.log),
+    "MatMul": _matmul,
+    "Max": _fold(torch.maximum),
+    "MaxPool": _max_pool,
+    "Mean": _mean,
+    "Min": _fold(torch.minimum),
+    "Mish": _elementwise(F.mish),
+    "Mul": _fold(operator.mul),
+    "Neg": _elementwise(torch.neg),
+    "PRelu": _prelu,
+    "Pad": _pad,
+    "Pow": _pow,
+    "ReduceMax": _extreme(torch.maximum),
+    "ReduceMean": _reduced(torch.mean),
+    "ReduceMin": _extreme(torch.minimum),
+    "ReduceSum": _reduced(torch.sum),
+    "Relu": lambda call: call.layer(nn.ReLU()),
+    "Reshape": _reshape,
+    "Resize": _resize,
+    "Selu": _elementwise(F.selu),
+    "Shape": _shape,
+    "Sigmoid": _elementwise(torch.sigmoid),
+    "Sign": _elementwise(torch.sign),
+    "Slice": _slice,
+    "Softmax": _softmax,
+    "Softplus": _elementwise(F.softplus),
+    "SpaceToDepth": _space_to_depth,
+    "Split": _split,
+    "Sqrt": _elementwise(torch.sqrt),
+    "Squeeze": _squeezed,
+    "Sub": _fold(operator.sub),
+    "Sum": _fold(operator.add),
+    "Tanh": _elementwise(torch.tanh),
+    "Tile": _tile,
+    "Transpose": _transpose,
+    "Unsqueeze": _squeezed,
+    "Upsample": _resize,
+    "Where": _where,
+}

@@ -1,0 +1,200 @@
+"""Files from elsewhere: what is read is what onnxruntime runs, and what bounds say of it is true."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from etb_plugin import Box, bound
+from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.networks import onnx as files
+from etb_plugin.networks.onnx import read_onnx
+
+RNG = np.random.default_rng(0)
+
+
+def f(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def i(*values):
+    return np.array(values, np.int64)
+
+
+def written(path, nodes, constants, shape, opset=13, kind=TensorProto.FLOAT):
+    """Write a file of `nodes` (operation, inputs, outputs, attributes), from x to y; two blanks leave an input out."""
+    graph = helper.make_graph(
+        [helper.make_node(op, ins.split(" "), outs.split(), **attributes) for op, ins, outs, attributes in nodes],
+        "g",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", kind, ["batch", "outputs"])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), str(path))
+    return path
+
+
+IMAGE, FLAT = [1, 2, 6, 6], [1, 6]
+RANK = {"r": i(1, -1)}
+# name: nodes, constants, input shape, opset. Those on images end in a Reshape to [1, -1].
+CORPUS = {
+    "gemm": ([("Gemm", "x w b", "y", {"transB": 1, "alpha": 0.5})], {"w": f(4, 6), "b": f(4)}, FLAT, 13),
+    "matmul left": ([("MatMul", "w x", "0", {}), ("Relu", "0", "y", {})], {"w": f(4, 6)}, [1, 6, 1], 13),
+    "gather one": ([("Gather", "x k", "0", {"axis": 1}), ("Unsqueeze", "0 a", "y", {})], {"k": np.int64(2), "a": i(1)}, FLAT, 13),
+    "gather some": ([("Gather", "x k", "y", {"axis": 1})], {"k": i(2, 0, -1)}, FLAT, 13),
+    "slice": ([("Slice", "x s e a t", "y", {})], {"s": i(4), "e": i(0), "a": i(1), "t": i(-2)}, FLAT, 13),
+    "slice old": ([("Slice", "x", "y", {"starts": [1], "ends": [100], "axes": [1]})], {}, FLAT, 9),
+    "split": ([("Split", "x s", "a b", {"axis": 1}), ("Concat", "b a", "y", {"axis": 1})], {"s": i(2, 4)}, FLAT, 13),
+    "split old": ([("Split", "x", "a b", {"axis": 1, "split": [3, 3]}), ("Max", "b a", "y", {})], {}, FLAT, 11),
+    "concat constant": ([("Concat", "c x c", "y", {"axis": 1})], {"c": f(1, 2)}, FLAT, 13),
+    "where": ([("Where", "m x c", "y", {})], {"m": np.array([True, False] * 3), "c": f(1, 6)}, FLAT, 13),
+    "expand": ([("Unsqueeze", "x a", "0", {}), ("Expand", "0 s", "1", {}), ("Reshape", "1 r", "y", {})], {"a": i(1), "s": i(1, 3, 6)} | RANK, FLAT, 13),
+    "tile": ([("Tile", "x s", "y", {})], {"s": i(1, 2)}, FLAT, 13),
+    "reduce mean": ([("ReduceMean", "x", "y", {"axes": [2, 3], "keepdims": 0})], {}, IMAGE, 13),
+    "reduce mean new": ([("ReduceMean", "x a", "0", {}), ("Reshape", "0 r", "y", {})], {"a": i(2, 3)} | RANK, IMAGE, 18),
+    "reduce sum": ([("ReduceSum", "x a", "y", {"keepdims": 0})], {"a": i(2, 3)}, IMAGE, 13),
+    "reduce max": ([("ReduceMax", "x", "y", {"axes": [2, 3], "keepdims": 0})], {}, [1, 2, 2, 3], 13),
+    "reduce min": ([("ReduceMin", "x", "0", {"axes": [1]}), ("Flatten", "0", "y", {})], {}, [1, 3, 2], 13),
+    "pow sqrt": ([("Pow", "c two", "0", {}), ("Sqrt", "0", "1", {}), ("Mul", "x 1", "y", {})], {"c": f(1, 6), "two": np.float32(2)}, FLAT, 13),
+    "div": ([("Div", "x c", "y", {})], {"c": f(1, 6)}, FLAT, 13),
+    "sub left": ([("Sub", "c x", "y", {})], {"c": f(6)}, FLAT, 13),
+    "neg abs": ([("Neg", "x", "0", {}), ("Abs", "0", "y", {})], {}, FLAT, 13),
+    "min max": ([("Min", "x c", "0", {}), ("Max", "0 d x", "y", {})], {"c": f(1, 6), "d": f(1, 6)}, FLAT, 13),
+    "clip one-sided": ([("Clip", "x low", "y", {})], {"low": np.float32(0.3)}, FLAT, 13),
+    "clip old": ([("Clip", "x", "y", {"min": -0.5, "max": 0.5})], {}, FLAT, 9),
+    "leaky": ([("LeakyRelu", "x", "y", {"alpha": 0.2})], {}, FLAT, 13),
+    "prelu": ([("PRelu", "x s", "0", {}), ("Reshape", "0 r", "y", {})], {"s": abs(f(2, 1, 1))} | RANK, IMAGE, 13),
+    "prelu elementwise": ([("PRelu", "x s", "0", {}), ("Reshape", "0 r", "y", {})], {"s": abs(f(2, 6, 6))} | RANK, IMAGE, 13),
+    "hard sigmoid": ([("HardSigmoid", "x", "y", {"alpha": 0.3, "beta": 0.4})], {}, FLAT, 13),
+    "sum mean": ([("Sum", "x c x", "0", {}), ("Mean", "0 x", "y", {})], {"c": f(1, 6)}, FLAT, 13),
+    "conv same": ([("Conv", "x w b", "0", {"auto_pad": "SAME_UPPER", "strides": [2, 2]}), ("Reshape", "0 r", "y", {})], {"w": f(3, 2, 3, 3), "b": f(3)} | RANK, IMAGE, 13),
+    "conv uneven pads": ([("Conv", "x w", "0", {"pads": [0, 1, 1, 0]}), ("Reshape", "0 r", "y", {})], {"w": f(3, 2, 3, 3)} | RANK, IMAGE, 13),
+    "conv groups": ([("Conv", "x w", "0", {"group": 2, "dilations": [2, 2]}), ("Relu", "0", "1", {}), ("Flatten", "1", "y", {})], {"w": f(4, 1, 3, 3)}, IMAGE, 13),
+    "conv 1d": ([("Conv", "x w", "0", {"pads": [1, 1]}), ("Flatten", "0", "y", {})], {"w": f(3, 2, 3)}, [1, 2, 6], 13),
+    "conv transpose": ([("ConvTranspose", "x w b", "0", {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}), ("Reshape", "0 r", "y", {})], {"w": f(2, 3, 3, 3), "b": f(3)} | RANK, [1, 2, 3, 3], 13),
+    "batch norm": ([("BatchNormalization", "x s b m v", "0", {"epsilon": 0.1}), ("Flatten", "0", "y", {})], {"s": f(2), "b": f(2), "m": f(2), "v": abs(f(2))}, IMAGE, 13),
+    "max pool": ([("MaxPool", "x", "0", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}), ("Flatten", "0", "y", {})], {}, IMAGE, 13),
+    "average pool": ([("AveragePool", "x", "0", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2]}), ("Flatten", "0", "y", {})], {}, IMAGE, 13),
+    "average pool ceil": ([("AveragePool", "x", "0", {"kernel_shape": [3, 3], "ceil_mode": 1, "strides": [2, 2]}), ("Flatten", "0", "y", {})], {}, IMAGE, 13),
+    "global average": ([("GlobalAveragePool", "x", "0", {}), ("Flatten", "0", "y", {})], {}, IMAGE, 13),
+    "pad": ([("Pad", "x p v", "0", {}), ("Flatten", "0", "y", {})], {"p": i(0, 0, 1, 0, 0, 0, 0, 2), "v": np.float32(0.5)}, IMAGE, 13),
+    "pad reflect": ([("Pad", "x p", "0", {"mode": "reflect"}), ("Flatten", "0", "y", {})], {"p": i(0, 0, 1, 2, 0, 0, 0, 1)}, IMAGE, 13),
+    "pad edge": ([("Pad", "x p", "0", {"mode": "edge"}), ("Flatten", "0", "y", {})], {"p": i(0, 0, 1, 2, 0, 0, 0, 1)}, IMAGE, 13),
+    "resize nearest": ([("Resize", "x  s", "0", {"mode": "nearest"}), ("Flatten", "0", "y", {})], {"s": np.array([1, 1, 2, 1.5], np.float32)}, IMAGE, 13),
+    "resize linear": ([("Resize", "x  s", "0", {"mode": "linear"}), ("Flatten", "0", "y", {})], {"s": np.array([1, 1, 2, 1.5], np.float32)}, [1, 1, 4, 4], 13),
+    "upsample old": ([("Upsample", "x s", "0", {"mode": "nearest"}), ("Flatten", "0", "y", {})], {"s": np.array([1, 1, 2, 2], np.float32)}, IMAGE, 9),
+    "depth to space": ([("DepthToSpace", "x", "0", {"blocksize": 2, "mode": "CRD"}), ("Flatten", "0", "y", {})], {}, [1, 8, 2, 2], 13),
+    "space to depth": ([("SpaceToDepth", "x", "0", {"blocksize": 2}), ("Flatten", "0", "y", {})], {}, IMAGE, 13),
+    "transpose squeeze": ([("Transpose", "x", "0", {"perm": [0, 2, 1]}), ("Squeeze", "0 a", "y", {})], {"a": i(1)}, [1, 6, 1], 13),
+    "shape": ([("Shape", "x", "0", {}), ("Gather", "0 z", "1", {"axis": 0}), ("Unsqueeze", "1 z1", "2", {}), ("Concat", "2 m", "3", {"axis": 0}), ("Reshape", "x 3", "y", {})], {"z": np.int64(0), "z1": i(0), "m": i(-1)}, IMAGE, 13),
+    "cast constant of shape": ([("ConstantOfShape", "s", "0", {}), ("Cast", "0", "1", {"to": 1}), ("Add", "x 1", "y", {})], {"s": i(1, 6)}, FLAT, 13),
+    "identity dropout": ([("Identity", "x", "0", {}), ("Dropout", "0", "y", {})], {}, FLAT, 13),
+}  # fmt: skip
+SMOOTH = {
+    name: ([(name, "x", "y", attributes)], {}, FLAT, opset)
+    for name, attributes, opset in (
+        *(("Sigmoid", {}, 13), ("Tanh", {}, 13), ("Softplus", {}, 13), ("Elu", {"alpha": 0.5}, 13), ("Selu", {}, 13)),
+        *(("Gelu", {}, 20), ("HardSwish", {}, 14), ("Mish", {}, 18), ("Softmax", {"axis": 1}, 13), ("Exp", {}, 13)),
+        *(("Erf", {}, 13), ("Sign", {}, 13)),
+    )
+}
+
+
+def file_of(case, folder):
+    nodes, constants, shape, opset = case
+    return written(folder / "n.onnx", nodes, constants, shape, opset)
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_an_operation_is_read_as_onnxruntime_runs_it_and_bounded_soundly(name, tmp_path):
+    network, shape = read_onnx(file_of(CORPUS[name], tmp_path))  # refuses a difference
+    x = torch.rand(3, *shape)
+    box = Box.around(x, 0.2, clip=None)
+    points = box.lower + (box.upper - box.lower) * torch.rand(200, *x.shape).round()
+    values = torch.stack([network(p) for p in points])
+    for method in ("ibp", "crown"):
+        interval = bound(method, network, box)
+        assert (interval.lower <= values.amin(0) + 1e-4).all()
+        assert (values.amax(0) <= interval.upper + 1e-4).all()
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_what_no_bound_takes_is_read_all_the_same_and_refused_by_name_by_the_bound(name, tmp_path):
+    network, shape = read_onnx(file_of(SMOOTH[name], tmp_path))
+    assert network(torch.rand(2, *shape)).shape == (2, 6)
+    with pytest.raises(UnsupportedLayer, match=r"neither affine nor|multiplies two"):
+        bound("ibp", network, Box.around(torch.rand(1, *shape), 0.1))
+
+
+def test_a_constant_that_two_nodes_share_is_not_taken_for_another(tmp_path):
+    """Counted among torch's buffers, which leave repeats out, the name of the third constant was the second's."""
+    constants = {"b": f(1, 6), "c": f(1, 6), "d": f(1, 6)}
+    nodes = [("Add", "x b", "0", {}), ("Mul", "0 c", "1", {}), ("Add", "1 b", "2", {}), ("Mul", "2 d", "y", {})]
+    network, _ = read_onnx(written(tmp_path / "n.onnx", nodes, constants, FLAT))
+    x = torch.rand(2, 6)
+    want = ((x.numpy() + constants["b"]) * constants["c"] + constants["b"]) * constants["d"]
+    np.testing.assert_allclose(network(x).detach().numpy(), want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_that_came_out_differently_is_refused_with_the_difference(tmp_path, monkeypatch):
+    file = written(tmp_path / "n.onnx", [("Abs", "x", "y", {})], {}, FLAT)
+    monkeypatch.setitem(files.OPERATIONS, "Abs", lambda call: call.x)
+    with pytest.raises(UnsupportedLayer, match=r"was read wrongly: outputs are up to .* onnxruntime differs by"):
+        read_onnx(file)
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(UnsupportedLayer, match=r"was read wrongly: outputs are up to .* onnx differs by"):
+        read_onnx(file)
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        (("LayerNormalization", "x s", "y", {}), r"operation 'y' \(LayerNormalization\) is not taken"),
+        (("InstanceNormalization", "x s s", "y", {}), r"operation 'y' \(InstanceNormalization\) is not taken"),
+        (("ReduceSum", "x z", "y", {}), "works along the batch"),
+        (("MatMul", "x x", "y", {}), "mat1 and mat2|multiplies two|cannot be multiplied"),
+    ],
+)
+def test_what_is_not_taken_is_refused_in_a_line(tmp_path, node, words):
+    shape = [1, 2, 6] if "Norm" in node[0] else FLAT
+    file = written(tmp_path / "n.onnx", [node], {"s": f(6 if node[0].startswith("L") else 2), "z": i(0)}, shape, 17)
+    with pytest.raises(UnsupportedLayer, match=words) as refused:
+        read_onnx(file)
+    assert "\n" not in str(refused.value)
+
+
+class Exported(nn.Module):
+    """What exporters make much of: shapes that are asked for, slices, padding, means, concatenation, upsampling."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding="same"), nn.Conv2d(8, 4, 3, stride=2)
+        self.norm, self.last = nn.BatchNorm2d(4), nn.Linear(4 * 3 * 3 + 4, 5)
+
+    def forward(self, x):
+        h = torch.relu(self.norm(self.first(x)))
+        h = torch.cat([h[:, :, ::2, 1:7:2], nn.functional.max_pool2d(h, 2)[:, :, :, :3].clamp(max=2.0)], 1)
+        h = nn.functional.interpolate(nn.functional.pad(h, (1, 1, 0, 1), value=0.1), scale_factor=2.0)[:, :, :8, :8]
+        h = torch.relu(self.second(h))
+        return self.last(torch.cat([h.reshape(h.size(0), -1), h.mean((2, 3))], 1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("opset", [11, 13, 17, 20])
+@pytest.mark.parametrize("batch", ["fixed", "free"])
+def test_what_torch_exports_is_read(opset, batch, tmp_path):
+    network, x = Exported().eval(), torch.rand(1, 1, 8, 8)
+    axes = {"x": {0: "n"}, "y": {0: "n"}} if batch == "free" else None
+    torch.onnx.export(
+        network, (x,), str(tmp_path / "n.onnx"), dynamo=False, opset_version=opset, input_names=["x"],
+        output_names=["y"], dynamic_axes=axes,
+    )  # fmt: skip
+    back, shape = read_onnx(tmp_path / "n.onnx")
+    x = torch.rand(3, *shape)
+    torch.testing.assert_close(back(x), network(x), rtol=1e-4, atol=1e-5)
+    box = Box.around(x, 0.01)
+    for name in ("ibp", "crown"):
+        mine, theirs = bound(name, network, box), bound(name, back, box)
+        assert (mine.lower - theirs.lower).abs().max() < 1e-3
