@@ -116,6 +116,18 @@ TAKEN = {
     "upsampled": lambda: image(
         lambda s, x: s.out(s.u(torch.relu(s.a(x))).flatten(1)), 256, u=nn.Upsample(scale_factor=2)
     ),
+    "interpolated": lambda: image(
+        lambda s, x: s.out(F.interpolate(torch.relu(s.a(x)), size=(5, 5), mode="bilinear").flatten(1)), 100
+    ),
+    "expanded and repeated": lambda: dense(
+        lambda s, x: s.out(torch.relu(s.a(x)).unsqueeze(1).expand(-1, 2, -1).mean(1).repeat(1, 2)[:, :8])
+    ),
+    "transposed convolution": lambda: image(
+        lambda s, x: s.out(torch.relu(F.conv_transpose2d(s.a(x), s.w, s.b, 2, 1)).flatten(1)),
+        98,
+        w=torch.randn(4, 2, 3, 3),
+        b=torch.randn(2),
+    ),
     "shuffled": lambda: image(lambda s, x: s.out(s.p(torch.relu(s.a(x))).flatten(1)), 64, p=nn.PixelShuffle(2)),
 }
 
