@@ -36,6 +36,10 @@ class Stopped(EtbError):
         self.status = 128 + number
 
 
+class OutOfTime(EtbError):
+    """The time that `stopping.until` gave is over."""
+
+
 class SoundnessError(EtbError):
     """A sound bound and an attack contradict each other: a bug in the code."""
 

@@ -1,15 +1,39 @@
-"""What SIGINT and SIGTERM do to long work: it stops where it can be resumed from. A second signal ends at once."""
+"""What stops long work: signals, after which it is resumed, and deadlines, which loops ask for between their steps."""
 
+import contextlib
+import math
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from etb_plugin.errors import Stopped
+from etb_plugin.errors import OutOfTime, Stopped
+
+# Of the context, not of the process: what a deadline is for stands far above the loops that ask, and between them are
+# bounds that know nothing of time.
+_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
+
+
+@contextlib.contextmanager
+def until(moment: float) -> Iterator[None]:
+    """Within the context `check_time` raises OutOfTime once time.monotonic() is past `moment`, or an outer one."""
+    token = _deadline.set(min(moment, _deadline.get()))
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def check_time() -> None:
+    """Raise OutOfTime where a deadline is over. Long loops ask between blocks of rows, or steps."""
+    if time.monotonic() > _deadline.get():
+        raise OutOfTime("out of time")
 
 
 class StopSignals:
-    """While the context holds, one of the signals is kept until `check` is asked."""
+    """While the context holds, SIGINT or SIGTERM is kept until `check` is asked. A second one ends at once."""
 
     def __init__(self, numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> None:
         self._numbers = numbers

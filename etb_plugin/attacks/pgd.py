@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from etb_plugin.bounds import Box
 from etb_plugin.errors import ConfigError
+from etb_plugin.stopping import check_time
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -189,6 +190,7 @@ def gradient_of(
     network: nn.Module, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of the loss at x, [batch, *input], and the logits. Weights take no gradient."""
+    check_time()
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits = network(x)

@@ -11,6 +11,7 @@ from etb_plugin.graph.ends import examples_at_once
 from etb_plugin.graph.graph import Ends, Graph
 from etb_plugin.graph.regions import Region
 from etb_plugin.graph.relaxation import Relaxation
+from etb_plugin.stopping import check_time
 
 TAKES = "affine and elementwise piecewise linear layers and max pooling, in any graph; boxes and balls"
 
@@ -46,10 +47,10 @@ def in_blocks(graph: Graph, bounded: Callable[[Region, Tensor], tuple[Tensor, Te
         check_spec(spec, graph.classes)
         rows = identity_rows(region.center, graph.classes) if spec is None else spec.to(region.center.dtype)
         at_once = examples_at_once(graph, region, 2 * rows.shape[1])
-        parts = [
-            bounded(region[i : i + at_once], rows if spec is None else rows[i : i + at_once])
-            for i in range(0, len(region), at_once)
-        ]
+        parts = []
+        for i in range(0, len(region), at_once):
+            check_time()
+            parts.append(bounded(region[i : i + at_once], rows if spec is None else rows[i : i + at_once]))
         lower, upper = (torch.cat(ends) if len(parts) > 1 else ends[0] for ends in zip(*parts, strict=True))
         return lower.expand(len(region), -1), upper.expand(len(region), -1)
 

@@ -21,6 +21,7 @@ from etb_plugin.graph.affine import Affine, Linear, Reshape, Sum
 from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.regions import Box
 from etb_plugin.graph.relaxation import Hinge, Relaxation
+from etb_plugin.stopping import check_time
 
 Vector = NDArray[np.float64]
 Maps = Mapping[int, sparse.csr_matrix]
@@ -81,8 +82,9 @@ def _matrix(graph: Graph, i: int, like: torch.Tensor) -> sparse.csr_matrix:
     if isinstance(operation, Linear) and len(out) == 1:
         return sparse.csr_matrix(_numbers(operation.weight()))
     parts = []
-    widest = max(shape.numel() for shape in shapes)
+    widest = max(shape.numel() for shape in (out, *shapes))
     for some in torch.arange(out.numel(), device=like.device).split(max(1, _ENTRIES_AT_ONCE // widest)):
+        check_time()
         rows = F.one_hot(some, out.numel()).to(like).view(1, -1, *out)
         reached = [_numbers(part[0].flatten(1)) for part in operation.transpose(rows, shapes)]
         parts.append(sparse.csr_matrix(np.concatenate(reached, 1)))
@@ -108,6 +110,7 @@ def build_program(relaxation: Relaxation, maps: Maps) -> Program:
     values = [(sparse.eye(inputs, columns, format="csr"), np.zeros(inputs))]
     defining = []  # rows v - (map of the columns) = constant, one block for each hinge
     for i, node in enumerate(graph.nodes[1:], start=1):
+        check_time()
         operands = [values[j] for j in node.inputs]
         if isinstance(node.operation, PiecewiseLinear):
             matrix, constant = operands[0]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from etb_plugin.graph.rows import Rows, Window
+from etb_plugin.stopping import check_time
 
 
 class Affine(ABC):
@@ -219,9 +220,10 @@ class Dense(Affine):
         """Return of(A) times `values`, the sum over the inputs."""
         shapes = [value.shape[1:] for value in values]
         out = self.function(*(torch.zeros_like(value) for value in values)).shape[1:]
-        widest = max(shape.numel() for shape in shapes)
+        widest = max(shape.numel() for shape in (out, *shapes))
         parts = []
         for units in torch.arange(out.numel(), device=values[0].device).split(max(1, 2**24 // widest)):
+            check_time()
             rows = F.one_hot(units, out.numel()).to(values[0].dtype).view(1, -1, *out)
             reached = self.transpose(rows, shapes)
             parts.append(

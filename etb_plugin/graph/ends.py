@@ -17,6 +17,7 @@ from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.regions import Region
 from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, optimized
 from etb_plugin.graph.rows import Rows, Window
+from etb_plugin.stopping import check_time
 
 _ROUNDING = 1e-9
 """How far apart, relative to their size, two ends of a point may be rounded in float64."""
@@ -151,6 +152,7 @@ def dual_ends(graph: Graph, region: Region) -> dict[int, tuple[Tensor, Tensor]]:
         low, high = [], []
         at_once = max(1, _block(region.center) // (row_size(graph, source, region.center) * places * batch))
         for some in rows.values.split(at_once, 1):
+            check_time()
             lower, upper, _, _ = relaxation.between({source: rows.with_values(some)})
             low.append(lower)
             high.append(upper)
@@ -237,6 +239,7 @@ def _of_units(
     kept: list[Mapping[Hinge, Tensor]] = []
     keeping = search.steps and search.start is None and len(unstable) == 1 and len(units) * size <= _KEPT
     for owner, unit in zip(owners.split(at_once), units.split(at_once), strict=True):
+        check_time()
         if twice:
             part, slopes = checkpoint(bounded, owner, unit, use_reentrant=False)
         else:

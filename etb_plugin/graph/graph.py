@@ -19,6 +19,7 @@ from etb_plugin.graph.activations import PiecewiseLinear
 from etb_plugin.graph.affine import Affine, Conv, Linear
 from etb_plugin.graph.regions import Ball, Region
 from etb_plugin.graph.rows import Rows
+from etb_plugin.stopping import check_time
 
 Through = Callable[[int, PiecewiseLinear, Rows], tuple[Tensor, Tensor | None]]
 """(position, activation, rows of its output) -> values of rows of its input, and the constant that goes with them,
@@ -123,7 +124,9 @@ class Graph:
         before it is affine, or made so by a rule `through` that adds no constants. Some units' rows at a time."""
         like, shape = region.center, self.nodes[position].shape
         parts = []
-        for units in torch.arange(shape.numel(), device=like.device).split(max(1, _VALUES_AT_ONCE // like.numel())):
+        at_once = max(1, _VALUES_AT_ONCE // max(like.numel(), shape.numel()))
+        for units in torch.arange(shape.numel(), device=like.device).split(at_once):
+            check_time()
             rows = F.one_hot(units, shape.numel()).to(like.dtype).view(1, -1, *shape)
             reached, _ = self.backward({position: Rows(rows)}, through, shifts=False)
             parts.append(region.deviation(reached[0].values))

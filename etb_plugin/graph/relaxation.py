@@ -20,6 +20,7 @@ from etb_plugin.graph.activations import PiecewiseLinear
 from etb_plugin.graph.graph import Ends, Graph, reach
 from etb_plugin.graph.regions import Box, Region
 from etb_plugin.graph.rows import Rows, Tables, dot, summed, weighed_sum
+from etb_plugin.stopping import check_time
 
 Hinge = tuple[int, int]
 """An activation's position in the graph, and the number of one of its hinges."""
@@ -331,6 +332,7 @@ def optimized(
             for _ in range(steps):
                 if bool((best > enough).all()):
                     break
+                check_time()
                 # The first values are those of `start`; what is behind a step is taken with the next one.
                 value = relaxation.below(rows, choice).value
                 best = torch.maximum(best, value.detach())

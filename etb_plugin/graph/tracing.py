@@ -5,12 +5,13 @@ network trains. What is neither affine nor piecewise linear is refused here, by 
 a graph that does not compute its network, on points in and far around the range of data, is refused too.
 
 fx and not torch.export: export makes in-place operations functional and leaves few operations, but takes seconds for a
-network that fx traces in milliseconds, and every call of `bound` traces. What fx reads wrongly (a view changed in
+network that fx traces in milliseconds. What fx reads wrongly (a view changed in
 place) the comparison of the values finds.
 """
 
 import itertools
 import operator
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -38,6 +39,10 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
     the batch.
     """
     refuse_training_mode(network)
+    structure = input_shape, _structure(network)
+    known = _traced.get(network)
+    if known is not None and known[0] == structure:
+        return known[1]
     try:
         module = fx.symbolic_trace(network)
     except Exception as error:
@@ -47,7 +52,27 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
         ) from error
     graph = _Builder(module, input_shape).graph()
     check_values(graph, network, example_input(network, input_shape))
+    _traced[network] = structure, graph
     return graph
+
+
+_traced: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, Graph]]" = weakref.WeakKeyDictionary()
+"""What was traced last of each network, as long as that lives: a loop that calls `bound` traces once."""
+
+
+def _structure(network: nn.Module) -> list[Any]:
+    """Return what a trace of `network` depends on: its modules, their plain attributes, and which tensors they hold."""
+    found: list[Any] = []
+    for name, module in network.named_modules():
+        plain = tuple(
+            (key, repr(value) if isinstance(value, bool | int | float | str | list | tuple | dict) else id(value))
+            for key, value in vars(module).items()
+            if not key.startswith("_")
+        )
+        tensors = [*module._parameters.values(), *module._buffers.values()]
+        held = tuple(None if t is None else (id(t), t.dtype, t.device, t.shape) for t in tensors)
+        found.append((name, id(module), type(module), plain, held))
+    return found
 
 
 def refuse_training_mode(network: nn.Module) -> None:

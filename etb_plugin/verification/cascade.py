@@ -4,7 +4,9 @@ A *case* is a problem with what is known of it so far. Stages that take a batch 
 take a case at a time, and share its seconds. A new stage is one entry of `_ALONE` or, being a sound bound, none.
 """
 
+import contextlib
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,10 +18,11 @@ from etb_plugin.attacks import Pgd, falsify
 from etb_plugin.bounds import PreparedBound, get_bound, prepare_lower
 from etb_plugin.bounds.program import Maps, affine_maps
 from etb_plugin.bounds.solvers import check_solver
-from etb_plugin.errors import ConfigError, UnsupportedLayer
+from etb_plugin.errors import ConfigError, OutOfTime, UnsupportedLayer
 from etb_plugin.graph.ends import crown_ends, tightened
 from etb_plugin.graph.relaxation import Choice, Relaxation
 from etb_plugin.graph.tracing import trace
+from etb_plugin.stopping import until
 from etb_plugin.verification.branch import search
 from etb_plugin.verification.exact import Decider
 from etb_plugin.verification.problem import Problem, Verdict, proved_parts, stacked
@@ -106,14 +109,18 @@ class Cascade:
         self.decide_alone(case)
         return case
 
-    def decide_together(self, cases: Sequence[Case]) -> None:
-        """Put cases of one form through the attack and the sound bounds, each on what is left."""
+    def decide_together(self, cases: Sequence[Case], deadline: float = math.inf) -> None:
+        """Put cases of one form through the attack and the sound bounds, each on what is left. Before a `deadline` of
+        time.monotonic() each has half of what is left, and the last stage of all the whole; what runs out is left
+        out."""
         for name in self.together:
             left = [case for case in cases if case.verdict is Verdict.UNKNOWN]
             if not left:
                 return
-            begun = time.perf_counter()
-            self._attack(left) if name == "pgd" else self._bound(self._bounds[name], left)
+            begun, now = time.perf_counter(), time.monotonic()
+            share = 1.0 if name == self.settings.stages[-1] else 0.5
+            with contextlib.suppress(OutOfTime), until(now + share * (deadline - now)):
+                self._attack(left) if name == "pgd" else self._bound(self._bounds[name], left)
             for case in left:
                 case.seconds[name] = (time.perf_counter() - begun) / len(left)
                 if case.verdict is not Verdict.UNKNOWN:
@@ -126,13 +133,18 @@ class Cascade:
             return
         deadline = time.monotonic() + (self.settings.seconds if seconds is None else seconds)
         begun = time.perf_counter()
-        decider = self._decider(case)
+        try:
+            with until(deadline):
+                decider = self._decider(case)
+        except OutOfTime:
+            return
         for number, name in enumerate(names):
             if case.verdict is not Verdict.UNKNOWN:
                 break
             share = _SHARES[name] / sum(_SHARES[other] for other in names[number:])
             now = time.monotonic()
-            _ALONE[name](decider, case, now + share * (deadline - now))
+            with contextlib.suppress(OutOfTime), until(deadline):
+                _ALONE[name](decider, case, now + share * (deadline - now))
             if case.verdict is not Verdict.UNKNOWN:
                 case.by = name
             case.seconds[name] = time.perf_counter() - begun
@@ -186,6 +198,10 @@ def takers(
     """
     check_stages(settings)
     left_out: dict[str, str] = {}
+    with contextlib.suppress(UnsupportedLayer):
+        for network in networks:
+            Cascade(network, input_shape, settings)
+        return settings, left_out
     for stage in settings.stages:
         try:
             for network in networks:

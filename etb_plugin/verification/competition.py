@@ -41,6 +41,7 @@ class PropertyCheck:
     """
 
     def __init__(self, network: Path, vnnlib: Path, settings: Settings, *, drop: bool) -> None:
+        self._begun = time.monotonic()
         if network.suffix != ".onnx":
             raise ConfigError(f"{network}: a property is about an ONNX network; etb export --onnx writes one")
         self._network, shape = read_onnx(network)
@@ -51,13 +52,14 @@ class PropertyCheck:
         self._cascade = Cascade(self._network, shape, self.settings)
 
     def run(self) -> Answer:
-        """Return what is known after the settings' seconds, for all boxes of the property together."""
-        begun = time.monotonic()
+        """Return what is known after the settings' seconds, for all boxes of the property together. What reading and
+        checking the files took counts among them."""
+        begun = self._begun
         deadline = begun + self.settings.seconds
         by, word = None, "unsat"
         for problem in self.problems:
             case = Case.of(problem)
-            self._cascade.decide_together([case])
+            self._cascade.decide_together([case], deadline)
             left = deadline - time.monotonic()
             if left > 0:
                 self._cascade.decide_alone(case, left)

@@ -1,6 +1,8 @@
 """Networks as users write them: bounded soundly, or refused in one line that says why. Nothing is read wrongly."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -200,3 +202,37 @@ def test_batch_norm_is_folded_into_the_layer_before_it():
     ).eval()  # fmt: skip
     x = torch.rand(4, 6)
     torch.testing.assert_close(trace(shared, torch.Size((6,))).values(x)[-1], shared(x))
+
+
+def test_a_network_is_traced_once_as_long_as_its_structure_stays(monkeypatch):
+    network, box = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(0.1), nn.Linear(6, 3)), Box.around(torch.rand(2, 4), 0.1)
+    traces = []
+    original = torch.fx.symbolic_trace
+    monkeypatch.setattr(torch.fx, "symbolic_trace", lambda net: traces.append(net) or original(net))
+    first = bound("ibp", network, box).lower
+    with torch.no_grad():
+        network[0].weight.mul_(2)  # weights are read live
+    assert not torch.equal(bound("crown", network, box).lower, first)
+    assert len(traces) == 1
+    for change in (
+        lambda: setattr(network[1], "negative_slope", 0.3),
+        lambda: setattr(network[0], "weight", nn.Parameter(torch.rand(6, 4))),
+        lambda: network.append(nn.ReLU()),
+        lambda: network.__setitem__(1, nn.ReLU()),
+    ):
+        change()
+        before = len(traces)
+        interval = bound("ibp", network, box)
+        assert len(traces) == before + 1
+        points = box.lower + (box.upper - box.lower) * torch.rand(100, 2, 4)
+        assert (interval.lower <= network(points) + 1e-5).all()
+        assert (network(points) <= interval.upper + 1e-5).all()
+
+
+def test_what_was_traced_does_not_keep_a_network_alive():
+    network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    bound("ibp", network, Box.around(torch.rand(2, 4), 0.1))
+    gone = weakref.ref(network)
+    del network
+    gc.collect()
+    assert gone() is None
