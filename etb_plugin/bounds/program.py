@@ -8,11 +8,11 @@ Everything is float64; `solvers` solves it.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Size
 from torch.nn import functional as F
 
@@ -23,8 +23,11 @@ from etb_plugin.graph.regions import Box
 from etb_plugin.graph.relaxation import Hinge, Relaxation
 from etb_plugin.stopping import check_time
 
+if TYPE_CHECKING:
+    from scipy import sparse
+
 Vector = NDArray[np.float64]
-Maps = Mapping[int, sparse.csr_matrix]
+Maps = Mapping[int, "sparse.csr_matrix"]
 """The matrices of a graph's affine maps, by position: what does not depend on the box."""
 
 _ENTRIES_AT_ONCE = 2**23
@@ -48,10 +51,10 @@ class Program:
 
     lower: Vector
     upper: Vector
-    matrix: sparse.csr_matrix
+    matrix: "sparse.csr_matrix"
     row_lower: Vector
     row_upper: Vector
-    outputs: sparse.csr_matrix
+    outputs: "sparse.csr_matrix"
     constants: Vector
     inputs: int
     units: tuple[Unit, ...]
@@ -71,8 +74,10 @@ def affine_maps(graph: Graph, like: torch.Tensor) -> Maps:
     return {i: _matrix(graph, i, like) for i, node in enumerate(graph.nodes) if isinstance(node.operation, Affine)}
 
 
-def _matrix(graph: Graph, i: int, like: torch.Tensor) -> sparse.csr_matrix:
+def _matrix(graph: Graph, i: int, like: torch.Tensor) -> "sparse.csr_matrix":
     """Return the matrix [out, in] of an affine map, its inputs side by side."""
+    from scipy import sparse  # half a second: only here
+
     node = graph.nodes[i]
     operation, out = node.operation, node.shape
     assert isinstance(operation, Affine)
@@ -93,6 +98,8 @@ def _matrix(graph: Graph, i: int, like: torch.Tensor) -> sparse.csr_matrix:
 
 def build_program(relaxation: Relaxation, maps: Maps) -> Program:
     """Return the program of a relaxation over one box (a batch of 1). The tighter its ends, the smaller it is."""
+    from scipy import sparse  # half a second: only here
+
     graph, box = relaxation.graph, relaxation.region
     assert isinstance(box, Box)
     inputs = box.shape.numel()
@@ -158,7 +165,9 @@ def build_program(relaxation: Relaxation, maps: Maps) -> Program:
     )
 
 
-def _picked(rows: Iterable[int], columns: list[int], shape: tuple[int, int]) -> sparse.csr_matrix:
+def _picked(rows: Iterable[int], columns: list[int], shape: tuple[int, int]) -> "sparse.csr_matrix":
+    from scipy import sparse  # half a second: only here
+
     return sparse.csr_matrix((np.ones(len(columns)), (list(rows), columns)), shape)
 
 

@@ -7,8 +7,6 @@ from enum import StrEnum
 from statistics import fmean, stdev
 from typing import Literal
 
-from scipy.special import stdtrit
-
 from etb_plugin.experiment import changed_text, eps_text
 from etb_plugin.results import Result
 
@@ -146,6 +144,8 @@ def _figure(column: Column, seeds: Sequence[Result], spread: Spread) -> Figure |
     if len(values) > 1:
         beside = stdev(values)
         if spread == "interval":
+            from scipy.special import stdtrit  # only here: it takes a while
+
             beside *= float(stdtrit(len(values) - 1, 0.975)) / math.sqrt(len(values))
     if column.kind is Kind.COST:
         return Figure(mean, beside, len(values), _cost(column.key, mean))

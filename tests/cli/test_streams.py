@@ -55,7 +55,7 @@ def test_a_property_is_answered_by_its_verdict_alone(said):
     [
         ("compare", "--methods", "nominal,ibp", *QUICK, "--out", "both"),
         ("verify", "mine", "--images", "0:4", "--time-limit", "2"),
-        ("study", "toy-2d"),
+        ("study",),
         ("models",),
         ("methods", "crown"),
     ],
