@@ -139,6 +139,7 @@ def test_printed_lines_do_the_cells_and_the_comparison_finds_them(folder):
 
 
 def test_ray_loses_a_worker_and_the_driver_and_ends_with_the_same_figures(folder):
+    pytest.importorskip("ray")
     run = folder / "ray"
     arguments = ("--out", "ray", "--engine", "ray", "--workers", "2")
     with begun(folder, *arguments) as process:
@@ -166,6 +167,8 @@ def test_ray_loses_a_worker_and_the_driver_and_ends_with_the_same_figures(folder
     ],
 )
 def test_an_engine_that_cannot_work_is_refused_and_nothing_is_written(folder, arguments, message):
+    if "ray" in arguments:
+        pytest.importorskip("ray")
     done = etb("compare", "e.yaml", "--out", "none", *arguments, cwd=folder)
     assert done.returncode == 2
     assert message in done.stderr

@@ -67,6 +67,8 @@ def test_every_study_has_a_small_run_here_and_a_file_of_its_full_size():
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_study_leaves_figures_claims_and_a_plot_and_resumes(name, tmp_path):
+    if name == "masks":
+        pytest.importorskip("art")  # the Square attack
     claims = run(name, tmp_path / "s")
     content = json.loads((tmp_path / "s" / "results.json").read_text())
     assert [c["measured"] for c in content["claims"]] == [c.measured for c in claims]
