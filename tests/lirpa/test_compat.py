@@ -10,6 +10,7 @@ from etb_plugin.lirpa import compat
 
 
 def test_numpys_isin_is_where_auto_lirpa_looks_for_it():
+    compat.apply()  # as when auto_LiRPA arrives
     from numpy.lib.arraysetops import isin
 
     assert isin([1, 2], [2]).tolist() == [False, True]
