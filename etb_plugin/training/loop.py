@@ -234,9 +234,11 @@ def _epoch(
                 (losses.total * (len(part) / len(images))).backward()
                 sums.add(losses, len(part))
         _add_up_gradients(team, weights)
-        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
         if schedule.recipe.gradient_clip is not None:
-            nn.utils.clip_grads_with_norm_(weights, schedule.recipe.gradient_clip, norm)
+            norm = nn.utils.clip_grad_norm_(weights, schedule.recipe.gradient_clip)
+        else:  # torch 2.5 has no name for it alone
+            norms = [torch.linalg.vector_norm(p.grad) for p in weights if p.grad is not None]
+            norm = torch.linalg.vector_norm(torch.stack(norms))
         state.optimizer.step()
         timer.lap()
         sums.step(norm, len(labels))
