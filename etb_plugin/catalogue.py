@@ -55,8 +55,13 @@ def check_spelling(kind: str, name: str) -> None:
         return
     if any(re.fullmatch(entry.keywords.get("pattern", ""), name) for entry in known.values()):
         return
-    if not metadata.entry_points(group=f"etb_plugin.{folder}"):
+    if not others_register(kind):
         raise unknown_name(kind, name, known)
+
+
+def others_register(kind: str) -> bool:
+    """Whether another package registers something of a `kind`, which only the registry knows."""
+    return bool(metadata.entry_points(group=f"etb_plugin.{_REGISTERED[kind][0]}"))
 
 
 def _entries(file: Path, call: str) -> Iterator[Entry]:

@@ -1,5 +1,6 @@
 """What is read off the source is what the registries hold."""
 
+import os
 import subprocess
 import sys
 
@@ -42,3 +43,26 @@ def test_once_a_registry_is_there_it_has_the_last_word(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == "mine\n", done.stderr
+
+
+def test_a_bound_of_another_package_is_listed_and_no_misspelling(tmp_path):
+    """Its entry point stands in the metadata of an installed package: here of a folder on the path."""
+    (tmp_path / "theirs.py").write_text(
+        "from etb_plugin.bounds import register_bound\n\n\n"
+        "@register_bound('theirs', sound=True, differentiable=False, takes='everything')\n"
+        "def theirs(network, input_shape, *, steps=3):\n"
+        '    """Somebody else\'s bound."""\n'
+    )
+    (tmp_path / "theirs-1.dist-info").mkdir()
+    (tmp_path / "theirs-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
+    (tmp_path / "theirs-1.dist-info/entry_points.txt").write_text("[etb_plugin.bounds]\ntheirs = theirs\n")
+    for arguments, said in (("methods", "Somebody else's bound."), ("compare --certify theirs --dry-run", "ibp")):
+        done = subprocess.run(
+            [sys.executable, "-m", "etb_plugin", *arguments.split()],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        )
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout

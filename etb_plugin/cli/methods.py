@@ -1,13 +1,14 @@
 """`etb methods`: what --methods takes."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 
-from etb_plugin.catalogue import catalogue, check_spelling
+from etb_plugin.catalogue import catalogue, check_spelling, others_register
 from etb_plugin.cli import options as o
 from etb_plugin.experiment import changed_text
 
@@ -37,17 +38,30 @@ def command(
     for heading in ("bound", "sound", "gradient", "what it is", "options"):
         bounded.add_column(heading, no_wrap=heading == "bound")
     for bound in catalogue("bound").values():
-        sound = "[bold green]yes[/]" if bound.keywords["sound"] else "[magenta]NO[/]"
-        sound += "".join(f"; not with {option}" for option in bound.keywords.get("unsound_with", ()))
-        options = ", ".join(f"{key}={value}" for key, value in (bound.options or {}).items())
-        gradient = "yes" if bound.keywords["differentiable"] else "no"
-        bounded.add_row(bound.name, sound, gradient, bound.summary, options)
+        promises, unsound_with = bound.keywords, bound.keywords.get("unsound_with", ())
+        row = (promises["sound"], promises["differentiable"], unsound_with, bound.summary, bound.options or {})
+        bounded.add_row(bound.name, *_bound_cells(*row))
+    if others_register("bound"):
+        from etb_plugin.bounds import bounds
+
+        for name, entry in bounds().items():
+            if name not in catalogue("bound"):
+                row = (entry.sound, entry.differentiable, tuple(entry.unsound_with), entry.summary, entry.options)
+                bounded.add_row(name, *_bound_cells(*row))
     o.stdout().print(trained, bounded)
     o.stdout().print(
         "etb methods NAME: a method's source and all its numbers. The toolkits' own bounds: crown:by=auto_LiRPA, "
         "dual:by=convex_adversarial.",
         highlight=False,
     )
+
+
+def _bound_cells(
+    sound: bool, differentiable: bool, unsound_with: tuple[str, ...], summary: str, options: Mapping[str, Any]
+) -> tuple[str, ...]:
+    promise = "[bold green]yes[/]" if sound else "[magenta]NO[/]"
+    promise += "".join(f"; not with {option}" for option in unsound_with)
+    return promise, "yes" if differentiable else "no", summary, ", ".join(f"{k}={v}" for k, v in options.items())
 
 
 def _show(name: str) -> None:

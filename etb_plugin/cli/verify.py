@@ -69,6 +69,7 @@ def command(
     request = o.verification(context)
     from etb_plugin.cli.stopping import StoppableLive
     from etb_plugin.report.table import radius_table, verification_table
+    from etb_plugin.training.allocation import keep_freed_memory
     from etb_plugin.verification import (
         RADIUS_STAGES,
         STAGES,
@@ -78,6 +79,7 @@ def command(
         minimum_radii,
     )
 
+    keep_freed_memory()
     if property_ is not None:
         check = PropertyCheck(weights, property_, cascade_of(request, STAGES), drop=request.stages is None)
         _say_what_is_left_out(check.left_out)

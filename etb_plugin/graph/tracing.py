@@ -5,10 +5,11 @@ network trains. What is neither affine nor piecewise linear is refused here, by 
 a graph that does not compute its network, on points in and far around the range of data, is refused too.
 
 fx and not torch.export: export makes in-place operations functional and leaves few operations, but takes seconds for a
-network that fx traces in milliseconds. What fx reads wrongly (a view changed in
-place) the comparison of the values finds.
+network that fx traces in milliseconds. What fx reads wrongly (a view changed in place) the comparison of the values
+finds.
 """
 
+import contextlib
 import itertools
 import operator
 import weakref
@@ -39,10 +40,13 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
     the batch.
     """
     refuse_training_mode(network)
-    structure = input_shape, _structure(network)
+    example, structure = example_input(network, input_shape), (input_shape, _structure(network))
     known = _traced.get(network)
     if known is not None and known[0] == structure:
-        return known[1]
+        # A forward may read more than a structure shows (a global, an object changed in place): compare values anew.
+        with contextlib.suppress(UnsupportedLayer, RuntimeError):
+            check_values(known[1], network, example)
+            return known[1]
     try:
         module = fx.symbolic_trace(network)
     except Exception as error:
@@ -51,7 +55,7 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
             f"{type(network).__name__} cannot be traced ({why}); its forward must not branch on values"
         ) from error
     graph = _Builder(module, input_shape).graph()
-    check_values(graph, network, example_input(network, input_shape))
+    check_values(graph, network, example)
     _traced[network] = structure, graph
     return graph
 
@@ -61,13 +65,14 @@ _traced: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, Graph]]" = weakref.Wea
 
 
 def _structure(network: nn.Module) -> list[Any]:
-    """Return what a trace of `network` depends on: its modules, their plain attributes, and which tensors they hold."""
+    """Return what a trace of `network` depends on: its modules, their attributes, and which tensors they hold."""
+    internal = vars(nn.Module()).keys() - {"training"}
     found: list[Any] = []
     for name, module in network.named_modules():
         plain = tuple(
             (key, repr(value) if isinstance(value, bool | int | float | str | list | tuple | dict) else id(value))
             for key, value in vars(module).items()
-            if not key.startswith("_")
+            if key not in internal
         )
         tensors = [*module._parameters.values(), *module._buffers.values()]
         held = tuple(None if t is None else (id(t), t.dtype, t.device, t.shape) for t in tensors)

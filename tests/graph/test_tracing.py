@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -227,6 +228,30 @@ def test_a_network_is_traced_once_as_long_as_its_structure_stays(monkeypatch):
         points = box.lower + (box.upper - box.lower) * torch.rand(100, 2, 4)
         assert (interval.lower <= network(points) + 1e-5).all()
         assert (network(points) <= interval.upper + 1e-5).all()
+
+
+class Configured(nn.Module):
+    """Reads a private number, and an object that can be changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self._scale, self.settings = nn.Linear(4, 3), 1.0, SimpleNamespace(shift=0.0)
+
+    def forward(self, x):
+        return self._scale * torch.relu(self.layer(x)) + self.settings.shift
+
+
+def test_what_a_structure_does_not_show_is_noticed_all_the_same():
+    network, box = Configured(), Box.around(torch.rand(2, 4), 0.1)
+    for change in (
+        lambda: None,
+        lambda: setattr(network, "_scale", 2.0),
+        lambda: setattr(network.settings, "shift", 5.0),
+    ):
+        change()
+        interval, value = bound("ibp", network, box), network(box.center)
+        assert (interval.lower <= value + 1e-5).all()
+        assert (value <= interval.upper + 1e-5).all()
 
 
 def test_what_was_traced_does_not_keep_a_network_alive():
