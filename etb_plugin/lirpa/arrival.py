@@ -24,18 +24,21 @@ class _Finder(MetaPathFinder):
         if name != "auto_LiRPA":
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
             sys.meta_path.insert(0, self)
+        if spec is None or spec.loader is None:
             return None
-        from etb_plugin.lirpa import compat
-
-        compat.apply()
         run = spec.loader.exec_module
 
-        def exec_module(module: ModuleType) -> None:
+        def exec_module(module: ModuleType) -> None:  # not before: whoever looks for it need not import it
+            from etb_plugin.lirpa import compat
+
+            compat.apply()
             run(module)
             _arrived(module)
+            sys.meta_path.remove(self)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

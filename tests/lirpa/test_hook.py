@@ -108,6 +108,10 @@ ORDERS = {
         "runpy.run_path({compat!r})['apply']()\n"  # what 0.3 needs to be imported at all beside today's numpy
         "import auto_LiRPA\nassert 'etb_plugin' not in sys.modules\nimport etb_plugin\n"
     ),
+    "looked for first": (
+        "import etb_plugin\nfrom importlib.util import find_spec\n"
+        "assert find_spec('auto_LiRPA') and find_spec('auto_LiRPA')\nimport auto_LiRPA\n"
+    ),
     "from within": "import etb_plugin\nfrom auto_LiRPA.bound_general import BoundedModule as same\n",
 }
 
