@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.bounds.program import affine_maps, build_program
+from etb_plugin.bounds.program import affine_maps, build_program, refuse_smooth
 from etb_plugin.bounds.registry import BoundFunction, register_bound
 from etb_plugin.bounds.solvers import TOLERANCE, check_solver, load
 from etb_plugin.bounds.types import check_spec, identity_rows
@@ -56,7 +56,9 @@ def by_program(
     check_solver(solver)
     if time_limit is not None and not time_limit > 0:
         raise ConfigError(f"time_limit is {time_limit}; it must be positive, in seconds")
-    classes = trace(network, input_shape).classes
+    graph = trace(network, input_shape)
+    refuse_smooth(graph)
+    classes = graph.classes
 
     def apply(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]:
         check_spec(spec, classes)

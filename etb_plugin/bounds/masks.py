@@ -1,6 +1,6 @@
 """The masks of the expected bound: which piece of each activation stays.
 
-A kind of masks gives, for each activation, the point whose piece stays (`PiecewiseLinear.piece`): the paper's
+A kind of masks gives, for each activation, the point whose piece stays (`Activation.piece`): the paper's
 diag(1{u >= 0}) where the point is an upper bound u of the activation's input. Nothing here carries a gradient.
 
 The paper's:
@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 from etb_plugin.errors import ConfigError
-from etb_plugin.graph.activations import PiecewiseLinear
+from etb_plugin.graph.activations import Activation
 from etb_plugin.graph.affine import Affine
 from etb_plugin.graph.graph import Graph, Through
 from etb_plugin.graph.regions import Ball, Region
 from etb_plugin.graph.rows import Rows
 
 Points = dict[int, tuple[Tensor, Tensor | None]]
-"""The arguments of `PiecewiseLinear.piece` for each activation by position, [batch, *features]."""
+"""The arguments of `Activation.piece` for each activation by position, [batch, *features]."""
 Pieces = dict[int, tuple[Tensor, Tensor | None]]
 """Slope and intercept of each activation by position, [batch, *features]; an intercept of None is 0."""
 
@@ -39,7 +39,7 @@ Pieces = dict[int, tuple[Tensor, Tensor | None]]
 def through_pieces(pieces: Pieces) -> Through:
     """Return the rule by which a row passes activations that are replaced by their pieces: times the slope."""
 
-    def through(i: int, activation: PiecewiseLinear, rows: Rows) -> tuple[Tensor, None]:
+    def through(i: int, activation: Activation, rows: Rows) -> tuple[Tensor, None]:
         return rows.values * rows.view(pieces[i][0]), None
 
     return through
@@ -98,7 +98,7 @@ def sketch(graph: Graph, region: Region, projections: int, seed: int) -> Points:
     uses = Counter(j for node in graph.nodes for j in node.inputs)
     for i, node in enumerate(graph.nodes[1:], start=1):
         operation, inputs = node.operation, [columns[j] for j in node.inputs]
-        if isinstance(operation, PiecewiseLinear):
+        if isinstance(operation, Activation):
             points[i] = values[node.inputs[0]] + _estimate(inputs[0], region), None
             pieces[i] = operation.piece(*points[i])
             columns[i] = inputs[0] * pieces[i][0].unsqueeze(1)
@@ -125,7 +125,7 @@ def slope(graph: Graph, region: Region, projections: int, seed: int) -> Points:
     moments = [(region.center, region.variance)]
     for i, node in enumerate(graph.nodes[1:], start=1):
         inputs = [moments[j] for j in node.inputs]
-        if isinstance(node.operation, PiecewiseLinear):
+        if isinstance(node.operation, Activation):
             mean, variance = inputs[0]
             points[i] = mean, variance.sqrt()
             moments.append(node.operation.moments(mean, variance))

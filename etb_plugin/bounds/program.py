@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Size
 from torch.nn import functional as F
 
+from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.graph.activations import PiecewiseLinear
 from etb_plugin.graph.affine import Affine, Linear, Reshape, Sum
 from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.regions import Box
 from etb_plugin.graph.relaxation import Hinge, Relaxation
+from etb_plugin.graph.smooth import Smooth
 from etb_plugin.stopping import check_time
 
 if TYPE_CHECKING:
@@ -67,6 +69,13 @@ class Program:
     def objective(self, row: Vector) -> tuple[Vector, float]:
         """Return `row` [classes] of the outputs as a cost for each column, and the constant beside it."""
         return np.asarray(row @ self.outputs).ravel(), float(row @ self.constants)
+
+
+def refuse_smooth(graph: Graph) -> None:
+    """Raise UnsupportedLayer, naming the layer, for a graph of which there is no program."""
+    for node in graph.nodes:
+        if isinstance(node.operation, Smooth):
+            raise UnsupportedLayer(f"layer {node.name} is smooth; programs are made of piecewise linear layers")
 
 
 def affine_maps(graph: Graph, like: torch.Tensor) -> Maps:

@@ -1,6 +1,7 @@
-"""Activations: elementwise, continuous, piecewise linear functions."""
+"""Activations: elementwise, continuous functions; here the piecewise linear ones, in `smooth` the others."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,36 @@ from torch import Tensor
 Number = float | Tensor
 
 
+class Activation(ABC):
+    """An elementwise, continuous function, as a node of a graph."""
+
+    hinges: Callable[[], Sequence[tuple[float, Number]]]
+    """Where a piecewise linear function changes its slope: a sound bound relaxes, and a branch decides, each hinge by
+    itself. A smooth one has none."""
+
+    @abstractmethod
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the value at `z`."""
+
+    @abstractmethod
+    def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least and the greatest value between `low` and `high`, whether the function rises or not."""
+
+    @abstractmethod
+    def piece(self, z: Tensor, deviation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return slope and intercept of the piece that holds at `z`, or of the tangent there; at a knot, of the piece
+        behind it.
+
+        With a `deviation` they are the means over a normal variable around `z`. An intercept of None is 0.
+        """
+
+    @abstractmethod
+    def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the function of a normal variable."""
+
+
 @dataclass(frozen=True)
-class PiecewiseLinear:
+class PiecewiseLinear(Activation):
     """An elementwise, continuous, piecewise linear function: slope z + offset + sum of change max(z - knot, 0).
 
     `first()` is the slope of the first piece, and each of `hinges()` a knot with the change of slope there, knots
@@ -29,7 +58,6 @@ class PiecewiseLinear:
         return value if intercept is None else value + intercept
 
     def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the least and the greatest value between `low` and `high`, whether the function rises or not."""
         least, greatest = torch.aminmax(torch.stack([self.forward(low), self.forward(high)]), dim=0)
         for knot, _ in self.hinges():
             between = self.forward(torch.minimum(torch.maximum(torch.full_like(low, knot), low), high))
@@ -37,10 +65,6 @@ class PiecewiseLinear:
         return least, greatest
 
     def piece(self, z: Tensor, deviation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return slope and intercept of the piece that holds at `z`; at a knot, of the piece behind it.
-
-        With a `deviation` they are the means over a normal variable around `z`. An intercept of None is 0.
-        """
         slope, intercept = torch.zeros_like(z) + self.first(), torch.full_like(z, self.offset)
         for knot, change in self.hinges():
             beyond = _beyond(z - knot, deviation)
@@ -49,7 +73,6 @@ class PiecewiseLinear:
         return slope, intercept
 
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance of the function of a normal variable."""
         # f = first z + offset + sum of change h, and E[h h'] = E[h_max^2] + |knot - knot'| E[h_max].
         first, hinges = self.first(), self.hinges()
         h = [_hinge_moments(mean - knot, variance) for knot, _ in hinges]

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from etb_plugin.graph.activations import PiecewiseLinear
+from etb_plugin.graph.activations import Activation
 from etb_plugin.graph.affine import Linear
 from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.regions import Region
 from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, optimized
 from etb_plugin.graph.rows import Rows, Window
+from etb_plugin.graph.smooth import Smooth
 from etb_plugin.stopping import check_time
 
 _ROUNDING = 1e-9
@@ -54,7 +55,7 @@ def row_size(graph: Graph, position: int, like: Tensor) -> int:
     start, _ = _rows_of(graph, position, one, one, like)
     widest = 1
 
-    def through(i: int, activation: PiecewiseLinear, rows: Rows) -> tuple[Tensor, Tensor | None]:
+    def through(i: int, activation: Activation, rows: Rows) -> tuple[Tensor, Tensor | None]:
         nonlocal widest
         widest = max(widest, rows.values.numel())
         return rows.values, None
@@ -98,9 +99,11 @@ def crown_ends(graph: Graph, region: Region, *, steps: int = 0, rate: float = 0.
     relaxation, exact, search = Relaxation(graph, region, ends), graph.affine_prefix, _Search(steps=steps, rate=rate)
 
     def tighten(i: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal relaxation
         if exact.get(graph.nodes[i].inputs[0], 2) > 1:
             unstable = _unstable(graph.activations[i], i, low, high, search.choice)
-            low, high, found = _of_units(relaxation.over(ends), i, low, high, unstable, search)
+            relaxation = relaxation.over(ends)
+            low, high, found = _of_units(relaxation, i, low, high, unstable, search)
             if found is not None:
                 slopes[i] = found
             low, high = torch.minimum(low, high), torch.maximum(low, high)  # rounded apart where a range is a point
@@ -131,7 +134,8 @@ def tightened(relaxation: Relaxation, choice: Choice, *, steps: int, start: Tigh
             bounded = torch.zeros(low[0].numel(), dtype=torch.bool, device=low.device)
             bounded[start.slopes[i][0]] = True
             unstable = unstable & bounded.view(1, *low.shape[1:])
-        low, high, found = _of_units(relaxation.over(ends), i, low, high, unstable, search)
+        relaxation = relaxation.over(ends)
+        low, high, found = _of_units(relaxation, i, low, high, unstable, search)
         if found is not None:
             slopes[i] = found
         empty |= (low > high + _ROUNDING * (1 + high.abs())).flatten(1).any(1)
@@ -143,10 +147,10 @@ def dual_ends(graph: Graph, region: Region) -> dict[int, tuple[Tensor, Tensor]]:
     """Return the ends of every activation's input by the rows of every unit, with the chord's slope on both sides
     (Wong and Kolter 2018). Cost: a row for every unit."""
     ends: dict[int, tuple[Tensor, Tensor]] = {}
-    batch = len(region)
+    batch, relaxation = len(region), Relaxation(graph, region, {})
     for i in graph.activations:
         source = graph.nodes[i].inputs[0]
-        relaxation, shape = Relaxation(graph, region, dict(ends)), graph.nodes[source].shape
+        relaxation, shape = relaxation.over(ends), graph.nodes[source].shape
         rows = _every_unit(graph, source, region)
         places = shape[1:].numel() if rows.window is not None else 1
         low, high = [], []
@@ -257,8 +261,11 @@ def _of_units(
     return flat_low.view_as(low), flat_high.view_as(high), all_slopes
 
 
-def _unstable(activation: PiecewiseLinear, i: int, low: Tensor, high: Tensor, choice: Choice) -> Tensor:
-    """Return which units of an activation are undecided and unstable, [batch, *features]."""
+def _unstable(activation: Activation, i: int, low: Tensor, high: Tensor, choice: Choice) -> Tensor:
+    """Return which units of an activation are undecided and unstable, [batch, *features]: of a smooth one, all that
+    may move."""
+    if isinstance(activation, Smooth):
+        return high > low
     found = torch.zeros_like(low, dtype=torch.bool)
     for h, (knot, _) in enumerate(activation.hinges()):
         here = (low < knot) & (high > knot)

@@ -1,4 +1,4 @@
-"""A network as a graph of affine maps and piecewise linear activations, and the two walks over it.
+"""A network as a graph of affine maps and activations, and the two walks over it.
 
 Every front end builds the same `Graph`: `tracing` from a plain `nn.Module`, `etb_plugin.lirpa` from auto_LiRPA's own
 graph. `Graph.forward` walks forward with intervals, `Graph.backward` walks backward with rows. Nothing here knows a
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from etb_plugin.graph.activations import PiecewiseLinear
+from etb_plugin.graph.activations import Activation
 from etb_plugin.graph.affine import Affine, Conv, Linear
 from etb_plugin.graph.regions import Ball, Region
 from etb_plugin.graph.rows import Rows
 from etb_plugin.stopping import check_time
 
-Through = Callable[[int, PiecewiseLinear, Rows], tuple[Tensor, Tensor | None]]
+Through = Callable[[int, Activation, Rows], tuple[Tensor, Tensor | None]]
 """(position, activation, rows of its output) -> values of rows of its input, and the constant that goes with them,
 [groups or 1, number], or None for 0."""
 Tighten = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -38,7 +38,7 @@ class Node:
     """One operation: its name in the network, its inputs by position, its output shape without the batch."""
 
     name: str
-    operation: Affine | PiecewiseLinear | None  # None: the network's input
+    operation: Affine | Activation | None  # None: the network's input
     inputs: tuple[int, ...]
     shape: torch.Size
 
@@ -52,9 +52,9 @@ class Graph:
     """What `relaxation.row_size` has found, by position."""
 
     @cached_property
-    def activations(self) -> dict[int, PiecewiseLinear]:
+    def activations(self) -> dict[int, Activation]:
         """The activations by position."""
-        return {i: n.operation for i, n in enumerate(self.nodes) if isinstance(n.operation, PiecewiseLinear)}
+        return {i: n.operation for i, n in enumerate(self.nodes) if isinstance(n.operation, Activation)}
 
     @property
     def last(self) -> int:
@@ -98,7 +98,7 @@ class Graph:
         values: list[tuple[Tensor, Tensor]] = [(region.center, region.radius)]
         for i, node in enumerate(self.nodes[1:], start=1):
             inputs = [values[j] for j in node.inputs]
-            if isinstance(node.operation, PiecewiseLinear):
+            if isinstance(node.operation, Activation):
                 center, radius = inputs[0]
                 low, high = center - radius, center + radius
                 if tighten is not None:
@@ -156,7 +156,7 @@ class Graph:
                 found[i] = here
                 continue
             shapes = [self.nodes[j].shape for j in node.inputs]
-            if isinstance(node.operation, PiecewiseLinear):
+            if isinstance(node.operation, Activation):
                 assert through is not None
                 values, shift = through(i, node.operation, here)
                 parts = [replace(here, values=values, zeroed=True)]  # a rule's slopes are zero outside an image

@@ -4,7 +4,8 @@ Each hinge max(z - knot, 0) of an activation is relaxed by itself, so that leaky
 their own. Where it is unstable on [low, high] it lies below its chord, and above every line through the knot with a
 slope in [0, 1]. CROWN takes the chord above and slope 0 or 1 below; alpha-CROWN optimises the slope; Wong and Kolter's
 dual takes the chord's slope on both sides, so that one pass gives both ends. Splits and multipliers make bounds of a
-branch (beta-CROWN).
+branch (beta-CROWN). A smooth activation has a line below and one above it (`smooth`), both of which alpha-CROWN
+optimises.
 """
 
 import copy
@@ -16,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etb_plugin.graph.activations import PiecewiseLinear
+from etb_plugin.graph.activations import Activation, PiecewiseLinear
 from etb_plugin.graph.graph import Ends, Graph, reach
 from etb_plugin.graph.regions import Box, Region
 from etb_plugin.graph.rows import Rows, Tables, dot, summed, weighed_sum
+from etb_plugin.graph.smooth import Smooth
 from etb_plugin.stopping import check_time
 
 Hinge = tuple[int, int]
-"""An activation's position in the graph, and the number of one of its hinges."""
+"""An activation's position in the graph, and the number of one of its hinges; of a smooth one 0 is the line below, 1
+the line above."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Choice:
     """What a relaxation may choose for the hinges; a hinge may be missing.
 
     `slopes` are those of the lower lines, in [0, 1], as the rows arrive there ([groups, rows or 1, *features or
-    window]): any choice is sound; CROWN's is the default. `signs` [batch, 1, *features] are the branch: +1 where z >=
+    window]), and of smooth activations' lines how far between the least and the greatest derivative they lie: any
+    choice is sound; CROWN's is the default. `signs` [batch, 1, *features] are the branch: +1 where z >=
     knot, -1 where z <= knot is taken as given, 0 elsewhere. `multipliers` >= 0 [batch, rows or 1, *features] price
     them (beta-CROWN, Wang et al. 2021, equation 8): any choice is sound on the branch.
     """
@@ -98,23 +102,42 @@ def _hinge(low: Tensor, high: Tensor) -> _Hinge:
     return _Hinge(low, high, steep, steep * before)
 
 
-class Relaxation:
-    """A graph relaxed over a region, once the ends of its activations are known."""
+@dataclass(frozen=True)
+class _Line:
+    """A line below or above a smooth activation over its ends, all [batch or 1, *features]."""
 
-    def __init__(self, graph: Graph, region: Region, ends: Ends) -> None:
-        self.graph, self.region, self.ends = graph, region, ends
+    low: Tensor
+    high: Tensor
+    slope: Tensor
+    intercept: Tensor
+
+
+class Relaxation:
+    """A graph relaxed over a region, once the ends of its activations are known. `before`, of the same graph and
+    region, may know some of the lines."""
+
+    def __init__(self, graph: Graph, region: Region, ends: Ends, before: "Relaxation | None" = None) -> None:
+        self.graph, self.region, self.ends = graph, region, dict(ends)
         self._hinges: dict[Hinge, _Hinge] = {}
         self._signed: dict[Hinge, _Hinge] = {}
         self._views: dict[tuple[Hinge, str], Tensor] | None = None
         self._tables: Tables | None = {}
         self._box = (region.center, region.radius) if isinstance(region, Box) else None
         # Made now: blocks of rows that are worked on twice, for a gradient, have to find the same both times.
-        for key, low, high in self.hinges():
-            self._hinges[key] = _hinge(low, high)
+        self._curves: dict[Hinge, _Line] = {}
+        known = {} if before is None else {i: pair for i, pair in before.ends.items() if ends.get(i) is pair}
+        for i, (low, high) in self.ends.items():
+            activation = graph.activations[i]
+            for h, (knot, _) in enumerate(activation.hinges()):
+                self._hinges[i, h] = before._hinges[i, h] if before and i in known else _hinge(low - knot, high - knot)
+            if isinstance(activation, Smooth):
+                for side, sign in enumerate((1, -1)):
+                    line = before._curves[i, side] if before and i in known else None
+                    self._curves[i, side] = line or _Line(low, high, *activation.line(low, high, sign))
 
     def over(self, ends: Ends) -> "Relaxation":
         """Return the same with other ends."""
-        return Relaxation(self.graph, self.region, ends)
+        return Relaxation(self.graph, self.region, ends, self)
 
     def without_tables(self) -> "Relaxation":
         """Return the same for blocks of rows that are worked on twice, and have to do the same both times."""
@@ -140,8 +163,11 @@ class Relaxation:
         choice, arriving = choice or Choice(), {}
         start = {self.graph.last: Rows(rows)} if isinstance(rows, Tensor) else rows
 
-        def through(i: int, activation: PiecewiseLinear, here: Rows) -> tuple[Tensor, Tensor | None]:
+        def through(i: int, activation: Activation, here: Rows) -> tuple[Tensor, Tensor | None]:
             arriving[i] = here
+            if isinstance(activation, Smooth):
+                return self._through_smooth(i, activation, here, choice)
+            assert isinstance(activation, PiecewiseLinear)
             return self._through(i, activation, here, choice)
 
         found, constant = self.graph.backward(start, through)
@@ -153,7 +179,14 @@ class Relaxation:
         (Wong and Kolter 2018), and the linear functions below them: rows at the input and constants."""
         start = {self.graph.last: Rows(rows)} if isinstance(rows, Tensor) else rows
 
-        def through(i: int, activation: PiecewiseLinear, here: Rows) -> tuple[Tensor, Tensor | None]:
+        def through(i: int, activation: Activation, here: Rows) -> tuple[Tensor, Tensor | None]:
+            if isinstance(activation, Smooth):
+                here = here.inside(self.graph.nodes[i].shape[1:])
+                slope, lower, upper = (here.view(line) for line in activation.parallel(*self.ends[i]))
+                positive, negative = here.values.clamp(min=0), here.values.clamp(max=0)
+                least, most = dot(positive, lower) + dot(negative, upper), dot(positive, upper) + dot(negative, lower)
+                return here.values * slope, torch.stack([least, most])
+            assert isinstance(activation, PiecewiseLinear)
             values, shift = self._first_piece(i, activation, here)
             both = None if shift is None else torch.stack([shift, shift])
             for _, knot, hinge, weighed in self._weighed(i, activation, here, {}):
@@ -192,7 +225,7 @@ class Relaxation:
             self._signed[key] = lines
         return lines
 
-    def _view(self, rows: Rows, key: Hinge, lines: _Hinge, name: str) -> Tensor:
+    def _view(self, rows: Rows, key: Hinge, lines: _Hinge | _Line, name: str) -> Tensor:
         value = getattr(lines, name)
         if self._views is not None:
             if (key, name) not in self._views:
@@ -241,6 +274,31 @@ class Relaxation:
             constant = shift if constant is None else constant + shift
         assert values is not None
         return values, constant
+
+    def _through_smooth(self, i: int, activation: Smooth, rows: Rows, choice: Choice) -> tuple[Tensor, Tensor]:
+        """Return `rows` of a smooth activation as rows of its input, and the constant that goes with them."""
+        rows = rows.inside(self.graph.nodes[i].shape[1:])
+        values, constants = [], []
+        for side, sign in enumerate((1, -1)):
+            line, chosen = self._curves[i, side], choice.slopes.get((i, side))
+            if chosen is None:
+                slope, intercept = (self._view(rows, (i, side), line, name) for name in ("slope", "intercept"))
+            else:
+                low, high = (self._view(rows, (i, side), line, name) for name in ("low", "high"))
+                slope = torch.lerp(*activation.slopes(low, high), chosen)
+                intercept = activation.intercept(slope, low, high, sign)
+            mine = sign * torch.relu(sign * rows.values)
+            values.append(mine * slope)
+            constants.append((mine * intercept).flatten(2).sum(2))
+        return values[0] + values[1], constants[0] + constants[1]
+
+    def _shares(self, rows: Rows, key: Hinge) -> Tensor:
+        """Return how far the slope of a line of a smooth activation lies between the least and the greatest one."""
+        activation, line = self.graph.activations[key[0]], self._curves[key]
+        assert isinstance(activation, Smooth)
+        low, high, slope = (self._view(rows, key, line, name) for name in ("low", "high", "slope"))
+        least, most = activation.slopes(low, high)
+        return ((slope - least) / (most - least).clamp(min=torch.finfo(slope.dtype).tiny)).clamp(0, 1)
 
 
 def _times(values: Tensor, factor: float | Tensor) -> Tensor:
@@ -324,6 +382,14 @@ def optimized(
         if key in start.signs:
             price = start.multipliers.get(key, torch.zeros((), dtype=best.dtype, device=best.device))
             prices[key] = price.expand(full).contiguous().clone().requires_grad_()
+    for key in relaxation._curves:
+        if key[0] in lines.arriving:
+            here = lines.arriving[key[0]]
+            with torch.no_grad():
+                first = start.slopes.get(key, relaxation._shares(here, key))
+            full = (len(best), *here.values.shape[1:])
+            slopes[key] = first.expand(full).contiguous().clone().requires_grad_()
+            limits[key] = torch.zeros_like(best[:1, :1]).squeeze(), torch.ones_like(best[:1, :1]).squeeze()
     leaves = [*slopes.values(), *prices.values()]
     choice = Choice(slopes, start.signs, prices, fitting=True)
     if leaves and steps:

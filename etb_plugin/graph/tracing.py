@@ -1,8 +1,8 @@
 """Builds a `Graph` from a plain `nn.Module`, through torch.fx.
 
 Weights, and what is computed from them alone, are read from the module at each use, so a graph stays right while its
-network trains. What is neither affine nor piecewise linear is refused here, by name, before any bound is computed; and
-a graph that does not compute its network, on points in and far around the range of data, is refused too.
+network trains. What is neither affine nor a known activation is refused here, by name, before any work, and a graph
+that does not compute its network, on points in and far around the range of data, is refused too.
 
 fx and not torch.export: export makes in-place operations functional and leaves few operations, but takes seconds for a
 network that fx traces in milliseconds. What fx reads wrongly (a view changed in place) the comparison of the values
@@ -24,9 +24,24 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from etb_plugin.errors import ConfigError, UnsupportedLayer
-from etb_plugin.graph.activations import PiecewiseLinear, Relu, clipped, leaky
+from etb_plugin.graph.activations import Activation, PiecewiseLinear, Relu, clipped, leaky
 from etb_plugin.graph.affine import Affine, Coherent, Conv, Dense, LargerOf, Linear, Reshape, Scale, Sum
+from etb_plugin.graph.composites import composites
 from etb_plugin.graph.graph import Graph, Node
+from etb_plugin.graph.smooth import (
+    ERF,
+    GELU,
+    GELU_TANH,
+    HARD_SWISH,
+    LOG_SIGMOID,
+    MISH,
+    SIGMOID,
+    SILU,
+    TANH,
+    Smooth,
+    elu,
+    softplus,
+)
 
 _PROBE_BATCH = 2  # batch norm refuses a batch of one in some layouts; two also tells batch from features
 _CHECKED_BATCH = 3  # not the probe's: a graph that has taken in the probe's batch is found out
@@ -35,7 +50,7 @@ _CHECKED_BATCH = 3  # not the probe's: a graph that has taken in the probe's bat
 def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
     """Return the graph of `network` for inputs of `input_shape` (without the batch).
 
-    Raises UnsupportedLayer, naming the layer, for an operation that is neither affine nor piecewise linear, and for a
+    Raises UnsupportedLayer, naming the layer, for an operation that is neither affine nor a known activation, and for a
     network that the graph does not compute; ConfigError for a network in training mode whose layers then depend on
     the batch.
     """
@@ -116,7 +131,7 @@ def check_values(graph: Graph, network: Callable[[Tensor], Tensor], like: Tensor
             )
 
 
-_Operation = Affine | PiecewiseLinear
+_Operation = Affine | Activation
 
 
 class _Builder:
@@ -129,13 +144,27 @@ class _Builder:
         self.positions: dict[fx.Node, int] = {}
         self.several: set[fx.Node] = set()  # tuples of values, such as chunks
         self.values: dict[fx.Node, Any] = {}
+        self.composites = composites(module)
 
     def graph(self) -> Graph:
         interpreter = fx.Interpreter(self.module)
         with torch.no_grad():
-            for node in self.module.graph.nodes:
+            for node in self._needed():
                 self._visit(node, interpreter)
         return Graph(tuple(_pruned(_folded(self.nodes))))
+
+    def _needed(self) -> list[fx.Node]:
+        """Return the nodes in order, without what only goes into functions that are known as a whole."""
+        if not self.composites:
+            return list(self.module.graph.nodes)
+        needed, pending = set(), [n for n in self.module.graph.nodes if n.op in ("placeholder", "output")]
+        while pending:
+            node = pending.pop()
+            if node not in needed:
+                needed.add(node)
+                known = self.composites.get(node)
+                pending += node.all_input_nodes if known is None else [known.source]
+        return [n for n in self.module.graph.nodes if n in needed]
 
     def _visit(self, node: fx.Node, interpreter: fx.Interpreter) -> None:
         if node.op == "output":
@@ -146,6 +175,11 @@ class _Builder:
                 raise UnsupportedLayer("the network takes several inputs; bounds take networks of one")
             self.values[node] = self.probe
             self.positions[node] = self.emit(node, None, ())
+            return
+        if node in self.composites:
+            known = self.composites[node]
+            self.values[node] = known.function.forward(self.values[known.source])
+            self.positions[node] = self.emit(node, known.function, (self.positions[known.source],))
             return
         args = fx.map_arg(node.args, lambda n: self.values[n])
         kwargs = fx.map_arg(node.kwargs, lambda n: self.values[n])
@@ -202,7 +236,7 @@ class _Builder:
         elif (kind_of := _CALLS.get(node.target)) is not None:
             return kind_of(self, node, inputs)
         raise UnsupportedLayer(
-            f"layer {self.name(node)} is neither affine nor elementwise piecewise linear; this bound cannot take it"
+            f"layer {self.name(node)} is neither affine nor an elementwise function that is known; no bound takes it"
         )
 
     def _part(self, node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
@@ -586,6 +620,37 @@ def _clamp(builder: _Builder, node: fx.Node, _: Any) -> PiecewiseLinear:
     return clipped(low, high)
 
 
+def _smooth(function: Smooth) -> "_Maker":
+    return lambda builder, node, _: function
+
+
+def _gelu(builder: _Builder, node: fx.Node, layer: Any) -> Smooth:
+    approximate = _argument(node, 1, "approximate", "none") if node.op != "call_module" else layer.approximate
+    return GELU if approximate == "none" else GELU_TANH
+
+
+def _softplus(builder: _Builder, node: fx.Node, layer: Any) -> Smooth:
+    if node.op == "call_module":
+        beta, threshold = layer.beta, layer.threshold
+    else:
+        beta, threshold = _argument(node, 1, "beta", 1.0), _argument(node, 2, "threshold", 20.0)
+    if not (beta > 0 and threshold >= 10):
+        raise UnsupportedLayer(f"layer {builder.name(node)} needs beta > 0 and a threshold of 10 or more")
+    return softplus(float(beta), float(threshold))
+
+
+def _elu(builder: _Builder, node: fx.Node, layer: Any) -> Smooth:
+    return elu(float(layer.alpha if node.op == "call_module" else _argument(node, 1, "alpha", 1.0)))
+
+
+def _celu(builder: _Builder, node: fx.Node, layer: Any) -> Smooth:
+    alpha = float(layer.alpha if node.op == "call_module" else _argument(node, 1, "alpha", 1.0))
+    return elu(alpha, width=alpha)
+
+
+_SELU = elu(1.6732632423543772848170429916717, scale=1.0507009873554804934193349852946)
+
+
 # Affine calls.
 
 
@@ -730,6 +795,17 @@ _LAYERS: dict[Any, _Maker] = {
     nn.PReLU: _prelu,
     nn.Hardtanh: _hardtanh,
     nn.Hardsigmoid: _hard_sigmoid,
+    nn.Sigmoid: _smooth(SIGMOID),
+    nn.Tanh: _smooth(TANH),
+    nn.Softplus: _softplus,
+    nn.GELU: _gelu,
+    nn.SiLU: _smooth(SILU),
+    nn.Mish: _smooth(MISH),
+    nn.ELU: _elu,
+    nn.CELU: _celu,
+    nn.SELU: _smooth(_SELU),
+    nn.LogSigmoid: _smooth(LOG_SIGMOID),
+    nn.Hardswish: _smooth(HARD_SWISH),
     nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d: _max_pool,
     nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d: _average,
     nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d: _gather,
@@ -746,6 +822,18 @@ _CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([torch.prelu, F.prelu, "prelu"], _prelu_call),
     F.hardtanh: _hardtanh_call,
     F.hardsigmoid: _hard_sigmoid,
+    **dict.fromkeys([torch.sigmoid, torch.sigmoid_, F.sigmoid, "sigmoid", "sigmoid_"], _smooth(SIGMOID)),
+    **dict.fromkeys([torch.tanh, torch.tanh_, F.tanh, "tanh", "tanh_"], _smooth(TANH)),
+    **dict.fromkeys([torch.erf, torch.special.erf, "erf"], _smooth(ERF)),
+    F.softplus: _softplus,
+    F.gelu: _gelu,
+    F.silu: _smooth(SILU),
+    F.mish: _smooth(MISH),
+    F.elu: _elu,
+    F.celu: _celu,
+    **dict.fromkeys([F.selu, torch.selu], _smooth(_SELU)),
+    F.logsigmoid: _smooth(LOG_SIGMOID),
+    F.hardswish: _smooth(HARD_SWISH),
     F.relu6: lambda builder, node, _: clipped(0.0, 6.0),
     **dict.fromkeys([torch.clamp, torch.clip, "clamp", "clip", "clamp_", "clip_"], _clamp),
     **dict.fromkeys([torch.clamp_min, "clamp_min"], lambda builder, node, _: _clamp(builder, node, _)),

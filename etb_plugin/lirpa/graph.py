@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from etb_plugin.errors import ConfigError, UnsupportedLayer
-from etb_plugin.graph.activations import PiecewiseLinear, Relu, leaky
+from etb_plugin.graph.activations import Activation, Relu, leaky
 from etb_plugin.graph.affine import Affine, Coherent, Conv, Linear
 from etb_plugin.graph.graph import Graph, Node
+from etb_plugin.graph.smooth import SIGMOID, TANH
 
 
 def convert(module: Any, source: Any) -> Graph:
@@ -50,11 +51,11 @@ def _kind(node: Any) -> str:
     return type(node).__name__.removeprefix("Bound")
 
 
-def _operation(node: Any) -> Affine | PiecewiseLinear:
+def _operation(node: Any) -> Affine | Activation:
     make = _OPERATIONS.get(_kind(node))
     if make is None:
         raise UnsupportedLayer(
-            f"layer {_label(node)} is neither affine nor elementwise piecewise linear; method='expected' cannot take it"
+            f"layer {_label(node)} is neither affine nor an elementwise function that method='expected' takes"
         )
     return make(node)
 
@@ -143,9 +144,11 @@ def _keep(node: Any) -> Affine:
     return Coherent(lambda x: x, homogeneous=True)
 
 
-_OPERATIONS: dict[str, Callable[[Any], Affine | PiecewiseLinear]] = {
+_OPERATIONS: dict[str, Callable[[Any], Affine | Activation]] = {
     "Relu": lambda node: Relu(),
     "LeakyRelu": lambda node: leaky(lambda: node.alpha),
+    "Sigmoid": lambda node: SIGMOID,
+    "Tanh": lambda node: TANH,
     "Linear": _linear,
     "MatMul": _linear,
     "Conv": _conv,

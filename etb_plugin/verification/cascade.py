@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from etb_plugin.attacks import Pgd, falsify
 from etb_plugin.bounds import PreparedBound, get_bound, prepare_lower
-from etb_plugin.bounds.program import Maps, affine_maps
+from etb_plugin.bounds.program import Maps, affine_maps, refuse_smooth
 from etb_plugin.bounds.solvers import check_solver
 from etb_plugin.errors import ConfigError, OutOfTime, UnsupportedLayer
 from etb_plugin.graph.ends import crown_ends, tightened
@@ -90,6 +90,8 @@ class Cascade:
             if name != "pgd" and name not in _ALONE
         }
         self._graph = trace(self.network, shape) if self.alone else None
+        if self._graph is not None:
+            refuse_smooth(self._graph)
         self._maps: Maps | None = None
 
     @property

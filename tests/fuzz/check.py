@@ -17,6 +17,7 @@ from etb_plugin import bound
 from etb_plugin.errors import EtbError
 from etb_plugin.graph.activations import PiecewiseLinear
 from etb_plugin.graph.regions import Ball, Box, Region
+from etb_plugin.graph.smooth import Smooth
 from etb_plugin.graph.tracing import trace
 from tests.fuzz.networks import Case, corners, drawn
 
@@ -40,7 +41,11 @@ def arithmetic(network: nn.Module, region: Region) -> Tensor:
     for node in graph.nodes[1:]:
         assert node.operation is not None
         inputs = [sizes[j] for j in node.inputs]
-        if isinstance(node.operation, PiecewiseLinear):
+        if isinstance(node.operation, Smooth):
+            least, greatest = node.operation.slopes(torch.tensor(-1e3), torch.tensor(1e3))
+            at_zero = node.operation.forward(torch.zeros_like(inputs[0])).abs()
+            sizes.append(inputs[0] * max(-float(least), float(greatest)) + at_zero + node.operation.slack)
+        elif isinstance(node.operation, PiecewiseLinear):
             first, hinges = node.operation.first(), node.operation.hinges()
             slope = torch.as_tensor(first).abs() + sum(torch.as_tensor(change).abs() for _, change in hinges)
             shift = abs(node.operation.offset) + sum(abs(knot) * torch.as_tensor(c).abs().max() for knot, c in hinges)

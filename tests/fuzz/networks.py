@@ -18,7 +18,21 @@ Block = tuple[str, int]
 
 IMAGE = ("conv", "conv", "conv", "activation", "activation", "norm", "average", "largest", "residual", "shift", "join")
 FLAT = ("linear", "linear", "activation", "activation", "norm", "residual", "shift", "join", "product")
-ACTIVATIONS = ("relu", "relu", "relu", "leaky", "falling", "prelu", "hardtanh", "relu6", "abs", "clamp", "hardsigmoid")
+PIECEWISE = ("relu", "relu", "relu", "leaky", "falling", "prelu", "hardtanh", "relu6", "abs", "clamp", "hardsigmoid")
+SMOOTH = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "softplus": lambda x: F.softplus(x, 2.0),
+    "gelu": F.gelu,
+    "gelu-tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "mish": F.mish,
+    "elu": lambda x: F.elu(x, 1.5),
+    "celu": lambda x: F.celu(x, 0.5),
+    "selu": F.selu,
+    "logsigmoid": F.logsigmoid,
+    "hardswish": F.hardswish,
+}
 
 
 class Activation(nn.Module):
@@ -38,6 +52,7 @@ class Activation(nn.Module):
             "abs": torch.abs,
             "clamp": lambda x: x.clamp(max=0.5),
             "hardsigmoid": F.hardsigmoid,
+            **SMOOTH,
         }
         return calls[self.kind](x)
 
@@ -103,7 +118,7 @@ def made(block: Block, shape: torch.Size) -> nn.Module | None:
     elif kind == "linear" and not image:
         layer = nn.Linear(channels, draw.choice([1, 3, 6, 10]), bias=draw.random() < 0.8)
     elif kind == "activation":
-        layer = Activation(draw.choice(ACTIVATIONS), channels)
+        layer = Activation(draw.choice(PIECEWISE if draw.random() < 0.7 else tuple(SMOOTH)), channels)
     elif kind == "norm":
         layer = (nn.BatchNorm2d if image else nn.BatchNorm1d)(channels, affine=draw.random() < 0.8)
         nn.init.uniform_(layer.running_mean, -1, 1)

@@ -84,11 +84,27 @@ def test_a_side_not_asked_for_is_none_and_x_can_be_reused():
     torch.testing.assert_close(lower, again)
 
 
+@pytest.mark.parametrize("layer", [nn.Sigmoid(), nn.Tanh()], ids=["sigmoid", "tanh"])
+def test_smooth_activations_give_what_the_function_gives(layer):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 6), layer, nn.Linear(6, 3)).double()
+    box = Box.around(torch.rand(2, 4, dtype=torch.float64), 0.2)
+    lower, upper = BoundedModule(network, box.center).compute_bounds(x=perturbed(box), method="expected")
+    want = bound("expected", network, box)
+    torch.testing.assert_close(lower, want.lower)
+    torch.testing.assert_close(upper, want.upper)
+
+
 def test_what_it_cannot_take_is_refused_by_name():
     box = Box.around(torch.rand(2, 4), 0.1)
-    sigmoid = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
-    with pytest.raises(UnsupportedLayer, match=r"\(Sigmoid\) is neither affine nor elementwise piecewise linear"):
-        BoundedModule(sigmoid, box.center).compute_bounds(x=perturbed(box), method="expected")
+
+    class Exponential(nn.Module):
+        def forward(self, x):
+            return torch.exp(x)
+
+    exponential = nn.Sequential(nn.Linear(4, 3), Exponential())
+    with pytest.raises(UnsupportedLayer, match=r"\(Exp\) is neither affine nor an elementwise function"):
+        BoundedModule(exponential, box.center).compute_bounds(x=perturbed(box), method="expected")
     ball = (BoundedTensor(box.center, PerturbationLpNorm(norm=3, eps=0.1)),)
     with pytest.raises(ConfigError, match="takes l_inf, l_2 and l_1 balls"):
         BoundedModule(fully_connected(4, 3), box.center).compute_bounds(x=ball, method="expected")

@@ -1,0 +1,142 @@
+"""Smooth activations that a network writes out: x sigmoid(x), x (1 + erf(x / sqrt 2)) / 2, x tanh(softplus(x)), ...
+
+A product of two values has no bound here; one that is an elementwise function of a single earlier value may be a known
+function times a constant. Exporters write GELU and SiLU so. What it is, is told by its values.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from etb_plugin.graph.smooth import GELU, GELU_TANH, HARD_SWISH, MISH, QUICK_GELU, SILU, Smooth
+
+_KNOWN = (SILU, GELU, GELU_TANH, MISH, HARD_SWISH, QUICK_GELU)
+_PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_", operator.truediv, torch.div, "div"}
+_CALLS = _PRODUCTS | {
+    *(operator.add, operator.iadd, torch.add, "add", "add_", operator.sub, torch.sub, "sub", operator.neg, torch.neg),
+    *(operator.pow, torch.pow, "pow", torch.square, "square", torch.erf, torch.special.erf, "erf"),
+    *(torch.tanh, F.tanh, "tanh", torch.sigmoid, F.sigmoid, "sigmoid", F.softplus, F.hardsigmoid, F.relu6),
+    *(torch.clamp, torch.clip, "clamp", "clip", F.hardtanh, torch.relu, F.relu),
+}
+_LAYERS = nn.Tanh | nn.Sigmoid | nn.Softplus | nn.Hardsigmoid | nn.ReLU6 | nn.Hardtanh | nn.ReLU
+
+
+_GRID = torch.linspace(-8, 8, 801, dtype=torch.float64)
+_FAR = torch.tensor([-1e5, -1e4, 1e4, 1e5], dtype=torch.float64)
+_AGREEMENT = 1e-5
+"""How far a function may be from the known one, relative to its largest value: constants are written in few digits."""
+
+
+@dataclass(frozen=True)
+class Composite:
+    """A node that is a function of the value at `source`."""
+
+    source: fx.Node
+    function: Smooth
+
+
+def composites(module: fx.GraphModule) -> dict[fx.Node, Composite]:
+    """Return the nodes of a graph that are known functions written out, of each the last one."""
+    order = {node: i for i, node in enumerate(module.graph.nodes)}
+    products = [n for n in order if n.op in ("call_function", "call_method") and n.target in _PRODUCTS]
+    dependent: set[fx.Node] = set()
+    for node in order:
+        if node.op == "placeholder" or any(n in dependent for n in node.all_input_nodes):
+            dependent.add(node)
+    found: dict[fx.Node, Composite] = {}
+    inner: set[fx.Node] = set()
+    for node in reversed(products):
+        if node in inner:
+            continue
+        within: set[fx.Node] = set()
+        open_ends, joined = {node}, False
+        while open_ends:
+            last = max(open_ends, key=order.__getitem__)
+            if joined and len(open_ends) == 1:
+                match = _named(module, node, last, within)
+                if match is not None:
+                    found[node] = match
+                    inner |= within
+                    break
+            if not _elementwise(module, last):
+                break
+            before = [n for n in last.all_input_nodes if n in dependent]
+            joined = joined or len(before) > 1
+            open_ends = (open_ends - {last}) | set(before)
+            within.add(last)
+    return found
+
+
+def _elementwise(module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), _LAYERS)
+    return node.op in ("call_function", "call_method") and node.target in _CALLS
+
+
+def _named(module: fx.GraphModule, node: fx.Node, source: fx.Node, within: set[fx.Node]) -> Composite | None:
+    """Return what `node` is as a function of `source`, by its values; None where it is none that is known."""
+
+    def value(z: Tensor) -> Tensor:
+        """Return the function as the network computes it, its constants read anew."""
+        known: dict[fx.Node, Any] = {source: z}
+
+        def of(one: fx.Node) -> Any:
+            if one not in known:
+                known[one] = _constant(module, one, z) if one not in within else _called(module, one, of)
+            return known[one]
+
+        result: Tensor = of(node)
+        return result
+
+    try:
+        got, far = value(_GRID), value(_FAR)
+    except (ValueError, RuntimeError, TypeError):
+        return None
+    for function in _KNOWN:
+        want = function.forward(_GRID)
+        factor = float((got @ want) / (want @ want))
+        off = float((got - factor * want).abs().max())
+        if off <= _AGREEMENT * float(got.abs().max()):
+            drift = float(((far - factor * function.forward(_FAR)) / _FAR).abs().max())
+            return Composite(
+                source,
+                replace(
+                    function,
+                    value=value,
+                    derivative=partial(_scaled, function, factor),
+                    slack=2 * off,
+                    drift=2 * drift,
+                ),
+            )
+    return None
+
+
+def _scaled(function: Smooth, factor: float, z: Tensor) -> Tensor:
+    return factor * function.derivative(z)
+
+
+def _constant(module: fx.GraphModule, node: fx.Node, like: Tensor) -> Any:
+    """Return what a node holds that is the same for all features. Raises ValueError where it holds nothing such."""
+    if node.op != "get_attr":
+        raise ValueError("it is computed")
+    constant: Any = module
+    for part in str(node.target).split("."):
+        constant = getattr(constant, part)
+    if not isinstance(constant, Tensor) or not bool((constant == constant.flatten()[:1]).all()):
+        raise ValueError("it differs between features")
+    return constant.flatten()[0].to(like)
+
+
+def _called(module: fx.GraphModule, node: fx.Node, of: Callable[[fx.Node], Any]) -> Any:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), of)
+    if node.op == "call_module":
+        return module.get_submodule(str(node.target))(*args)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -1,0 +1,293 @@
+"""Smooth activations, and lines below and above them.
+
+Any slope gives a sound line once its intercept is the least (or greatest) value of f(z) - slope z on the range, and
+that is attained at an end, at a kink, or where f' is the slope. So the derivative is tabulated on the intervals on
+which it is monotone, and looked up backward: within a cell of the table the error is at most the derivative's distance
+from the slope times the cell's width, by which the line is moved outward, and by the rounding. What slope to choose is
+then only a matter of tightness: by default that of the convex hull's supporting line at the middle of the range, which
+leaves the smallest area; alpha-CROWN optimises it.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from etb_plugin.graph.activations import Activation, Number
+
+_CELLS = 4096
+"""Cells of the table of the derivative on each interval on which it is monotone."""
+_TANGENT = 0.01
+"""Up to which share of the range the points at which a supporting line touches count as one."""
+_POINTS = 24
+"""Points of the quadrature for a normal variable."""
+
+
+@dataclass(frozen=True)
+class Smooth(Activation):
+    """An elementwise function by its value and derivative.
+
+    `turns` are where the derivative is not monotone or jumps, ascending; beyond +-`reach` it is constant, as far as
+    float64 can tell. The function whose derivative it is may be `slack` + `drift` |z| from `value`.
+    """
+
+    name: str
+    value: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+    turns: tuple[float, ...]
+    reach: float
+    slack: float = 0.0
+    drift: float = 0.0
+
+    def hinges(self) -> Sequence[tuple[float, Number]]:
+        return ()
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.value(z)
+
+    def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        least, greatest = torch.aminmax(torch.stack([self.value(low), self.value(high)]), dim=0)
+        for point in self._level:
+            least = torch.minimum(least, self.value(low.clamp(min=point).minimum(high)) - self.slack)
+        return least, greatest
+
+    def piece(self, z: Tensor, deviation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if deviation is None:
+            slope = self.derivative(z)
+            return slope, self.value(z) - slope * z
+        # By parts, E f' = E f x / deviation and E f' x = E f (x^2 - 1) / deviation: a kink costs little in f.
+        values = [(weight, at, self.value(z + at * deviation)) for weight, at in _normal_points()]
+        mean, tilt, bend = (
+            torch.stack([weight * of(at) * value for weight, at, value in values]).sum(0)
+            for of in (lambda at: 1.0, lambda at: at, lambda at: at * at - 1)
+        )
+        narrow = deviation < 1e-3
+        slope = torch.where(narrow, self.derivative(z), tilt / torch.where(narrow, torch.ones_like(z), deviation))
+        return slope, mean - slope * z - torch.where(narrow, 0.0, bend)
+
+    def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        deviation = variance.sqrt()
+        values = [(weight, self.value(mean + at * deviation)) for weight, at in _normal_points()]
+        middle = torch.stack([weight * value for weight, value in values]).sum(0)
+        square = torch.stack([weight * (value - middle).square() for weight, value in values]).sum(0)
+        return middle, square
+
+    def line(self, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
+        """Return slope and intercept of a line that lies below the function on [low, high], for `sign` 1, or above it,
+        for -1, and leaves the smallest area between. Differentiable in the ends."""
+        middle = (low + high) / 2
+        with torch.no_grad():
+            hull = _Hull(self, low, high, sign)
+            ends = sorted(sign * slope for slope in self._slopes)
+            least, most = (torch.full_like(middle, end) for end in ends)
+            for _ in range(-int(math.log2(torch.finfo(low.dtype).eps)) + 6):
+                slope = (least + most) / 2
+                beyond = hull.touching(slope) > middle
+                most, least = torch.where(beyond, slope, most), torch.where(beyond, least, slope)
+            first, last = hull.touching(least), hull.touching(most)
+            one = last - first <= _TANGENT * (high - low)
+        first, last = (_attached(point, low, high) for point in (first, last))
+        run = torch.where(one, torch.ones_like(low), last - first)
+        slope = torch.where(one, self.derivative(middle), (self.value(last) - self.value(first)) / run)
+        return slope, self.intercept(slope, low, high, sign)
+
+    def parallel(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the chord's slope, and the intercepts of the lines below and above with that slope."""
+        run = high - low
+        flat = run <= torch.finfo(run.dtype).eps * (low.abs() + high.abs())
+        chord = (self.value(high) - self.value(low)) / torch.where(flat, torch.ones_like(run), run)
+        slope = torch.where(flat, self.derivative((low + high) / 2), chord)
+        return slope, self.intercept(slope, low, high, 1), self.intercept(slope, low, high, -1)
+
+    def slopes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least and the greatest derivative on [low, high]: no line of another slope is a good one."""
+        least, greatest = torch.aminmax(torch.stack([self.derivative(low), self.derivative(high)]), dim=0)
+        for turn in self.turns:
+            for side in (-1e-6, 1e-6):
+                between = self.derivative(low.clamp(min=turn + side).minimum(high))
+                least, greatest = torch.minimum(least, between), torch.maximum(greatest, between)
+        return least, greatest
+
+    def intercept(self, slope: Tensor, low: Tensor, high: Tensor, sign: int) -> Tensor:
+        """Return the intercept of a line of this `slope` that lies below the function on [low, high], for `sign` 1, or
+        above it, for -1, and touches it, but for what rounding may do."""
+        with torch.no_grad():
+            hull = _Hull(self, low, high, sign)
+            point = hull.touching(sign * slope)
+            furthest = torch.maximum(low.abs(), high.abs())
+            size = (2 + slope.abs()) * furthest + abs(float(self.value(low.new_zeros(1))))
+            rounding = 2 * torch.finfo(low.dtype).eps * size
+            outward = hull.error(sign * slope) + rounding + self.slack + self.drift * furthest
+        point = _attached(point, low, high)
+        return self.value(point) - slope * point - sign * outward
+
+    @cached_property
+    def _slopes(self) -> tuple[float, float]:
+        """The least and the greatest derivative."""
+        ends = torch.tensor([-self.reach, *self.turns, self.reach], dtype=torch.float64)
+        hair = 1e-9 * self.reach
+        slopes = self.derivative(torch.cat([ends - hair, ends + hair]))
+        return float(slopes.min()), float(slopes.max())
+
+    @cached_property
+    def _level(self) -> tuple[float, ...]:
+        """Where the derivative goes from falling to rising: no function here has a greatest value inside."""
+        found = []
+        for points, slopes in self._tables:
+            if float(slopes[0]) < 0 < float(slopes[-1]):
+                low, high = points[0], points[-1]
+                for _ in range(80):
+                    middle = (low + high) / 2
+                    low, high = (middle, high) if float(self.derivative(middle)) < 0 else (low, middle)
+                found.append(float((low + high) / 2))
+        return tuple(found)
+
+    @cached_property
+    def _tables(self) -> list[tuple[Tensor, Tensor]]:
+        """Points and derivatives, these ascending, of each interval on which the derivative is monotone and varies."""
+        ends, tables = (-self.reach, *self.turns, self.reach), []
+        for low, high in itertools.pairwise(ends):
+            hair = 1e-9 * (high - low)  # at a kink the derivative of this side
+            points = torch.linspace(low + hair, high - hair, _CELLS + 1, dtype=torch.float64)
+            slopes = self.derivative(points)
+            if slopes[0] > slopes[-1]:
+                points, slopes = points.flip(0), slopes.flip(0)
+            if slopes[-1] > slopes[0]:
+                tables.append((points, slopes.cummax(0).values))
+        return tables
+
+    def tables(self, like: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return the tables in the dtype and on the device of `like`."""
+        return [(points.to(like), slopes.to(like)) for points, slopes in self._tables]
+
+
+class _Hull:
+    """Where lines touch the function (`sign` 1) or its negative (-1) from below on ranges [low, high]."""
+
+    def __init__(self, function: Smooth, low: Tensor, high: Tensor, sign: int) -> None:
+        self.function, self.low, self.high, self.sign = function, low, high, sign
+        self.tables = function.tables(low)
+        fixed = [low, high, *(low.clamp(min=turn).minimum(high) for turn in function.turns)]
+        self.fixed = [(point, sign * function.value(point)) for point in fixed]
+
+    def touching(self, slope: Tensor) -> Tensor:
+        """Return where sign f(z) - slope z is least."""
+        point, value = self.fixed[0]
+        point, best = point.expand_as(slope), value - slope * point
+        for other, value in self.fixed[1:]:
+            better = value - slope * other
+            point, best = torch.where(better < best, other, point), torch.minimum(better, best)
+        for other, _, _ in self._looked_up(slope):
+            other = other.maximum(self.low).minimum(self.high)
+            better = self.sign * self.function.value(other) - slope * other
+            point, best = torch.where(better < best, other, point), torch.minimum(better, best)
+        return point
+
+    def error(self, slope: Tensor) -> Tensor:
+        """Return how much less the least value of sign f(z) - slope z may be than at `touching`."""
+        error = torch.zeros_like(slope)
+        for point, width, inside in self._looked_up(slope):
+            off = (self.function.derivative(point) - self.sign * slope).abs() * width.minimum(self.high - self.low)
+            error = torch.maximum(error, torch.where(inside, off, 0.0))
+        return error  # beyond the tables the derivative is constant but for less than rounding
+
+    def _looked_up(self, slope: Tensor) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
+        """Return for each table the point at which the derivative is nearly the slope, the width of its cell, and
+        whether the table has that slope at all."""
+        wanted, found = (self.sign * slope).contiguous(), []
+        for points, slopes in self.tables:
+            after = torch.searchsorted(slopes, wanted).clamp(1, len(slopes) - 1)
+            first, last = points[after - 1], points[after]
+            low, high = slopes[after - 1], slopes[after]
+            share = ((wanted - low) / (high - low).clamp(min=torch.finfo(slope.dtype).tiny)).clamp(0, 1)
+            inside = (wanted >= slopes[0]) & (wanted <= slopes[-1])
+            found.append((torch.lerp(first, last, share), (last - first).abs(), inside))
+        return found
+
+
+def _attached(point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return the point with the gradient of the end that it is; inside it has none."""
+    return torch.where(point == low, low, torch.where(point == high, high, point))
+
+
+@cache
+def _normal_points() -> tuple[tuple[float, float], ...]:
+    """Return weights and points of the Gauss-Hermite quadrature of a standard normal variable."""
+    points, weights = np.polynomial.hermite_e.hermegauss(_POINTS)
+    return tuple((float(w) / math.sqrt(2 * math.pi), float(p)) for w, p in zip(weights, points, strict=True))
+
+
+def _gelu_slope(z: Tensor) -> Tensor:
+    return torch.special.erfc(-z / math.sqrt(2)) / 2 + z * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def _gelu_tanh_slope(z: Tensor) -> Tensor:
+    z = z.clamp(-20, 20)  # its cube overflows far out, where the derivative is 0 or 1
+    inner = math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
+    change = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z * z)
+    return torch.sigmoid(2 * inner) + 2 * z * change * torch.sigmoid(2 * inner) * torch.sigmoid(-2 * inner)
+
+
+def _mish_slope(z: Tensor) -> Tensor:
+    inner = F.softplus(z)
+    return torch.tanh(inner) + z * torch.sigmoid(z) * 4 * torch.sigmoid(2 * inner) * torch.sigmoid(-2 * inner)
+
+
+def _hard_swish_slope(z: Tensor) -> Tensor:
+    return torch.where(z.abs() < 3, (2 * z + 3) / 6, (z > 0).to(z.dtype))
+
+
+def softplus(beta: float = 1.0, threshold: float = 20.0) -> Smooth:
+    """Return log(1 + exp(beta z)) / beta; torch takes z itself where beta z is above a threshold."""
+    slack = math.log1p(math.exp(-threshold)) / beta
+    return Smooth(
+        "softplus", lambda z: F.softplus(z, beta, threshold), lambda z: torch.sigmoid(beta * z), (), 40 / beta, slack
+    )
+
+
+def elu(alpha: float = 1.0, scale: float = 1.0, width: float = 1.0) -> Smooth:
+    """Return scale z for z > 0 and scale alpha (exp(z / width) - 1) below: ELU, CELU (alpha = width), SELU."""
+
+    def value(z: Tensor) -> Tensor:
+        return scale * torch.where(z > 0, z, alpha * torch.expm1(z.clamp(max=0) / width))
+
+    def slope(z: Tensor) -> Tensor:
+        return scale * torch.where(z > 0, torch.ones_like(z), alpha / width * torch.exp(z.clamp(max=0) / width))
+
+    return Smooth("elu", value, slope, (0.0,), 40 * width)
+
+
+SIGMOID = Smooth("sigmoid", torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z), (0.0,), 40.0)
+TANH = Smooth("tanh", torch.tanh, lambda z: 4 * torch.sigmoid(2 * z) * torch.sigmoid(-2 * z), (0.0,), 20.0)
+LOG_SIGMOID = Smooth("log-sigmoid", F.logsigmoid, lambda z: torch.sigmoid(-z), (), 40.0)
+GELU = Smooth("gelu", F.gelu, _gelu_slope, (-math.sqrt(2), math.sqrt(2)), 12.0)
+GELU_TANH = Smooth(
+    "gelu-tanh",
+    lambda z: F.gelu(z, approximate="tanh"),
+    _gelu_tanh_slope,
+    (-1.4185040087908285, 1.4185040087908285),
+    12.0,
+)
+ERF = Smooth("erf", torch.erf, lambda z: 2 / math.sqrt(math.pi) * torch.exp(-z * z), (0.0,), 8.0)
+SILU = Smooth(
+    "silu",
+    F.silu,
+    lambda z: torch.sigmoid(z) * (1 + z * torch.sigmoid(-z)),
+    (-2.399357280515467, 2.399357280515467),
+    40.0,
+)
+QUICK_GELU = Smooth(
+    "quick-gelu",
+    lambda z: z * torch.sigmoid(1.702 * z),
+    lambda z: torch.sigmoid(1.702 * z) * (1 + 1.702 * z * torch.sigmoid(-1.702 * z)),
+    (-2.399357280515467 / 1.702, 2.399357280515467 / 1.702),
+    24.0,
+)
+MISH = Smooth("mish", F.mish, _mish_slope, (-2.256376396360794, 1.4905711794854282), 40.0)
+HARD_SWISH = Smooth("hard-swish", F.hardswish, _hard_swish_slope, (-3.0, 3.0), 4.0)
