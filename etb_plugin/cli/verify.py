@@ -40,7 +40,7 @@ def command(
         float, typer.Option(help="How closely --minimum-radius bisects.", rich_help_panel="Verification")
     ] = 0.001,
     workers: Annotated[
-        int | None, typer.Option(help="Processes for bab, exact and lp; 1.", rich_help_panel="Verification")
+        int | None, typer.Option(help="Processes for inputs, bab, exact and lp; 1.", rich_help_panel="Verification")
     ] = None,
     pgd_steps: o.PgdSteps = None,
     pgd_restarts: o.PgdRestarts = None,

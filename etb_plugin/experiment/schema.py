@@ -75,12 +75,12 @@ class Verifying(_Section):
     stages: Annotated[
         Names | None,
         Field(
-            description="The cascade: pgd, sound bounds, bab, exact, lp; without it pgd, ibp, crown-ibp, crown, "
-            "alpha-crown, dual, bab, exact, lp, as far as they take the network."
+            description="The cascade: pgd, sound bounds, inputs, bab, exact, lp; without it pgd, ibp, crown-ibp, "
+            "crown, alpha-crown, dual, inputs, bab, exact, lp, as far as they take the network."
         ),
     ] = None
     time_limit: Annotated[
-        Seconds, Field(description="Seconds for an image's bab, exact and lp in all, or for a property; 60.")
+        Seconds, Field(description="Seconds for an image's inputs, bab, exact and lp in all, or for a property; 60.")
     ] = 60.0
     solver: Annotated[str, Field(description="highs, or gurobi where it is installed.")] = "highs"
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from etb_plugin.graph.activations import Activation
 from etb_plugin.graph.affine import Linear
-from etb_plugin.graph.graph import Graph
+from etb_plugin.graph.graph import Ends, Graph
 from etb_plugin.graph.regions import Region
 from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, optimized
 from etb_plugin.graph.rows import Rows, Window
@@ -87,9 +87,11 @@ def interval_ends(graph: Graph, region: Region) -> tuple[dict[int, tuple[Tensor,
     return ends, graph.intervals(region, keep)
 
 
-def crown_ends(graph: Graph, region: Region, *, steps: int = 0, rate: float = 0.5) -> Tightened:
-    """Return the ends of every activation's input: interval arithmetic's over the ends before, then CROWN's where a
-    unit is unstable.
+def crown_ends(
+    graph: Graph, region: Region, *, within: Ends | None = None, steps: int = 0, rate: float = 0.5
+) -> Tightened:
+    """Return the ends of every activation's input: interval arithmetic's over the ends before, cut to those that are
+    known to hold (`within`), then CROWN's where a unit is unstable.
 
     With `steps` the lower slopes of each unit's own bound are optimised by so many steps (alpha-CROWN). Cost: two
     rows for every unit that interval arithmetic leaves unstable, and three times `steps` more with steps.
@@ -100,6 +102,9 @@ def crown_ends(graph: Graph, region: Region, *, steps: int = 0, rate: float = 0.
 
     def tighten(i: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal relaxation
+        if within is not None:
+            low, high = torch.maximum(low, within[i][0]), torch.minimum(high, within[i][1])
+            low, high = torch.minimum(low, high), torch.maximum(low, high)  # rounded apart where a range is a point
         if exact.get(graph.nodes[i].inputs[0], 2) > 1:
             unstable = _unstable(graph.activations[i], i, low, high, search.choice)
             relaxation = relaxation.over(ends)

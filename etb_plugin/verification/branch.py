@@ -17,7 +17,7 @@ from torch import Tensor
 from etb_plugin.graph.ends import tightened
 from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, crown_slope, optimized
 from etb_plugin.verification.exact import Decider
-from etb_plugin.verification.problem import TOLERANCE
+from etb_plugin.verification.problem import TOLERANCE, Search
 
 _VALUES_AT_ONCE = 2**21
 """Units that the branches of one step may hold together."""
@@ -64,14 +64,6 @@ class _Branches:
 
     def each(self) -> Iterator["_Branches"]:
         return (self[torch.tensor([i], device=self.part.device)] for i in range(len(self)))
-
-
-@dataclass(frozen=True)
-class Search:
-    """What came out: those of the parts asked for that are proved, and a counterexample [1, *input] if one was met."""
-
-    proved: Tensor
-    witness: Tensor | None
 
 
 class _Tree:

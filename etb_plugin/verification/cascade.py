@@ -20,18 +20,20 @@ from etb_plugin.bounds.program import Maps, affine_maps, refuse_smooth
 from etb_plugin.bounds.solvers import check_solver
 from etb_plugin.errors import ConfigError, OutOfTime, UnsupportedLayer
 from etb_plugin.graph.ends import crown_ends, tightened
+from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.relaxation import Choice, Relaxation
 from etb_plugin.graph.tracing import trace
 from etb_plugin.stopping import until
 from etb_plugin.verification.branch import search
 from etb_plugin.verification.exact import Decider
+from etb_plugin.verification.inputs import split_inputs
 from etb_plugin.verification.problem import Problem, Verdict, proved_parts, stacked
 
-STAGES = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown", "dual", "bab", "exact", "lp")
+STAGES = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown", "dual", "inputs", "bab", "exact", "lp")
 """The whole cascade, in order."""
 
-_SHARES = {"bab": 5, "exact": 4, "lp": 1}
-"""How the seconds of a case are shared among the complete stages, and the linear program at their end."""
+_FEW_INPUTS = 20
+"""Up to how many inputs that move are worth cutting, where the activations can be branched on too."""
 _REFINABLE = 1_500_000
 """Unstable units times all units up to which the ends that programs and branches start from are optimised."""
 _REFINING_STEPS = 20
@@ -90,9 +92,11 @@ class Cascade:
             if name != "pgd" and name not in _ALONE
         }
         self._graph = trace(self.network, shape) if self.alone else None
-        if self._graph is not None:
-            refuse_smooth(self._graph)
+        for name in self.alone:
+            assert self._graph is not None
+            _ALONE[name].check(self._graph)
         self._maps: Maps | None = None
+        self._decider: Decider | None = None
 
     @property
     def together(self) -> tuple[str, ...]:
@@ -134,23 +138,17 @@ class Cascade:
         if not names or case.verdict is not Verdict.UNKNOWN:
             return
         deadline = time.monotonic() + (self.settings.seconds if seconds is None else seconds)
-        begun = time.perf_counter()
-        try:
-            with until(deadline):
-                decider = self._decider(case)
-        except OutOfTime:
-            return
+        self._decider = None
         for number, name in enumerate(names):
             if case.verdict is not Verdict.UNKNOWN:
                 break
-            share = _SHARES[name] / sum(_SHARES[other] for other in names[number:])
-            now = time.monotonic()
+            share = _ALONE[name].share / sum(_ALONE[other].share for other in names[number:])
+            begun, now = time.perf_counter(), time.monotonic()
             with contextlib.suppress(OutOfTime), until(deadline):
-                _ALONE[name](decider, case, now + share * (deadline - now))
+                _ALONE[name].run(self, case, now + share * (deadline - now))
             if case.verdict is not Verdict.UNKNOWN:
                 case.by = name
             case.seconds[name] = time.perf_counter() - begun
-            begun = time.perf_counter()
 
     def _attack(self, cases: Sequence[Case]) -> None:
         box, rows, most = stacked([case.problem for case in cases])
@@ -175,8 +173,24 @@ class Cascade:
         for case, parts in zip(cases, proved.cpu(), strict=True):
             case.proved |= parts
 
-    def _decider(self, case: Case) -> Decider:
-        """Return the case's program to be, over the best ends that are cheap enough."""
+    def split_inputs(self, case: Case, deadline: float) -> None:
+        """Cut the input where few of its elements move, or where nothing else can be branched on."""
+        assert self._graph is not None
+        moving = int((case.problem.box.radius > 0).sum())
+        hinges = any(activation.hinges() for activation in self._graph.activations.values())
+        if hinges and moving > _FEW_INPUTS:
+            return
+        found = split_inputs(self.network, self._graph, case.problem, _open_parts(case), deadline)
+        case.proved[found.proved] = True
+        case.witness = found.witness
+
+    def decider(self, case: Case) -> Decider:
+        """Return the program to be of the case at hand, over the best ends that are cheap enough."""
+        if self._decider is None:
+            self._decider = self._prepared(case)
+        return self._decider
+
+    def _prepared(self, case: Case) -> Decider:
         assert self._graph is not None
         box = case.problem.box
         self._maps = self._maps or affine_maps(self._graph, box.lower)
@@ -221,20 +235,23 @@ def check_stages(settings: Settings) -> None:
     """Raise ConfigError for settings that cannot work: a stage that is none or not sound, a limit, a solver."""
     for name in settings.stages:
         if name not in ("pgd", *_ALONE) and not get_bound(name).sound:
-            raise ConfigError(f"bound {name!r} is not sound, so it cannot verify; stages are pgd, bab and sound bounds")
+            raise ConfigError(
+                f"bound {name!r} is not sound, so it cannot verify; stages are pgd, inputs, bab and sound bounds"
+            )
     if not settings.seconds > 0:
         raise ConfigError(f"the time limit is {settings.seconds:g}; it must be positive, in seconds for each image")
     if set(settings.stages) & set(_ALONE):
         check_solver(settings.solver)
 
 
-def _bab(decider: Decider, case: Case, deadline: float) -> None:
-    found = search(decider, _open_parts(case), deadline)
+def _bab(cascade: Cascade, case: Case, deadline: float) -> None:
+    found = search(cascade.decider(case), _open_parts(case), deadline)
     case.proved[found.proved] = True
     case.witness = found.witness
 
 
-def _exact(decider: Decider, case: Case, deadline: float, *, integer: bool = True) -> None:
+def _exact(cascade: Cascade, case: Case, deadline: float, *, integer: bool = True) -> None:
+    decider = cascade.decider(case)
     for part in _open_parts(case).tolist():
         seconds = deadline - time.monotonic()
         if seconds <= 0:
@@ -244,13 +261,31 @@ def _exact(decider: Decider, case: Case, deadline: float, *, integer: bool = Tru
             return
 
 
-def _lp(decider: Decider, case: Case, deadline: float) -> None:
-    _exact(decider, case, deadline, integer=False)
+def _lp(cascade: Cascade, case: Case, deadline: float) -> None:
+    _exact(cascade, case, deadline, integer=False)
 
 
 def _open_parts(case: Case) -> Tensor:
     return (~case.proved).nonzero()[:, 0]
 
 
-_ALONE: dict[str, Callable[[Decider, Case, float], None]] = {"bab": _bab, "exact": _exact, "lp": _lp}
-"""The stages that take a case at a time: they get its program, the case, and a deadline of `time.monotonic()`."""
+def _any(graph: Graph) -> None:
+    """What takes every graph."""
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """A stage that takes a case at a time, until a deadline of `time.monotonic()`; its share of a case's seconds beside
+    the others'; and what raises UnsupportedLayer for a graph that it cannot take."""
+
+    run: Callable[[Cascade, Case, float], None]
+    share: int
+    check: Callable[[Graph], None]
+
+
+_ALONE = {
+    "inputs": _Alone(Cascade.split_inputs, 5, _any),
+    "bab": _Alone(_bab, 5, refuse_smooth),
+    "exact": _Alone(_exact, 4, refuse_smooth),
+    "lp": _Alone(_lp, 1, refuse_smooth),
+}

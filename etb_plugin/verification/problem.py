@@ -53,6 +53,15 @@ class Problem:
         return tuple(len(part.rows) for part in self.unsafe)
 
 
+@dataclass(frozen=True)
+class Search:
+    """What a search gives: those of the unsafe parts asked for (indices) that are proved unreachable, and a
+    counterexample [1, *input] if one was met."""
+
+    proved: Tensor
+    witness: Tensor | None
+
+
 def robustness(box: Box, label: int, classes: int) -> Problem:
     """Return the problem whether every point of `box` (a batch of 1) has the largest output at `label`, strictly."""
     rows = margin_spec(torch.tensor([label], device=box.lower.device), classes, box.lower.dtype)[0]

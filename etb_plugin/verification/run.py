@@ -151,7 +151,7 @@ class Verification:
         about, s = self.trained[0].about, self.settings
         return (
             f"{about['dataset']}, {about['model']}, test images {self.images[0]}:{self.images[1]}; "
-            f"PGD {s.attack.steps} steps x {s.attack.restarts}, {s.seconds:g} s for bab, exact and lp"
+            f"PGD {s.attack.steps} steps x {s.attack.restarts}, {s.seconds:g} s for inputs, bab, exact and lp"
         )
 
     @cached_property

@@ -20,7 +20,7 @@ from etb_plugin.verification import Cascade, Case, Problem, Settings, Unsafe, Ve
 from tests.conftest import Branching, fully_connected
 from tests.verification.enumeration import true_range
 
-ALONE = [("bab",), ("exact",), ("lp",), ("bab", "exact", "lp"), ("crown", "alpha-crown", "dual", "exact")]
+ALONE = [("bab",), ("inputs",), ("exact",), ("lp",), ("bab", "exact", "lp"), ("crown", "alpha-crown", "dual", "exact")]
 
 
 @functools.cache
