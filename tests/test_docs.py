@@ -18,7 +18,13 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "compare/results/README.md"])
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "examples").iterdir()), ids=lambda script: script.name)
+EXAMPLES = [
+    pytest.param(script, id=script.name, marks=[pytest.mark.lirpa] if "lirpa" in script.name else [])
+    for script in sorted((ROOT / "examples").iterdir())
+]
+
+
+@pytest.mark.parametrize("script", EXAMPLES)
 def test_an_example_runs(script, tmp_path):
     program = sys.executable if script.suffix == ".py" else "sh"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -6,6 +6,7 @@ batch size that a file happens to hold, and hides what it does in modules of its
 `onnx_operations` is what each operation becomes.
 """
 
+import copy
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from etb_plugin.errors import CheckpointError, ConfigError, UnsupportedLayer
 from etb_plugin.files import write_file
@@ -72,6 +74,21 @@ def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     network = builder.network(output)
     _check(path, model, network, builder.input.probe)
     return network, shape
+
+
+def before_softmax(network: nn.Module) -> nn.Module | None:
+    """Return a network that `read_onnx` gave without the softmax over the outputs that it ends with; None where it
+    ends with none."""
+    network = copy.deepcopy(network)
+    assert isinstance(network, fx.GraphModule)
+    end = next(node for node in network.graph.nodes if node.op == "output")
+    last = end.args[0]
+    if not isinstance(last, fx.Node) or last.target is not F.softmax or last.args[1] not in (1, -1):
+        return None
+    end.args = (last.args[0],)
+    network.graph.erase_node(last)
+    network.recompile()
+    return network
 
 
 def _outputs(

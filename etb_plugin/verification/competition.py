@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from etb_plugin.errors import ConfigError
-from etb_plugin.networks.onnx import read_onnx
+from etb_plugin.networks.onnx import before_softmax, read_onnx
 from etb_plugin.verification.cascade import Cascade, Case, Settings, takers
 from etb_plugin.verification.problem import Verdict
 from etb_plugin.verification.vnnlib import counterexample_text, read_vnnlib
@@ -48,8 +48,10 @@ class PropertyCheck:
         with torch.no_grad():
             outputs = self._network(torch.zeros(1, *shape)).shape[1]
         self.problems = read_vnnlib(vnnlib, shape, outputs)
-        self.settings, self.left_out = takers([self._network], shape, settings, drop=drop)
-        self._cascade = Cascade(self._network, shape, self.settings)
+        logits = before_softmax(self._network) if all(problem.compares for problem in self.problems) else None
+        judged = self._network if logits is None else logits
+        self.settings, self.left_out = takers([judged], shape, settings, drop=drop)
+        self._cascade = Cascade(judged, shape, self.settings)
 
     def run(self) -> Answer:
         """Return what is known after the settings' seconds, for all boxes of the property together. What reading and
@@ -67,7 +69,7 @@ class PropertyCheck:
             if case.verdict is Verdict.FALSIFIED:
                 assert case.witness is not None
                 with torch.no_grad():
-                    outputs = self._cascade.network(case.witness)
+                    outputs = self._network.double()(case.witness)
                 return Answer("sat", case.witness, outputs, by, time.monotonic() - begun)
             if case.verdict is Verdict.UNKNOWN:
                 word = "timeout" if time.monotonic() >= deadline else "unknown"

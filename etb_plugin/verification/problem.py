@@ -48,6 +48,14 @@ class Problem:
         return torch.stack(parts).any(0)
 
     @property
+    def compares(self) -> bool:
+        """Whether it only asks which of two outputs is larger, so that softmax and the like change nothing."""
+        return all(
+            bool((part.most == 0).all() and (part.rows.sum(1) == 0).all() and ((part.rows != 0).sum(1) == 2).all())
+            for part in self.unsafe
+        )
+
+    @property
     def form(self) -> tuple[int, ...]:
         """The number of rows of each unsafe part. Problems of one form can be put to a bound together."""
         return tuple(len(part.rows) for part in self.unsafe)

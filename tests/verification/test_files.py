@@ -171,3 +171,28 @@ def test_a_malformed_property_is_refused_by_line_and_column(tmp_path, old, new, 
     (tmp_path / "p.vnnlib").write_text(PROPERTY.replace(old, new))
     with pytest.raises(ConfigError, match=words):
         read_vnnlib(tmp_path / "p.vnnlib", (2,), 2)
+
+
+def test_a_softmax_at_the_end_is_left_out_where_only_the_order_of_outputs_matters(tmp_path):
+    torch.manual_seed(0)
+    network = fully_connected(4, 8, 3)
+    weights = [p.detach().numpy() for p in network.parameters()]
+    nodes = [
+        helper.make_node("Gemm", ["x", "a", "b"], ["0"], transB=1),
+        helper.make_node("Relu", ["0"], ["1"]),
+        helper.make_node("Gemm", ["1", "c", "d"], ["2"], transB=1),
+        helper.make_node("Softmax", ["2"], ["y"], axis=1),
+    ]
+    file = onnx_file(tmp_path / "n.onnx", nodes, dict(zip("abcd", weights, strict=True)), [1, 4])
+    x = torch.rand(1, 4)
+    label = int(network(x).argmax())
+    for eps, word in ((0.001, "unsat"), (3.0, "sat")):
+        box = Box.around(x.double(), eps, clip=None)
+        (tmp_path / "p.vnnlib").write_text(vnnlib_text(box, label, 3, ""))
+        answer = PropertyCheck(file, tmp_path / "p.vnnlib", Settings(seconds=20), drop=True).run()
+        assert answer.word == word
+    torch.testing.assert_close(answer.outputs.sum(), torch.ones((), dtype=torch.float64))  # the file's own outputs
+    threshold = (tmp_path / "p.vnnlib").read_text().partition("(assert (or")[0] + f"(assert (<= Y_{label} 0.2))"
+    (tmp_path / "p.vnnlib").write_text(threshold)
+    with pytest.raises(UnsupportedLayer, match="softmax"):
+        PropertyCheck(file, tmp_path / "p.vnnlib", Settings(seconds=20), drop=True)
