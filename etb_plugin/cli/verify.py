@@ -1,22 +1,33 @@
 """`etb verify`: decide, image by image, whether a trained network is robust."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from etb_plugin.cli import options as o
+from etb_plugin.errors import ConfigError
+
+if TYPE_CHECKING:
+    from etb_plugin.experiment import VerifyRequest
 
 
 def command(
     context: typer.Context,
     weights: Annotated[
-        Path, typer.Argument(help="A run folder, .safetensors, a state_dict, or .onnx.", show_default=False)
-    ],
+        Path | None, typer.Argument(help="A run folder, .safetensors, a state_dict, or .onnx.", show_default=False)
+    ] = None,
     property_: Annotated[
         Path | None,
         typer.Argument(metavar="[PROPERTY]", help="A VNN-LIB property of an ONNX network.", show_default=False),
+    ] = None,
+    instances: Annotated[
+        Path | None,
+        typer.Option(
+            help="A list of network.onnx,property.vnnlib,seconds, with --out.", rich_help_panel="Verification"
+        ),
     ] = None,
     dataset: o.Dataset = None,
     model: o.Model = None,
@@ -40,7 +51,10 @@ def command(
         float, typer.Option(help="How closely --minimum-radius bisects.", rich_help_panel="Verification")
     ] = 0.001,
     workers: Annotated[
-        int | None, typer.Option(help="Processes for inputs, bab, exact and lp; 1.", rich_help_panel="Verification")
+        int | None,
+        typer.Option(
+            help="Processes for inputs, bab, exact and lp, or for instances; 1.", rich_help_panel="Verification"
+        ),
     ] = None,
     pgd_steps: o.PgdSteps = None,
     pgd_restarts: o.PgdRestarts = None,
@@ -61,12 +75,24 @@ def command(
 
     With a PROPERTY, the answer is the verification competition's: sat and a counterexample, unsat, timeout or unknown.
 
+    With --instances, every line of a competition's list is answered so, each in a process of its own, its seconds being
+    its limit; records, counterexamples, results.csv and a cactus plot are written to --out, where the same command goes
+    on.
+
     Example: etb verify network.onnx property.vnnlib --timeout 60
+
+    Example: etb verify --instances instances.csv --out results --workers 2
 
     Example: etb verify mine --images 0:200 --time-limit 30 --workers 2 --out mine-verified
     """
-    o.check_there(weights, *([property_] if property_ is not None else []))
+    if (weights is None) == (instances is None):
+        raise ConfigError("etb verify takes either WEIGHTS, or --instances and --out")
     request = o.verification(context)
+    if weights is None:
+        assert instances is not None
+        _run_instances(instances, out, workers or 1, request)
+        return
+    o.check_there(weights, *([property_] if property_ is not None else []))
     from etb_plugin.cli.stopping import StoppableLive
     from etb_plugin.report.table import radius_table, verification_table
     from etb_plugin.training.allocation import keep_freed_memory
@@ -96,6 +122,28 @@ def command(
     if out is not None:
         further = "" if minimum_radius else ", findings and counterexamples"
         o.stdout().print(f"Written: {out}/results.json{further}", soft_wrap=True)
+
+
+def _run_instances(path: Path, out: str | None, workers: int, request: "VerifyRequest") -> None:
+    if out is None:
+        raise ConfigError("--instances needs --out: the folder for what is found")
+    o.check_there(path)
+    from etb_plugin.report.cactus import save_cactus
+    from etb_plugin.verification.instances import Answered, run_instances
+
+    def told(answer: Answered) -> None:
+        beside = f": {answer.said}" if answer.word == "error" else ""
+        line = f"{answer.word:8} {answer.seconds:6.1f} s  {Path(answer.network).name} {Path(answer.property_).name}"
+        o.stdout().print(line + beside, highlight=False, soft_wrap=True)
+
+    options = ["--seed", str(request.seed), "--solver", request.solver]
+    if request.stages is not None:
+        options += ["--stages", ",".join(request.stages)]
+    answers = run_instances(path, Path(out), workers, options, told)
+    save_cactus(answers, Path(out) / "cactus")
+    counts = Counter(answer.word for answer in answers)
+    o.stdout().print(", ".join(f"{count} {word}" for word, count in counts.most_common()), highlight=False)
+    o.stdout().print(f"Written: {out}/results.csv, counterexamples and cactus.png", soft_wrap=True)
 
 
 def _say_what_is_left_out(stages: Mapping[str, str]) -> None:
