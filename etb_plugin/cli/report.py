@@ -11,6 +11,17 @@ from etb_plugin.errors import ConfigError
 from etb_plugin.files import write_file
 
 
+class Format(StrEnum):
+    """How a run is shown."""
+
+    CONSOLE = "console"
+    MARKDOWN = "markdown"
+    LATEX = "latex"
+    CSV = "csv"
+    JSON = "json"
+    HTML = "html"
+
+
 class Spread(StrEnum):
     """What stands behind ±."""
 
@@ -20,9 +31,7 @@ class Spread(StrEnum):
 
 def command(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or results.json files.", show_default=False)],
-    format_: Annotated[
-        str, typer.Option("--format", help="console, markdown, latex, csv, json, or html: the page.")
-    ] = "console",
+    format_: Annotated[Format, typer.Option("--format", help="How it is shown; html is the page.")] = Format.CONSOLE,
     against: Annotated[
         str | None, typer.Option(help="paper: put the papers' published figures beside ours.", show_default=False)
     ] = None,
@@ -45,17 +54,15 @@ def command(
     from etb_plugin.report.table import beside_table, comparison_table
     from etb_plugin.report.text import FORMATS
 
-    if format_ not in ("console", "html", *FORMATS):
-        raise ConfigError(f"--format {format_}: write console, {', '.join(FORMATS)} or html")
     if against not in (None, "paper"):
         raise ConfigError(f"--against {against}: write --against paper")
-    if format_ == "html" and out is None:
+    if format_ is Format.HTML and out is None:
         raise ConfigError("--format html writes a file: name one by --out page.html")
-    if format_ == "console" and out is not None:
+    if format_ is Format.CONSOLE and out is not None:
         raise ConfigError("--out takes a format: --format markdown, say")
     read = read_runs(runs)
     heading = title or ", ".join(run.name for run in read)
-    if format_ == "html":
+    if format_ is Format.HTML:
         from etb_plugin.report.page import page, plots_of  # draws, which the other formats can do without
 
         text = page(read, plots_of(read), heading, spread.value, against=against is not None)
@@ -64,8 +71,8 @@ def command(
         parts = []
         for dataset, own in grouped.items():
             sheet = comparison_sheet(own, f"{heading}: {dataset}" if len(grouped) > 1 else heading, spread.value)
-            if format_ != "console":
-                parts.append(FORMATS[format_](sheet))
+            if format_ is not Format.CONSOLE:
+                parts.append(FORMATS[format_.value](sheet))
                 continue
             o.stdout().print(comparison_table(sheet))
             if against is not None:

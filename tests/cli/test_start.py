@@ -40,6 +40,7 @@ CALLS = [
     (["evaluate", "none"], 2, "there is no file or folder none"),
     (["verify", "none.onnx", "none.vnnlib"], 2, "there is no file or folder none"),
     (["report", "none"], 2, "there is no file or folder none"),
+    (["report", ".", "--format", "nonsense"], 2, "markdown"),
     (["study", "dept"], 2, "did you mean depth"),
 ]
 

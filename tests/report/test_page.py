@@ -122,7 +122,7 @@ def test_reports_and_a_leaderboard_are_written_by_the_command(folder):
     assert "ibp (runs/deep/mine), eps 0.05" in text
     for wrong, message in (
         (("report", "none"), "there is no file or folder none"),
-        (("report", "runs/mine", "--format", "pdf"), "write console, markdown, latex, csv, json or html"),
+        (("report", "runs/mine", "--format", "pdf"), "'pdf' is not one of 'console', 'markdown', 'latex'"),
         (("report", "runs/mine", "--format", "html"), "name one by --out"),
         (("report", "runs/mine", "--against", "me"), "write --against paper"),
         (("leaderboard", "none"), "there is no file or folder none"),
