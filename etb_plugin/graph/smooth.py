@@ -34,7 +34,7 @@ class Smooth(Activation):
     """An elementwise function by its value and derivative.
 
     `turns` are where the derivative is not monotone or jumps, ascending; beyond +-`reach` it is constant, as far as
-    float64 can tell. The function whose derivative it is may be `slack` + `drift` |z| from `value`.
+    float64 can tell. The function whose derivative it is may be `slack` + `drift` |z| from `value` where z > `beyond`.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Smooth(Activation):
     reach: float
     slack: float = 0.0
     drift: float = 0.0
+    beyond: float = -math.inf
 
     def hinges(self) -> Sequence[tuple[float, Number]]:
         return ()
@@ -54,7 +55,7 @@ class Smooth(Activation):
     def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         least, greatest = torch.aminmax(torch.stack([self.value(low), self.value(high)]), dim=0)
         for point in self._level:
-            least = torch.minimum(least, self.value(low.clamp(min=point).minimum(high)) - self.slack)
+            least = torch.minimum(least, self.value(low.clamp(min=point).minimum(high)) - self._off(low, high))
         return least, greatest
 
     def piece(self, z: Tensor, deviation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -123,9 +124,16 @@ class Smooth(Activation):
             furthest = torch.maximum(low.abs(), high.abs())
             size = (2 + slope.abs()) * furthest + abs(float(self.value(low.new_zeros(1))))
             rounding = 2 * torch.finfo(low.dtype).eps * size
-            outward = hull.error(sign * slope) + rounding + self.slack + self.drift * furthest
+            outward = hull.error(sign * slope) + rounding + self._off(low, high)
         point = _attached(point, low, high)
         return self.value(point) - slope * point - sign * outward
+
+    def _off(self, low: Tensor, high: Tensor) -> Tensor | float:
+        """Return how far the function may be from `value` on [low, high]; at a point nothing is said of another one."""
+        if not self.slack and not self.drift:
+            return 0.0
+        off = self.slack + self.drift * torch.maximum(low.abs(), high.abs())
+        return torch.where((high > low) & (high > self.beyond), off, 0.0)
 
     @cached_property
     def _slopes(self) -> tuple[float, float]:
@@ -247,7 +255,13 @@ def softplus(beta: float = 1.0, threshold: float = 20.0) -> Smooth:
     """Return log(1 + exp(beta z)) / beta; torch takes z itself where beta z is above a threshold."""
     slack = math.log1p(math.exp(-threshold)) / beta
     return Smooth(
-        "softplus", lambda z: F.softplus(z, beta, threshold), lambda z: torch.sigmoid(beta * z), (), 40 / beta, slack
+        "softplus",
+        lambda z: F.softplus(z, beta, threshold),
+        lambda z: torch.sigmoid(beta * z),
+        turns=(),
+        reach=40 / beta,
+        slack=slack,
+        beyond=threshold / beta,
     )
 
 
