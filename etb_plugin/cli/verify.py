@@ -136,7 +136,8 @@ def _run_instances(path: Path, out: str | None, workers: int, request: "VerifyRe
         line = f"{answer.word:8} {answer.seconds:6.1f} s  {Path(answer.network).name} {Path(answer.property_).name}"
         o.stdout().print(line + beside, highlight=False, soft_wrap=True)
 
-    options = ["--seed", str(request.seed), "--solver", request.solver]
+    options = ["--seed", str(request.seed), "--solver", request.solver, "--device", request.device]
+    options += ["--pgd-steps", str(request.pgd_steps), "--pgd-restarts", str(request.pgd_restarts)]
     if request.stages is not None:
         options += ["--stages", ",".join(request.stages)]
     answers = run_instances(path, Path(out), workers, options, told)

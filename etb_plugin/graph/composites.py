@@ -83,18 +83,20 @@ def _named(module: fx.GraphModule, node: fx.Node, source: fx.Node, within: set[f
     """Return what `node` is as a function of `source`, by its values; None where it is none that is known."""
 
     def value(z: Tensor) -> Tensor:
-        """Return the function as the network computes it, its constants read anew."""
+        """Return the function as the network computes it, with the constants that it was told by."""
         known: dict[fx.Node, Any] = {source: z}
 
         def of(one: fx.Node) -> Any:
             if one not in known:
-                known[one] = _constant(module, one, z) if one not in within else _called(module, one, of)
+                known[one] = called(module, one, of) if one in within else constants[one].to(z)
             return known[one]
 
         result: Tensor = of(node)
         return result
 
+    outside = {n for one in within for n in one.all_input_nodes} - within - {source}
     try:
+        constants = {n: _constant(module, n) for n in outside}
         got, far = value(_GRID), value(_FAR)
     except (ValueError, RuntimeError, TypeError):
         return None
@@ -121,22 +123,24 @@ def _scaled(function: Smooth, factor: float, z: Tensor) -> Tensor:
     return factor * function.derivative(z)
 
 
-def _constant(module: fx.GraphModule, node: fx.Node, like: Tensor) -> Any:
-    """Return what a node holds that is the same for all features. Raises ValueError where it holds nothing such."""
+def _constant(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    """Return what a node holds that is the same for all features, as of now. Raises ValueError where it holds nothing
+    such, or what training may change: the function would not be the known one any more."""
     if node.op != "get_attr":
         raise ValueError("it is computed")
-    constant: Any = module
-    for part in str(node.target).split("."):
-        constant = getattr(constant, part)
+    constant = operator.attrgetter(str(node.target))(module)
+    if isinstance(constant, nn.Parameter):
+        raise ValueError("it may be trained")
     if not isinstance(constant, Tensor) or not bool((constant == constant.flatten()[:1]).all()):
         raise ValueError("it differs between features")
-    return constant.flatten()[0].to(like)
+    return constant.detach().flatten()[0].clone()
 
 
-def _called(module: fx.GraphModule, node: fx.Node, of: Callable[[fx.Node], Any]) -> Any:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), of)
+def called(module: nn.Module, node: fx.Node, read: Callable[[fx.Node], Any]) -> Any:
+    """Return what a node computes from what `read` gives for the nodes that it names."""
+    args, kwargs = fx.map_arg(node.args, read), fx.map_arg(node.kwargs, read)
     if node.op == "call_module":
-        return module.get_submodule(str(node.target))(*args)
+        return module.get_submodule(str(node.target))(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -104,14 +104,14 @@ def crown_ends(
         nonlocal relaxation
         if within is not None:
             low, high = torch.maximum(low, within[i][0]), torch.minimum(high, within[i][1])
-            low, high = torch.minimum(low, high), torch.maximum(low, high)  # rounded apart where a range is a point
+            low, high = _ordered(low, high)
         if exact.get(graph.nodes[i].inputs[0], 2) > 1:
             unstable = _unstable(graph.activations[i], i, low, high, search.choice)
             relaxation = relaxation.over(ends)
             low, high, found = _of_units(relaxation, i, low, high, unstable, search)
             if found is not None:
                 slopes[i] = found
-            low, high = torch.minimum(low, high), torch.maximum(low, high)  # rounded apart where a range is a point
+            low, high = _ordered(low, high)
         ends[i] = low, high
         return low, high
 
@@ -144,8 +144,13 @@ def tightened(relaxation: Relaxation, choice: Choice, *, steps: int, start: Tigh
         if found is not None:
             slopes[i] = found
         empty |= (low > high + _ROUNDING * (1 + high.abs())).flatten(1).any(1)
-        ends[i] = torch.minimum(low, high), torch.maximum(low, high)  # rounded apart where a range is a point
+        ends[i] = _ordered(low, high)
     return Tightened(ends, empty, slopes)
+
+
+def _ordered(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two ends in their order: where a range is a point they may have been rounded apart."""
+    return torch.minimum(low, high), torch.maximum(low, high)
 
 
 def dual_ends(graph: Graph, region: Region) -> dict[int, tuple[Tensor, Tensor]]:

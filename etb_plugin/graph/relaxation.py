@@ -126,10 +126,10 @@ class Relaxation:
         # Made now: blocks of rows that are worked on twice, for a gradient, have to find the same both times.
         self._curves: dict[Hinge, _Line] = {}
         known = {} if before is None else {i: pair for i, pair in before.ends.items() if ends.get(i) is pair}
+        for key, low, high in self.hinges():
+            self._hinges[key] = before._hinges[key] if before and key[0] in known else _hinge(low, high)
         for i, (low, high) in self.ends.items():
             activation = graph.activations[i]
-            for h, (knot, _) in enumerate(activation.hinges()):
-                self._hinges[i, h] = before._hinges[i, h] if before and i in known else _hinge(low - knot, high - knot)
             if isinstance(activation, Smooth):
                 for side, sign in enumerate((1, -1)):
                     line = before._curves[i, side] if before and i in known else None
@@ -389,7 +389,7 @@ def optimized(
                 first = start.slopes.get(key, relaxation._shares(here, key))
             full = (len(best), *here.values.shape[1:])
             slopes[key] = first.expand(full).contiguous().clone().requires_grad_()
-            limits[key] = torch.zeros_like(best[:1, :1]).squeeze(), torch.ones_like(best[:1, :1]).squeeze()
+            limits[key] = best.new_zeros(()), best.new_ones(())
     leaves = [*slopes.values(), *prices.values()]
     choice = Choice(slopes, start.signs, prices, fitting=True)
     if leaves and steps:

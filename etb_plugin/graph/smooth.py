@@ -120,11 +120,11 @@ class Smooth(Activation):
         above it, for -1, and touches it, but for what rounding may do."""
         with torch.no_grad():
             hull = _Hull(self, low, high, sign)
-            point = hull.touching(sign * slope)
-            furthest = torch.maximum(low.abs(), high.abs())
-            size = (2 + slope.abs()) * furthest + abs(float(self.value(low.new_zeros(1))))
+            near = hull.looked_up(sign * slope)
+            point = hull.touching(sign * slope, near)
+            size = (2 + slope.abs()) * torch.maximum(low.abs(), high.abs()) + self._at_zero
             rounding = 2 * torch.finfo(low.dtype).eps * size
-            outward = hull.error(sign * slope) + rounding + self._off(low, high)
+            outward = hull.error(sign * slope, near) + rounding + self._off(low, high)
         point = _attached(point, low, high)
         return self.value(point) - slope * point - sign * outward
 
@@ -134,6 +134,11 @@ class Smooth(Activation):
             return 0.0
         off = self.slack + self.drift * torch.maximum(low.abs(), high.abs())
         return torch.where((high > low) & (high > self.beyond), off, 0.0)
+
+    @cached_property
+    def _at_zero(self) -> float:
+        """The value's size at 0."""
+        return abs(float(self.value(torch.zeros(1, dtype=torch.float64))))
 
     @cached_property
     def _slopes(self) -> tuple[float, float]:
@@ -175,6 +180,9 @@ class Smooth(Activation):
         return [(points.to(like), slopes.to(like)) for points, slopes in self._tables]
 
 
+_Near = Sequence[tuple[Tensor, Tensor, Tensor]]
+
+
 class _Hull:
     """Where lines touch the function (`sign` 1) or its negative (-1) from below on ranges [low, high]."""
 
@@ -184,28 +192,28 @@ class _Hull:
         fixed = [low, high, *(low.clamp(min=turn).minimum(high) for turn in function.turns)]
         self.fixed = [(point, sign * function.value(point)) for point in fixed]
 
-    def touching(self, slope: Tensor) -> Tensor:
+    def touching(self, slope: Tensor, near: _Near | None = None) -> Tensor:
         """Return where sign f(z) - slope z is least."""
         point, value = self.fixed[0]
         point, best = point.expand_as(slope), value - slope * point
         for other, value in self.fixed[1:]:
             better = value - slope * other
             point, best = torch.where(better < best, other, point), torch.minimum(better, best)
-        for other, _, _ in self._looked_up(slope):
+        for other, _, _ in near or self.looked_up(slope):
             other = other.maximum(self.low).minimum(self.high)
             better = self.sign * self.function.value(other) - slope * other
             point, best = torch.where(better < best, other, point), torch.minimum(better, best)
         return point
 
-    def error(self, slope: Tensor) -> Tensor:
+    def error(self, slope: Tensor, near: _Near) -> Tensor:
         """Return how much less the least value of sign f(z) - slope z may be than at `touching`."""
         error = torch.zeros_like(slope)
-        for point, width, inside in self._looked_up(slope):
+        for point, width, inside in near:
             off = (self.function.derivative(point) - self.sign * slope).abs() * width.minimum(self.high - self.low)
             error = torch.maximum(error, torch.where(inside, off, 0.0))
         return error  # beyond the tables the derivative is constant but for less than rounding
 
-    def _looked_up(self, slope: Tensor) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
+    def looked_up(self, slope: Tensor) -> _Near:
         """Return for each table the point at which the derivative is nearly the slope, the width of its cell, and
         whether the table has that slope at all."""
         wanted, found = (self.sign * slope).contiguous(), []

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from etb_plugin.errors import ConfigError, UnsupportedLayer
 from etb_plugin.graph.activations import Activation, PiecewiseLinear, Relu, clipped, leaky
 from etb_plugin.graph.affine import Affine, Coherent, Conv, Dense, LargerOf, Linear, Reshape, Scale, Sum
-from etb_plugin.graph.composites import composites
+from etb_plugin.graph.composites import called, composites
 from etb_plugin.graph.graph import Graph, Node
 from etb_plugin.graph.smooth import (
     ERF,
@@ -260,10 +260,10 @@ class _Builder:
         """Return an argument that does not depend on the input: weights, and what is computed from them, as of now."""
         if isinstance(argument, fx.Node):
             if argument.op == "get_attr":
-                return _attribute(self.module, str(argument.target))
+                return operator.attrgetter(str(argument.target))(self.module)
             if not isinstance(self.values[argument], Tensor):
                 return self.values[argument]
-            return self._call(argument, self.constant)
+            return called(self.module, argument, self.constant)
         if isinstance(argument, list | tuple):
             return type(argument)(self.constant(part) for part in argument)
         return argument
@@ -273,17 +273,9 @@ class _Builder:
 
         def call(*tensors: Tensor) -> Any:
             given = dict(zip(inputs, tensors, strict=True))
-            return self._call(node, lambda n: given[n] if n in given else self.constant(n))
+            return called(self.module, node, lambda n: given[n] if n in given else self.constant(n))
 
         return call
-
-    def _call(self, node: fx.Node, read: Callable[[fx.Node], Any]) -> Any:
-        args, kwargs = fx.map_arg(node.args, read), fx.map_arg(node.kwargs, read)
-        if node.op == "call_module":
-            return self.module.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def features(self, node: fx.Node) -> torch.Size:
         """Return the shape of a node's value without the batch. Raises UnsupportedLayer where it has none."""
@@ -357,13 +349,6 @@ def _pruned(nodes: list[Node]) -> list[Node]:
             wanted.update(nodes[i].inputs)
     places = {old: new for new, old in enumerate(sorted(wanted))}
     return [replace(nodes[i], inputs=tuple(places[j] for j in nodes[i].inputs)) for i in sorted(wanted)]
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:

@@ -152,8 +152,8 @@ class _Split:
         """Return both halves of each box."""
         width = boxes.upper - boxes.lower
         share = width / (self.problem.box.upper - self.problem.box.lower).flatten(1).clamp(min=1e-300)
-        even = _EVEN * influence.amax(1, keepdim=True) * share / share.amax(1, keepdim=True).clamp(min=1e-300)
-        at = torch.maximum(influence, even).argmax(1, keepdim=True)
+        weight, even = (one / one.amax(1, keepdim=True).clamp(min=1e-300) for one in (influence, share))
+        at = torch.maximum(weight, _EVEN * even).argmax(1, keepdim=True)  # never one that does not move
         middle = (boxes.lower.gather(1, at) + boxes.upper.gather(1, at)) / 2
         below = replace(boxes, upper=boxes.upper.scatter(1, at, middle))
         return below.joined(replace(boxes, lower=boxes.lower.scatter(1, at, middle)))

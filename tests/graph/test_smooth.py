@@ -267,3 +267,30 @@ def test_products_of_two_values_are_refused() -> None:
     ):
         with pytest.raises(UnsupportedLayer, match="multiplies two values"):
             trace(WrittenOut(call).double(), torch.Size([4]))
+
+
+def test_constants_of_what_is_written_out_are_read_anew_and_none_that_is_trained() -> None:
+    class Swish(nn.Module):
+        def __init__(self, trained: bool) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 3)
+            if trained:
+                self.steepness = nn.Parameter(torch.ones(1))
+            else:
+                self.register_buffer("steepness", torch.ones(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z = self.first(x)
+            return z * torch.sigmoid(self.steepness * z)
+
+    network = Swish(trained=False)
+    assert [a.name for a in trace(network, torch.Size([4])).activations.values() if isinstance(a, Smooth)] == ["silu"]
+    network.steepness.fill_(1.702)
+    (now,) = trace(network, torch.Size([4])).activations.values()
+    assert isinstance(now, Smooth)
+    assert now.name == "quick-gelu"
+    network.steepness.fill_(1.3)
+    with pytest.raises(UnsupportedLayer, match="multiplies two values"):
+        trace(network, torch.Size([4]))
+    with pytest.raises(UnsupportedLayer, match="multiplies two values"):
+        trace(Swish(trained=True), torch.Size([4]))

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from etb_plugin import Box
+from etb_plugin.graph.tracing import trace
 from etb_plugin.verification import Cascade, Problem, Settings, Unsafe, Verdict
+from etb_plugin.verification.inputs import _Split
 
 
 def network(inputs: int, outputs: int, widths: tuple[int, ...], activation: nn.Module, seed: int = 0) -> nn.Sequential:
@@ -101,3 +103,15 @@ def test_a_point_is_decided() -> None:
         for gap in (0.1, -0.1)
     ]
     assert found == [Verdict.ROBUST, Verdict.FALSIFIED]
+
+
+def test_an_input_that_does_not_move_is_never_cut() -> None:
+    """Where the bounds depend on no input at all, the one least cut so far is, the first of equals."""
+    net = network(3, 2, (6,), nn.ReLU())
+    box = Box(torch.tensor([[0.5, 0.0, 0.0]]).double(), torch.tensor([[0.5, 1.0, 2.0]]).double())
+    search = _Split(
+        net, trace(net, torch.Size([3])), Problem(box, (Unsafe(torch.eye(2)[:1].double(), torch.zeros(1)),))
+    )
+    whole = search.whole(torch.tensor([0]))
+    halves = search.halves(whole, torch.zeros(1, 3).double())
+    assert (halves.upper - halves.lower).tolist() == [[0.0, 0.5, 2.0]] * 2
