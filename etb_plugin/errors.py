@@ -40,6 +40,10 @@ class OutOfTime(EtbError):
     """The time that `stopping.until` gave is over."""
 
 
+class OutOfMemory(EtbError):
+    """The memory that there is does not hold even the smallest blocks of the work."""
+
+
 class SoundnessError(EtbError):
     """A sound bound and an attack contradict each other: a bug in the code."""
 

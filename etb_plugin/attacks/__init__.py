@@ -4,6 +4,6 @@ Start at `pgd`.
 """
 
 from etb_plugin.attacks.fgsm import fgsm
-from etb_plugin.attacks.pgd import LOSSES, Pgd, falsify, margin, perturb, pgd, reach
+from etb_plugin.attacks.pgd import LOSSES, Pgd, falsify, margin, perturb, pgd, polished, reach
 
-__all__ = ["LOSSES", "Pgd", "falsify", "fgsm", "margin", "perturb", "pgd", "reach"]
+__all__ = ["LOSSES", "Pgd", "falsify", "fgsm", "margin", "perturb", "pgd", "polished", "reach"]

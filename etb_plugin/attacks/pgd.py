@@ -93,6 +93,28 @@ def falsify(
     return _attacked(network, box, goals, lambda y, some: largest(y, some) >= 0, settings, generator)
 
 
+def polished(network: nn.Module, box: Box, points: Tensor, unsafety: Goal, settings: Pgd) -> Tensor:
+    """Return for each of `points` [batch, *input] the most unsafe that one run from there meets, itself among them.
+
+    `unsafety` is that of `falsify`; its largest part is climbed. `box` is one for all (a batch of 1), or one for each.
+    """
+    places = torch.arange(len(points), device=points.device)
+    best, most = points, torch.full((len(points),), -torch.inf, dtype=points.dtype, device=points.device)
+
+    def largest(outputs: Tensor, some: Tensor) -> Tensor:
+        return unsafety(outputs, some).amax(1)
+
+    x = points
+    for i in range(settings.steps + 1):
+        gradient, outputs = gradient_of(network, x, places, largest)
+        value = largest(outputs, places)
+        better = value > most
+        best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x, best)
+        most = torch.where(better, value, most)
+        x = _moved(x, gradient, box, settings.step_at(i))
+    return best
+
+
 def perturb(network: nn.Module, box: Box, labels: Tensor, settings: Pgd, generator: torch.Generator) -> Tensor:
     """Return one run of PGD on the first loss with a fixed number of steps, for training: [batch, *input].
 

@@ -23,6 +23,7 @@ from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.regions import Box
 from etb_plugin.graph.relaxation import Hinge, Relaxation
 from etb_plugin.graph.smooth import Smooth
+from etb_plugin.memory import fitting
 from etb_plugin.stopping import check_time
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _matrix(graph: Graph, i: int, like: torch.Tensor) -> "sparse.csr_matrix":
         return sparse.csr_matrix(_numbers(operation.weight()))
     parts = []
     widest = max(shape.numel() for shape in (out, *shapes))
-    for some in torch.arange(out.numel(), device=like.device).split(max(1, _ENTRIES_AT_ONCE // widest)):
+    for some in torch.arange(out.numel(), device=like.device).split(max(1, fitting(_ENTRIES_AT_ONCE) // widest)):
         check_time()
         rows = F.one_hot(some, out.numel()).to(like).view(1, -1, *out)
         reached = [_numbers(part[0].flatten(1)) for part in operation.transpose(rows, shapes)]

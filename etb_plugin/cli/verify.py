@@ -1,5 +1,7 @@
 """`etb verify`: decide, image by image, whether a trained network is robust."""
 
+import os
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +11,15 @@ import typer
 
 from etb_plugin.cli import options as o
 from etb_plugin.errors import ConfigError
+from etb_plugin.memory import limit_memory, machine_memory
 
 if TYPE_CHECKING:
     from etb_plugin.experiment import VerifyRequest
+
+_LATE = 1.5
+"""Seconds after a property's limit by which it is answered in any case."""
+_LEAST_MEMORY = 0.5
+"""GiB that a process takes with torch and a small network in it."""
 
 
 def command(
@@ -56,6 +64,13 @@ def command(
             help="Processes for inputs, bab, exact and lp, or for instances; 1.", rich_help_panel="Verification"
         ),
     ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            help="GiB that all processes together may hold; three quarters of the machine's.",
+            rich_help_panel="Verification",
+        ),
+    ] = None,
     pgd_steps: o.PgdSteps = None,
     pgd_restarts: o.PgdRestarts = None,
     seed: o.AttackSeed = None,
@@ -88,9 +103,10 @@ def command(
     if (weights is None) == (instances is None):
         raise ConfigError("etb verify takes either WEIGHTS, or --instances and --out")
     request = o.verification(context)
+    share = _memory(memory, workers or 1)
     if weights is None:
         assert instances is not None
-        _run_instances(instances, out, workers or 1, request)
+        _run_instances(instances, out, workers or 1, share, request)
         return
     o.check_there(weights, *([property_] if property_ is not None else []))
     from etb_plugin.cli.stopping import StoppableLive
@@ -106,10 +122,17 @@ def command(
     )
 
     keep_freed_memory()
+    if share is not None:
+        limit_memory(share)  # the processes that start from here inherit it
     if property_ is not None:
+        giving_up = _gives_up_after(request.time_limit + _LATE)
         check = PropertyCheck(weights, property_, cascade_of(request, STAGES), drop=request.stages is None)
         _say_what_is_left_out(check.left_out)
-        print(check.run().text)
+        answer = check.run()
+        giving_up.cancel()
+        for line in answer.failed:
+            o.stderr().print(line, highlight=False, soft_wrap=True)
+        print(answer.text)
         return
     verification = Verification(weights, request, RADIUS_STAGES if minimum_radius else STAGES)
     _say_what_is_left_out(verification.left_out)
@@ -118,13 +141,38 @@ def command(
             table = radius_table(minimum_radii(verification, largest, precision, live), verification.title)
         else:
             table = verification_table(verification.run(live), verification.title)
+    _say_what_is_left_out(verification.failed)
     o.stdout().print(table)
     if out is not None:
         further = "" if minimum_radius else ", findings and counterexamples"
         o.stdout().print(f"Written: {out}/results.json{further}", soft_wrap=True)
 
 
-def _run_instances(path: Path, out: str | None, workers: int, request: "VerifyRequest") -> None:
+def _memory(asked: float | None, workers: int) -> int | None:
+    """Return the bytes that each of so many processes may hold, None where nobody knows what there is."""
+    there = machine_memory()
+    if asked is None:
+        return None if there is None else 3 * there // 4 // workers
+    if asked / workers < _LEAST_MEMORY:
+        raise ConfigError(f"--memory {asked:g} for {workers} processes: each takes {_LEAST_MEMORY} GiB or more")
+    return int(asked * 2**30) // workers
+
+
+def _gives_up_after(seconds: float) -> threading.Timer:
+    """Answer "timeout" and end the process after so many seconds: a single operation of a large network may take longer
+    than any loop that looks at the clock."""
+
+    def give_up() -> None:
+        print("timeout", flush=True)
+        os._exit(0)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _run_instances(path: Path, out: str | None, workers: int, memory: int | None, request: "VerifyRequest") -> None:
     if out is None:
         raise ConfigError("--instances needs --out: the folder for what is found")
     o.check_there(path)
@@ -140,7 +188,7 @@ def _run_instances(path: Path, out: str | None, workers: int, request: "VerifyRe
     options += ["--pgd-steps", str(request.pgd_steps), "--pgd-restarts", str(request.pgd_restarts)]
     if request.stages is not None:
         options += ["--stages", ",".join(request.stages)]
-    answers = run_instances(path, Path(out), workers, options, told)
+    answers = run_instances(path, Path(out), workers, memory, options, told)
     save_cactus(answers, Path(out) / "cactus")
     counts = Counter(answer.word for answer in answers)
     o.stdout().print(", ".join(f"{count} {word}" for word, count in counts.most_common()), highlight=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from etb_plugin.graph.rows import Rows, Window
+from etb_plugin.memory import fitting
 from etb_plugin.stopping import check_time
 
 
@@ -222,7 +223,7 @@ class Dense(Affine):
         out = self.function(*(torch.zeros_like(value) for value in values)).shape[1:]
         widest = max(shape.numel() for shape in (out, *shapes))
         parts = []
-        for units in torch.arange(out.numel(), device=values[0].device).split(max(1, 2**24 // widest)):
+        for units in torch.arange(out.numel(), device=values[0].device).split(max(1, fitting(2**24) // widest)):
             check_time()
             rows = F.one_hot(units, out.numel()).to(values[0].dtype).view(1, -1, *out)
             reached = self.transpose(rows, shapes)

@@ -18,6 +18,7 @@ from etb_plugin.graph.regions import Region
 from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, optimized
 from etb_plugin.graph.rows import Rows, Window
 from etb_plugin.graph.smooth import Smooth
+from etb_plugin.memory import fitting
 from etb_plugin.stopping import check_time
 
 _ROUNDING = 1e-9
@@ -32,7 +33,7 @@ computed again then: it takes about four times as much memory."""
 def _block(like: Tensor) -> int:
     """Return how many elements the rows of one block may hold at one node: on a CPU what its caches hold is five times
     as fast as what has to come from memory."""
-    return 2**21 if like.device.type == "cpu" else 2**26
+    return fitting(2**21 if like.device.type == "cpu" else 2**26)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def examples_at_once(graph: Graph, region: Region, rows: int) -> int:
         if source not in graph.affine_prefix:
             image = graph.nodes[source].shape[1:]
             largest = max(largest, image.numel() * row_size(graph, source, region.center) if image else 0)
-    return max(1, _EXAMPLES_AT_ONCE // largest)
+    return max(1, fitting(_EXAMPLES_AT_ONCE) // largest)
 
 
 def interval_ends(graph: Graph, region: Region) -> tuple[dict[int, tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
@@ -235,7 +236,7 @@ def _of_units(
     graph, source = relaxation.graph, relaxation.graph.nodes[i].inputs[0]
     size = 2 * row_size(graph, source, low)
     at_once = max(1, _block(low) // size)
-    twice = torch.is_grad_enabled() and len(units) * size > _KEPT
+    twice = torch.is_grad_enabled() and len(units) * size > fitting(_KEPT)
     if twice:
         relaxation = relaxation.without_tables()
 
@@ -251,7 +252,7 @@ def _of_units(
 
     parts: list[Tensor] = []
     kept: list[Mapping[Hinge, Tensor]] = []
-    keeping = search.steps and search.start is None and len(unstable) == 1 and len(units) * size <= _KEPT
+    keeping = search.steps and search.start is None and len(unstable) == 1 and len(units) * size <= fitting(_KEPT)
     for owner, unit in zip(owners.split(at_once), units.split(at_once), strict=True):
         check_time()
         if twice:

@@ -19,6 +19,7 @@ from etb_plugin.graph.activations import Activation
 from etb_plugin.graph.affine import Affine, Conv, Linear
 from etb_plugin.graph.regions import Ball, Region
 from etb_plugin.graph.rows import Rows
+from etb_plugin.memory import fitting
 from etb_plugin.stopping import check_time
 
 Through = Callable[[int, Activation, Rows], tuple[Tensor, Tensor | None]]
@@ -124,7 +125,7 @@ class Graph:
         before it is affine, or made so by a rule `through` that adds no constants. Some units' rows at a time."""
         like, shape = region.center, self.nodes[position].shape
         parts = []
-        at_once = max(1, _VALUES_AT_ONCE // max(like.numel(), shape.numel()))
+        at_once = max(1, fitting(_VALUES_AT_ONCE) // max(like.numel(), shape.numel()))
         for units in torch.arange(shape.numel(), device=like.device).split(at_once):
             check_time()
             rows = F.one_hot(units, shape.numel()).to(like.dtype).view(1, -1, *shape)

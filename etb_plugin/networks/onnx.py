@@ -9,7 +9,7 @@ batch size that a file happens to hold, and hides what it does in modules of its
 import copy
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from etb_plugin.networks.onnx_operations import OPERATIONS, Builder, Call, Opera
 
 _OPSETS = range(7, 26)
 _OPSET_OUT = 17
+_DTYPES = {1: torch.float32, 11: torch.float64}
+"""What an input may be, by ONNX's numbers of its types."""
 _AGREEMENT = 1e-5
 """How far, relative to the largest output, onnxruntime may be from torch on an exported file."""
 _READ_AGREEMENT = 1e-4
@@ -58,11 +60,10 @@ def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
             f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; networks have one of each here"
         )
     shape = _fixed_shape(path, inputs[0])
-    kinds = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float64}
     kind = inputs[0].type.tensor_type.elem_type
-    if kind not in kinds:
+    if kind not in _DTYPES:
         raise UnsupportedLayer(f"{path}: input {inputs[0].name!r} is neither float nor double")
-    builder = Builder(shape, kinds[kind])
+    builder = Builder(shape, _DTYPES[kind])
     operands[inputs[0].name] = builder.input
     for node in model.graph.node:
         operands |= _outputs(onnx, builder, node, [operands[name] for name in node.input], version)
@@ -76,14 +77,27 @@ def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     return network, shape
 
 
+def file_outputs(path: Path, points: Tensor) -> Tensor:
+    """Return what onnxruntime, or onnx itself where that is missing, computes with the file at `path`.
+
+    Shapes: points [points, *input], rounded to the file's own dtype -> [points, outputs], in float64. Raises
+    CheckpointError where the file cannot be run.
+    """
+    onnx = _package("onnx")
+    try:
+        return _running(onnx.load(str(path)))[0](points).double()
+    except Exception as error:  # of either runtime
+        raise CheckpointError(f"{path} cannot be run: {str(error).partition(chr(10))[0]}") from error
+
+
 def before_softmax(network: nn.Module) -> nn.Module | None:
-    """Return a network that `read_onnx` gave without the softmax over the outputs that it ends with; None where it
-    ends with none."""
+    """Return a network that `read_onnx` gave without the softmax over the outputs, or its logarithm, that it ends with;
+    None where it ends with none."""
     network = copy.deepcopy(network)
     assert isinstance(network, fx.GraphModule)
     end = next(node for node in network.graph.nodes if node.op == "output")
     last = end.args[0]
-    if not isinstance(last, fx.Node) or last.target is not F.softmax or last.args[1] not in (1, -1):
+    if not isinstance(last, fx.Node) or last.target not in (F.softmax, F.log_softmax) or last.args[1] not in (1, -1):
         return None
     end.args = (last.args[0],)
     network.graph.erase_node(last)
@@ -138,11 +152,11 @@ def _folded(onnx: Any, node: Any, inputs: Sequence[Tensor | None], version: int)
     }
 
 
-@torch.no_grad()
-def _check(path: Path, model: Any, network: nn.Module, like: Tensor) -> None:
-    """Raise UnsupportedLayer where onnxruntime, or onnx itself where that is missing, finds other outputs than
-    `network` on points in [0, 1] and around it."""
-    name = next(v.name for v in model.graph.input if v.name not in {t.name for t in model.graph.initializer})
+def _running(model: Any) -> tuple[Callable[[Tensor], Tensor], str]:
+    """Return points [points, *input] -> outputs [points, outputs] of a file's contents, one point at a time and in the
+    file's dtype, by onnxruntime, or by onnx where that is missing; and by whom."""
+    given = next(v for v in model.graph.input if v.name not in {t.name for t in model.graph.initializer})
+    dtype = _DTYPES[given.type.tensor_type.elem_type]
     try:
         runtime = __import__("onnxruntime")
         options = runtime.SessionOptions()
@@ -152,6 +166,19 @@ def _check(path: Path, model: Any, network: nn.Module, like: Tensor) -> None:
         from onnx.reference import ReferenceEvaluator
 
         session = ReferenceEvaluator(model)
+
+    def outputs(points: Tensor) -> Tensor:
+        rounded = points.detach().cpu().to(dtype).split(1)
+        found = [torch.from_numpy(session.run(None, {given.name: x.numpy()})[0]) for x in rounded]
+        return torch.cat([output.reshape(1, -1) for output in found])
+
+    return outputs, f"{type(session).__name__} of {type(session).__module__.partition('.')[0]}"
+
+
+@torch.no_grad()
+def _check(path: Path, model: Any, network: nn.Module, like: Tensor) -> None:
+    """Raise UnsupportedLayer where onnxruntime, or onnx itself where that is missing, finds other outputs than
+    `network` on points in [0, 1] and around it."""
     generator = torch.Generator().manual_seed(0)
     shape = (_CHECKED, *like.shape[1:])
     points = torch.cat(
@@ -159,16 +186,16 @@ def _check(path: Path, model: Any, network: nn.Module, like: Tensor) -> None:
     ).to(like.dtype)  # fmt: skip
     try:
         ours = network(points)
-        outputs = [torch.from_numpy(session.run(None, {name: x.numpy()})[0]) for x in points.split(1)]
+        outputs, who = _running(model)
+        theirs = outputs(points)
     except Exception as error:  # of torch and of either runtime
         raise UnsupportedLayer(f"{path} cannot be run: {str(error).partition(chr(10))[0]}") from error
-    theirs = torch.cat([output.reshape(1, -1) for output in outputs])
     largest = ours.abs().max()
     difference = (ours - theirs).abs().max() if ours.shape == theirs.shape else torch.tensor(torch.inf)
     if not bool(difference <= _READ_AGREEMENT * (largest + 1e-6)):
         raise UnsupportedLayer(
-            f"{path} was read wrongly: outputs are up to {float(largest):.3g}, and {type(session).__name__} of "
-            f"{type(session).__module__.partition('.')[0]} differs by {float(difference):.3g}"
+            f"{path} was read wrongly: outputs are up to {float(largest):.3g}, and {who} differs by "
+            f"{float(difference):.3g}"
         )
 
 

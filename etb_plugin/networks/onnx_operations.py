@@ -60,7 +60,10 @@ class Builder:
     def network(self, output: Value) -> nn.Module:
         """Return the network whose output is `output`, in eval mode."""
         self.graph.output(output.node)
-        return fx.GraphModule(self.root, self.graph).eval()
+        network = fx.GraphModule(self.root, self.graph).eval()
+        network.graph.eliminate_dead_code()  # a comparison that a softplus was told by
+        network.recompile()
+        return network
 
     def _name(self, kind: str) -> str:
         self._held += 1  # counted here: torch's own lists leave out what is held twice
@@ -344,8 +347,8 @@ def _reshaped(call: Call, value: Tensor) -> Results:
 
 def _reshape(call: Call) -> Results:
     shape = call.numbers(1, "shape")
-    if shape is None or call.get("allowzero", 0):
-        raise call.refused("needs a constant shape, and no allowzero")
+    if shape is None or (0 in shape and call.get("allowzero", 0)):
+        raise call.refused("needs a constant shape, and no empty one")
     return _reshaped(call, call.x.probe.reshape([call.x.probe.shape[i] if s == 0 else s for i, s in enumerate(shape)]))
 
 
@@ -482,7 +485,27 @@ def _concat(call: Call) -> Results:
     return call.run(operator.add, total, torch.cat(parts, axis))
 
 
+def _compare(call: Call) -> Results:
+    return call.run(_COMPARISONS[call.kind], *call.operands)
+
+
+def _softplus_past(call: Call) -> Results | None:
+    """Return torch's softplus where a condition takes x itself above a threshold, as its newer exporter writes it."""
+    condition, x, below = call.operands
+    if not (isinstance(condition, Value) and isinstance(x, Value) and isinstance(below, Value)):
+        return None
+    if condition.node.target is not torch.gt or below.node.target is not F.softplus or below.node.args != (x.node,):
+        return None
+    compared, threshold = condition.node.args
+    if compared is not x.node or not isinstance(threshold, fx.Node) or threshold.op != "get_attr":
+        return None
+    return call.run(F.softplus, x, 1.0, float(getattr(call.builder.root, str(threshold.target))))
+
+
 def _where(call: Call) -> Results:
+    softplus = _softplus_past(call)
+    if softplus is not None:
+        return softplus
     chosen = call.constant(0)
     if chosen is None:
         raise call.refused("needs a constant condition")
@@ -613,8 +636,11 @@ def _gelu(call: Call) -> Results:
 
 
 def _softmax(call: Call) -> Results:
-    return call.run(F.softmax, call.x, call.axis(call.get("axis", -1)))
+    return call.run(_SOFTMAXES[call.kind], call.x, call.axis(call.get("axis", -1)))
 
+
+_COMPARISONS = {"Greater": torch.gt, "GreaterOrEqual": torch.ge, "Less": torch.lt, "LessOrEqual": torch.le}
+_SOFTMAXES = {"LogSoftmax": F.log_softmax, "Softmax": F.softmax}
 
 OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Abs": _elementwise(torch.abs),
@@ -622,7 +648,9 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "Cast": _same,
+    "Celu": lambda call: call.run(F.celu, call.x, call.get("alpha", 1.0)),
     "Clip": _clip,
+    **dict.fromkeys(_COMPARISONS, _compare),
     "Concat": _concat,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
@@ -666,7 +694,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Sigmoid": _elementwise(torch.sigmoid),
     "Sign": _elementwise(torch.sign),
     "Slice": _slice,
-    "Softmax": _softmax,
+    **dict.fromkeys(_SOFTMAXES, _softmax),
     "Softplus": _elementwise(F.softplus),
     "SpaceToDepth": _space_to_depth,
     "Split": _split,

@@ -7,6 +7,7 @@ tightened anew (ours), and a branch in which every hinge is decided is a linear 
 branch, so that what is left when time is up is unknown.
 """
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,8 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from etb_plugin.attacks import Pgd, polished
 from etb_plugin.graph.ends import tightened
 from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, crown_slope, optimized
+from etb_plugin.memory import fitting
 from etb_plugin.verification.exact import Decider
 from etb_plugin.verification.problem import TOLERANCE, Search
 
@@ -27,6 +30,9 @@ _LEAST_GAIN = 1e-4
 """What a half counts for that gains nothing."""
 _ROOT_STEPS, _STEPS = 40, 12
 """Steps of gradient ascent at the root and in a branch."""
+_ATTACKED_EVERY, _ATTACKED_AT_ONCE = 8, 64
+"""Rounds after which the points where the worst branches' bounds are attained are attacked from, and how many."""
+_ATTACK = Pgd(steps=20, step=0.1)
 _TIGHTENED_EVERY = 5
 """Splits after which the ends of a branch's units are computed anew: dear, and worth many splits."""
 _TIGHTENING_STEPS, _TIGHTENED_AT_ONCE = 3, 32
@@ -83,7 +89,7 @@ class _Tree:
         self.most = torch.stack([_padded(part.most, widest) for part in problem.unsafe])
         self._kept = dict(relaxation.ends)
         features = sum(low.numel() for low in self.hinges.values())
-        self.at_once = max(2, min(512, _VALUES_AT_ONCE // (features * widest)))
+        self.at_once = max(2, min(512, fitting(_VALUES_AT_ONCE) // (features * widest)))
 
     def relaxed(self, branches: _Branches) -> Relaxation:
         """Return the relaxation over the branches' own ends."""
@@ -238,8 +244,21 @@ class _Tree:
     @torch.no_grad()
     def witness(self, branches: _Branches) -> Tensor | None:
         """Return a counterexample among the points where the branches' bounds are attained, if there is one."""
+        return self.decider.broken(self._attained(branches))
+
+    @torch.no_grad()
+    def attacked(self, branches: _Branches) -> Tensor | None:
+        """Return a counterexample that projected gradient descent meets from the points where the bounds of the worst
+        branches are attained, if there is one."""
+        problem, network = self.decider.problem, self.decider.network
+        points = self._attained(branches[branches.above.argsort()[:_ATTACKED_AT_ONCE]])
+        found = polished(network, problem.box, points, lambda outputs, _: problem.unsafety(outputs), _ATTACK)
+        return self.decider.broken(found)
+
+    def _attained(self, branches: _Branches) -> Tensor:
+        """Return the points where the branches' bounds are attained, [branches * rows, *input]."""
         lines = self.relaxed(branches).below(self.rows[branches.part], self.choice(branches))
-        return self.decider.broken(lines.minimizer(self.relaxation.region).flatten(0, 1))
+        return lines.minimizer(self.relaxation.region).flatten(0, 1)
 
 
 def search(decider: Decider, parts: Tensor, deadline: float) -> Search:
@@ -251,7 +270,11 @@ def search(decider: Decider, parts: Tensor, deadline: float) -> Search:
     tree = _Tree(decider)
     stuck: set[int] = set()
     queue, witness = tree.open_ones(tree.roots(parts.to(tree.rows.device)))
-    while len(queue) and witness is None and time.monotonic() < deadline:
+    for rounds in itertools.count():
+        if witness is None and len(queue) and rounds % _ATTACKED_EVERY == 0:
+            witness = tree.attacked(queue)
+        if not len(queue) or witness is not None or time.monotonic() >= deadline:
+            break
         now, queue = tree.next(queue)
         now = now[now.open]
         full = (now.signs != 0).all(1)

@@ -10,6 +10,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +20,13 @@ from etb_plugin.attacks import Pgd, falsify
 from etb_plugin.bounds import PreparedBound, get_bound, prepare_lower
 from etb_plugin.bounds.program import Maps, affine_maps, refuse_smooth
 from etb_plugin.bounds.solvers import check_solver
-from etb_plugin.errors import ConfigError, OutOfTime, UnsupportedLayer
+from etb_plugin.errors import ConfigError, OutOfTime, SoundnessError, Stopped, UnsupportedLayer
 from etb_plugin.graph.ends import crown_ends, tightened
 from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.relaxation import Choice, Relaxation
+from etb_plugin.graph.smooth import Smooth
 from etb_plugin.graph.tracing import trace
+from etb_plugin.memory import in_smaller_blocks
 from etb_plugin.stopping import until
 from etb_plugin.verification.branch import search
 from etb_plugin.verification.exact import Decider
@@ -53,13 +57,14 @@ class Settings:
 @dataclass
 class Case:
     """A problem, which of its unsafe parts are proved unreachable, a counterexample [1, *input] if there is one, the
-    stage that decided it, and the seconds spent in each stage."""
+    stage that decided it, the seconds spent in each stage, and what stopped a stage that failed."""
 
     problem: Problem
     proved: Tensor
     witness: Tensor | None = None
     by: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, problem: Problem) -> "Case":
@@ -125,8 +130,11 @@ class Cascade:
                 return
             begun, now = time.perf_counter(), time.monotonic()
             share = 1.0 if name == self.settings.stages[-1] else 0.5
-            with contextlib.suppress(OutOfTime), until(now + share * (deadline - now)):
-                self._attack(left) if name == "pgd" else self._bound(self._bounds[name], left)
+            with until(now + share * (deadline - now)):
+                if name == "pgd":
+                    _tried(name, left, self._attack, left)
+                else:
+                    _tried(name, left, self._bound, self._bounds[name], left)
             for case in left:
                 case.seconds[name] = (time.perf_counter() - begun) / len(left)
                 if case.verdict is not Verdict.UNKNOWN:
@@ -144,8 +152,8 @@ class Cascade:
                 break
             share = _ALONE[name].share / sum(_ALONE[other].share for other in names[number:])
             begun, now = time.perf_counter(), time.monotonic()
-            with contextlib.suppress(OutOfTime), until(deadline):
-                _ALONE[name].run(self, case, now + share * (deadline - now))
+            with until(deadline):
+                _tried(name, [case], _ALONE[name].run, self, case, now + share * (deadline - now))
             if case.verdict is not Verdict.UNKNOWN:
                 case.by = name
             case.seconds[name] = time.perf_counter() - begun
@@ -177,8 +185,7 @@ class Cascade:
         """Cut the input where few of its elements move, or where nothing else can be branched on."""
         assert self._graph is not None
         moving = int((case.problem.box.radius > 0).sum())
-        hinges = any(activation.hinges() for activation in self._graph.activations.values())
-        if hinges and moving > _FEW_INPUTS:
+        if moving > _FEW_INPUTS and not any(isinstance(one, Smooth) for one in self._graph.activations.values()):
             return
         found = split_inputs(self.network, self._graph, case.problem, _open_parts(case), deadline)
         case.proved[found.proved] = True
@@ -210,7 +217,8 @@ def takers(
 ) -> tuple[Settings, dict[str, str]]:
     """Return the settings with those stages that take all of the networks, and why the others were left out.
 
-    Raises UnsupportedLayer for the first that does not, unless asked to `drop` it, and ConfigError as Cascade.
+    Raises UnsupportedLayer for the first that does not, unless asked to `drop` it, and ConfigError as Cascade. The
+    attack may be all that is left.
     """
     check_stages(settings)
     left_out: dict[str, str] = {}
@@ -226,8 +234,6 @@ def takers(
             if not drop:
                 raise UnsupportedLayer(f"stage {stage!r} cannot take the network: {error}") from error
             left_out[stage] = str(error)
-    if set(settings.stages) <= {*left_out, "pgd"}:
-        raise UnsupportedLayer(f"no verifier takes the network: {next(iter(left_out.values()))}")
     return replace(settings, stages=tuple(stage for stage in settings.stages if stage not in left_out)), left_out
 
 
@@ -242,6 +248,20 @@ def check_stages(settings: Settings) -> None:
         raise ConfigError(f"the time limit is {settings.seconds:g}; it must be positive, in seconds for each image")
     if set(settings.stages) & set(_ALONE):
         check_solver(settings.solver)
+
+
+def _tried(name: str, cases: Sequence[Case], stage: Callable[..., None], *arguments: Any) -> None:
+    """Run a stage with its arguments, in smaller blocks where memory runs out. Whatever else stops it is said of its
+    cases, and the other stages go on; a contradiction between bounds and attacks is a bug, and ends all."""
+    try:
+        in_smaller_blocks(partial(stage, *arguments))
+    except OutOfTime:
+        pass
+    except (Stopped, SoundnessError):
+        raise
+    except Exception as error:  # of torch, of a solver: the stage is left out, and says so
+        for case in cases:
+            case.failed[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _bab(cascade: Cascade, case: Case, deadline: float) -> None:

@@ -7,23 +7,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from etb_plugin.attacks import Pgd, polished
 from etb_plugin.errors import ConfigError
-from etb_plugin.networks.onnx import before_softmax, read_onnx
+from etb_plugin.networks.onnx import before_softmax, file_outputs, read_onnx
 from etb_plugin.verification.cascade import Cascade, Case, Settings, takers
-from etb_plugin.verification.problem import Verdict
+from etb_plugin.verification.problem import Problem, Verdict
 from etb_plugin.verification.vnnlib import counterexample_text, read_vnnlib
+
+_FURTHER = Pgd(steps=50, step=0.05)
+"""How a counterexample is moved further into the unsafe outputs where rounding hides it."""
 
 
 @dataclass(frozen=True)
 class Answer:
     """The competition's word, the counterexample [1, *input] and its outputs [1, outputs] where it is sat, the stage
-    that decided, and the seconds it took."""
+    that decided, the seconds it took, and what failed on the way, a line for each."""
 
     word: str
     point: Tensor | None
     outputs: Tensor | None
     by: str | None
     seconds: float
+    failed: tuple[str, ...]
 
     @property
     def text(self) -> str:
@@ -41,7 +46,7 @@ class PropertyCheck:
     """
 
     def __init__(self, network: Path, vnnlib: Path, settings: Settings, *, drop: bool) -> None:
-        self._begun = time.monotonic()
+        self._begun, self._file = time.monotonic(), network
         if network.suffix != ".onnx":
             raise ConfigError(f"{network}: a property is about an ONNX network; etb export --onnx writes one")
         self._network, shape = read_onnx(network)
@@ -55,10 +60,11 @@ class PropertyCheck:
 
     def run(self) -> Answer:
         """Return what is known after the settings' seconds, for all boxes of the property together. What reading and
-        checking the files took counts among them."""
+        checking the files took counts among them. A counterexample counts where the file itself, run by onnxruntime,
+        gives an unsafe output."""
         begun = self._begun
         deadline = begun + self.settings.seconds
-        by, word = None, "unsat"
+        by, word, failed = None, "unsat", []
         for problem in self.problems:
             case = Case.of(problem)
             self._cascade.decide_together([case], deadline)
@@ -66,11 +72,26 @@ class PropertyCheck:
             if left > 0:
                 self._cascade.decide_alone(case, left)
             by = case.by or by
-            if case.verdict is Verdict.FALSIFIED:
-                assert case.witness is not None
-                with torch.no_grad():
-                    outputs = self._network.double()(case.witness)
-                return Answer("sat", case.witness, outputs, by, time.monotonic() - begun)
-            if case.verdict is Verdict.UNKNOWN:
+            failed += [f"{stage} is left out: {why}" for stage, why in case.failed.items()]
+            if case.witness is not None:
+                point, outputs = self._confirmed(problem, case.witness)
+                if outputs is not None:
+                    return Answer("sat", point, outputs, by, time.monotonic() - begun, tuple(failed))
+                failed.append(
+                    f"{by} met a counterexample that {self._file} itself, in its own precision, does not confirm"
+                )
+            if case.verdict is not Verdict.ROBUST:
                 word = "timeout" if time.monotonic() >= deadline else "unknown"
-        return Answer(word, None, None, by if word == "unsat" else None, time.monotonic() - begun)
+        return Answer(word, None, None, by if word == "unsat" else None, time.monotonic() - begun, tuple(failed))
+
+    def _confirmed(self, problem: Problem, witness: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return a counterexample and the file's own outputs there, if these are unsafe: at `witness`, or, where they
+        are not since its margin is within rounding, at the worst point that an attack meets from there."""
+        better = polished(
+            self._cascade.network, problem.box, witness, lambda outputs, _: problem.unsafety(outputs), _FURTHER
+        )
+        for point in (witness, better):
+            outputs = file_outputs(self._file, point)
+            if bool(problem.broken(outputs)):
+                return point, outputs
+        return witness, None

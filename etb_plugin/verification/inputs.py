@@ -16,6 +16,7 @@ from etb_plugin.graph.ends import crown_ends
 from etb_plugin.graph.graph import Ends, Graph
 from etb_plugin.graph.regions import Box
 from etb_plugin.graph.relaxation import Relaxation
+from etb_plugin.memory import fitting
 from etb_plugin.stopping import check_time, until
 from etb_plugin.verification.problem import TOLERANCE, Problem, Search
 
@@ -62,8 +63,8 @@ class _Split:
         self.most = torch.cat([part.most for part in problem.unsafe])
         self._shapes = {i: graph.nodes[graph.nodes[i].inputs[0]].shape for i in graph.activations}
         self.units = sum(shape.numel() for shape in self._shapes.values())
-        self.at_once = max(4, min(4096, _UNITS_AT_ONCE // max(1, self.units * len(self.rows))))
-        self.most_waiting = _KEPT // (2 * self.units + 2 * problem.box.shape.numel() + len(problem.unsafe))
+        self.at_once = max(4, min(4096, fitting(_UNITS_AT_ONCE) // max(1, self.units * len(self.rows))))
+        self.most_waiting = fitting(_KEPT) // (2 * self.units + 2 * problem.box.shape.numel() + len(problem.unsafe))
         self.witness: Tensor | None = None
 
     def whole(self, parts: Tensor) -> _Boxes:

@@ -71,16 +71,22 @@ def read_instances(path: Path) -> list[Instance]:
 
 
 def run_instances(
-    path: Path, out: Path, workers: int, options: Sequence[str], told: Callable[[Answered], None]
+    path: Path,
+    out: Path,
+    workers: int,
+    memory: int | None,
+    options: Sequence[str],
+    told: Callable[[Answered], None],
 ) -> list[Answered]:
     """Run the instances of a list that have no record in `out` yet, `workers` at a time, and return all in order.
 
-    `options` go to every `etb verify`; `told` hears of each answer as it comes. Raises ConfigError for a list that
-    `read_instances` refuses, and where `out` holds something else.
+    Each may hold `memory` bytes. `options` go to every `etb verify`; `told` hears of each answer as it comes. Raises
+    ConfigError for a list that `read_instances` refuses, and where `out` holds something else.
     """
     instances = read_instances(path)
     answers: dict[int, Answered] = {}
     listed = [[str(i.network), str(i.property_), i.seconds] for i in instances]
+    limits = [] if memory is None else ["--memory", f"{memory / 2**30:.3f}"]
     with claimed(out, {"instances": listed, "options": list(options)}), ThreadPoolExecutor(workers) as pool:
         waiting = {}
         for number, instance in enumerate(instances):
@@ -88,7 +94,9 @@ def run_instances(
             if record.exists():
                 answers[number] = Answered(**read_json(record))
             else:
-                waiting[pool.submit(_answered, instance, options, out / "counterexamples" / f"{number:05d}")] = number
+                waiting[
+                    pool.submit(_answered, instance, [*options, *limits], out / "counterexamples" / f"{number:05d}")
+                ] = number
         try:
             for done in as_completed(waiting):
                 number = waiting[done]

@@ -42,10 +42,14 @@ class Problem:
     box: Box
     unsafe: tuple[Unsafe, ...]
 
+    def unsafety(self, outputs: Tensor) -> Tensor:
+        """Return how far each of `outputs` [points, outputs] is inside of each unsafe part, [points, parts]: it is
+        unsafe where one is 0 or more."""
+        return torch.stack([(part.most - outputs @ part.rows.T).amin(1) for part in self.unsafe], 1)
+
     def broken(self, outputs: Tensor) -> Tensor:
         """Return which of `outputs` [points, outputs] are unsafe, [points]."""
-        parts = [(outputs @ part.rows.T <= part.most).all(1) for part in self.unsafe]
-        return torch.stack(parts).any(0)
+        return (self.unsafety(outputs) >= 0).any(1)
 
     @property
     def compares(self) -> bool:

@@ -102,7 +102,9 @@ def _radii(
         searches = [_Bisection(x[n : n + 1], label, verification.data.classes) for n, label in enumerate(labels)]
         with torch.no_grad():
             right = (cascade.network(x).argmax(1) == split.labels[some]).tolist()
-        _bisect(cascade, [s for s, is_right in zip(searches, right, strict=True) if is_right], **search)
+        verification.failed |= _bisect(
+            cascade, [s for s, is_right in zip(searches, right, strict=True) if is_right], **search
+        )
         for image, label, one, is_right in zip(some.tolist(), labels, searches, right, strict=True):
             attacked = None if one.broken == torch.inf else one.broken
             kept[image] = Radius(image, label, one.proved, attacked) if is_right else Radius(image, label, 0.0, 0.0)
@@ -140,14 +142,16 @@ class _Bisection:
             self.opens = None
 
 
-def _bisect(cascade: Cascade, searches: Sequence[_Bisection], largest: float, precision: float) -> None:
-    """Bisect all images together until nothing is left to try."""
+def _bisect(cascade: Cascade, searches: Sequence[_Bisection], largest: float, precision: float) -> dict[str, str]:
+    """Bisect all images together until nothing is left to try; return what stopped stages that failed."""
+    failed: dict[str, str] = {}
     while True:
         tries = [(search, eps) for search in searches for eps in search.next(largest, precision)]
         if not tries:
-            return
+            return failed
         cases = [Case.of(robustness(Box.around(s.image, eps), s.label, s.classes)) for s, eps in tries]
         cascade.decide_together(cases)
         for (search, eps), case in zip(tries, cases, strict=True):
             cascade.decide_alone(case)
             search.learn(eps, case)
+            failed |= case.failed

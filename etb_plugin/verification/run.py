@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from torch import nn
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box
 from etb_plugin.data import pixels
-from etb_plugin.errors import ConfigError, SoundnessError
+from etb_plugin.errors import ConfigError, SoundnessError, UnsupportedLayer
 from etb_plugin.experiment import VerifyRequest, resolve_device
 from etb_plugin.files import claimed, read_json, write_file, write_json
 from etb_plugin.networks import NetworkCascade
@@ -39,8 +39,8 @@ TOGETHER = 25
 @dataclass(frozen=True)
 class Finding:
     """What is known of one image, the stage that decided it ("misclassified" where there was nothing to decide), the
-    seconds spent in each stage, and whether a counterexample is kept. `predicted` is None where a limit left open which
-    network of a cascade answers."""
+    seconds spent in each stage, whether a counterexample is kept, and what stopped a stage that failed. `predicted` is
+    None where a limit left open which network of a cascade answers."""
 
     image: int
     label: int
@@ -49,6 +49,7 @@ class Finding:
     by: str | None
     seconds: dict[str, float]
     counterexample: bool
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def cascade_of(request: VerifyRequest, stages: tuple[str, ...]) -> Settings:
 
 
 class Verification:
-    """Networks from disk, checked and ready to be verified.
+    """Networks from disk, checked and ready to be verified. `failed` says what stopped a stage on some image.
 
     Raises CheckpointError, DataError, ConfigError or UnsupportedLayer where anything cannot work; stages of the
     whole cascade that cannot take a network are left out only where none were asked for by name, and `left_out` says
@@ -144,6 +145,9 @@ class Verification:
         self.settings, self.left_out = takers(
             found, self.data.input_shape, cascade_of(request, stages), drop=request.stages is None
         )
+        if self.left_out and set(self.settings.stages) <= {"pgd"}:
+            raise UnsupportedLayer(f"no verifier takes the network: {next(iter(self.left_out.values()))}")
+        self.failed: dict[str, str] = {}
 
     @property
     def title(self) -> str:
@@ -223,7 +227,10 @@ class Verification:
                     write_file(folder / "counterexamples" / f"{image:05d}.npy", buffer.getvalue())
                 write_json(folder / "findings" / f"{image:05d}.json", asdict(finding))
             tell()
-        return [kept[image] for image in range(first, stop)]
+        findings = [kept[image] for image in range(first, stop)]
+        for finding in findings:
+            self.failed |= finding.failed
+        return findings
 
     def _decided_in_turn(
         self, turns: Turns, images: Sequence[int], eps: float
@@ -313,7 +320,7 @@ def _kept(folder: Path) -> dict[int, Finding]:
 
 
 def _finding(image: int, known: tuple[int, int | None], case: Case) -> Finding:
-    return Finding(image, *known, case.verdict, case.by, case.seconds, case.witness is not None)
+    return Finding(image, *known, case.verdict, case.by, case.seconds, case.witness is not None, case.failed)
 
 
 def _witness(case: Case) -> np.ndarray | None:

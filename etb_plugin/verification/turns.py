@@ -28,6 +28,7 @@ class Turns:
     ) -> None:
         self._networks = [Cascade(network, input_shape, settings) for network in networks]
         self._classes = classes
+        self._failed: dict[str, str] = {}
 
     def decide(self, image: Tensor, label: int, eps: float) -> tuple[int | None, Case]:
         """Return the answer at `image` [1, *input] (float64), None where a limit came first, and what is known of its
@@ -35,11 +36,11 @@ class Turns:
 
         The case's stage is that of the network which settled it, its seconds are those of all networks.
         """
-        given = self._given(image)
+        given, self._failed = self._given(image), {}
         spent: dict[str, float] = {}
         answer = self._answer(image, eps, spent)
         case = Case.of(robustness(Box.around(image, eps), label, self._classes))
-        case.seconds = spent
+        case.seconds, case.failed = spent, self._failed
         if answer is None or answer == label:
             self._prove(case, image, label, eps, given)
             if case.verdict is Verdict.UNKNOWN:
@@ -78,6 +79,7 @@ class Turns:
     def _robust(self, network: Cascade, image: Tensor, label: int, radius: float, spent: dict[str, float]) -> Case:
         """Decide whether one network gives `label` within `radius` of `image`."""
         found = network.decide(robustness(Box.around(image, radius), label, self._classes))
+        self._failed |= found.failed
         for stage, seconds in found.seconds.items():
             spent[stage] = spent.get(stage, 0.0) + seconds
         return found

@@ -105,6 +105,8 @@ SMOOTH |= {
     "silu written out": ([("Sigmoid", "x", "0", {}), ("Mul", "x 0", "y", {})], {}, FLAT, 13),
     "gelu written out": ([("Div", "x root", "0", {}), ("Erf", "0", "1", {}), ("Add", "1 one", "2", {}), ("Mul", "x 2", "3", {}), ("Mul", "3 half", "y", {})], ONE, FLAT, 13),
     "gelu tanh written out": ([("Pow", "x three", "0", {}), ("Mul", "0 a", "1", {}), ("Add", "x 1", "2", {}), ("Mul", "2 b", "3", {}), ("Tanh", "3", "4", {}), ("Add", "4 one", "5", {}), ("Mul", "half x", "6", {}), ("Mul", "6 5", "y", {})], ONE | {"a": np.float32(0.044715), "b": np.float32((2 / np.pi) ** 0.5)}, FLAT, 13),
+    "celu": ([("Celu", "x", "y", {"alpha": 0.5})], {}, FLAT, 13),
+    "softplus past a threshold": ([("Mul", "x c", "0", {}), ("Softplus", "0", "1", {}), ("Greater", "0 t", "2", {}), ("Where", "2 0 1", "y", {})], {"c": 30 * f(1, 6), "t": np.float32(20)}, FLAT, 18),
     "mish written out": ([("Softplus", "x", "0", {}), ("Tanh", "0", "1", {}), ("Mul", "x 1", "y", {})], {}, FLAT, 13),
     "hard swish written out": ([("HardSigmoid", "x", "0", {"alpha": 1 / 6, "beta": 0.5}), ("Mul", "x 0", "y", {})], {}, FLAT, 13),
 }  # fmt: skip

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from etb_plugin import Box, bound, margin_spec
-from etb_plugin.attacks import Pgd
+from etb_plugin.attacks import Pgd, polished
 from etb_plugin.bounds import prepare
 from etb_plugin.bounds import solvers as solvers_module
-from etb_plugin.errors import ConfigError, UnsupportedLayer
+from etb_plugin.errors import ConfigError, SoundnessError, UnsupportedLayer
 from etb_plugin.graph.ends import crown_ends
 from etb_plugin.graph.relaxation import Relaxation, optimized
 from etb_plugin.graph.tracing import trace
@@ -190,6 +190,55 @@ def test_options_that_cannot_work_are_refused(options, words):
     network, box, _, _ = tiny(0)
     with pytest.raises(ConfigError, match=words):
         bound("exact", network, box, **options)
+
+
+def test_a_stage_that_fails_is_left_out_and_the_rest_go_on(monkeypatch):
+    network, box, label, _ = tiny(3)
+    cascade = Cascade(network, (2,), Settings(("crown-ibp", "inputs", "exact"), seconds=20))
+
+    def broken(*_):
+        raise ValueError("no such thing\nsecond line")
+
+    monkeypatch.setattr("etb_plugin.verification.cascade.split_inputs", broken)
+    monkeypatch.setitem(cascade._bounds, "crown-ibp", broken)
+    case = cascade.decide(robustness(box, label, 3))
+    assert case.failed == dict.fromkeys(("crown-ibp", "inputs"), "ValueError: no such thing")
+    assert case.by == "exact"
+    monkeypatch.setattr("etb_plugin.verification.cascade.split_inputs", lambda *_: (_ for _ in ()).throw(BROKEN))
+    with pytest.raises(SoundnessError):
+        cascade.decide(robustness(box, label, 3))
+
+
+BROKEN = SoundnessError("a bug")
+
+
+def test_points_that_are_polished_are_no_worse_and_stay_in_the_box():
+    network, box, label, _ = tiny(5)
+    problem = robustness(box, label, 3)
+    points = box.lower + (box.upper - box.lower) * torch.rand(50, 2).double()
+
+    def unsafety(outputs, _):
+        return problem.unsafety(outputs)
+
+    better = polished(network, box, points, unsafety, Pgd(20, step=0.1))
+    before, after = (problem.unsafety(network(x)).amax(1) for x in (points, better))
+    assert (after >= before).all()
+    assert (after > before).any()
+    assert ((box.lower <= better) & (better <= box.upper)).all()
+
+
+def test_branching_finds_what_a_descent_from_its_points_reaches(monkeypatch):
+    """Between splits the worst branches' points are attacked from: without that, none of them need be unsafe."""
+    network, box, _, _ = tiny(20)
+    cascade = Cascade(network, (2,), Settings(("bab",), seconds=20))
+    monkeypatch.setattr("etb_plugin.verification.branch._Tree.witness", lambda self, branches: None)
+    row = network(box.upper).detach()[0]
+    with torch.no_grad():
+        worst = float((network(box.lower + (box.upper - box.lower) * torch.rand(5000, 2).double()) @ row).min())
+    problem = Problem(box, (Unsafe(row[None], torch.tensor([worst + 1e-3]).double()),))
+    case = cascade.decide(problem)
+    assert (case.verdict, case.by) == (Verdict.FALSIFIED, "bab")
+    assert bool(problem.broken(network(case.witness)))
 
 
 def test_a_solver_that_is_not_installed_is_named_with_its_remedy(monkeypatch):

@@ -192,7 +192,33 @@ def test_a_softmax_at_the_end_is_left_out_where_only_the_order_of_outputs_matter
         answer = PropertyCheck(file, tmp_path / "p.vnnlib", Settings(seconds=20), drop=True).run()
         assert answer.word == word
     torch.testing.assert_close(answer.outputs.sum(), torch.ones((), dtype=torch.float64))  # the file's own outputs
-    threshold = (tmp_path / "p.vnnlib").read_text().partition("(assert (or")[0] + f"(assert (<= Y_{label} 0.2))"
-    (tmp_path / "p.vnnlib").write_text(threshold)
-    with pytest.raises(UnsupportedLayer, match="softmax"):
-        PropertyCheck(file, tmp_path / "p.vnnlib", Settings(seconds=20), drop=True)
+    before = (tmp_path / "p.vnnlib").read_text().partition("(assert (or")[0]
+    for most, word in ((float(answer.outputs[0, label]), "sat"), (0.0, "unknown")):  # the attack is all that takes it
+        (tmp_path / "p.vnnlib").write_text(f"{before}(assert (<= Y_{label} {most + 0.01 * (most > 0):.9f}))")
+        check = PropertyCheck(file, tmp_path / "p.vnnlib", Settings(seconds=20), drop=True)
+        assert check.settings.stages == ("pgd",)
+        assert "softmax" in check.left_out["crown"]
+        assert check.run().word == word
+    with pytest.raises(UnsupportedLayer, match="stage 'ibp' cannot take the network"):
+        PropertyCheck(file, tmp_path / "p.vnnlib", Settings(seconds=20), drop=False)
+
+
+def test_a_counterexample_counts_where_the_file_itself_confirms_it(tmp_path, monkeypatch):
+    """The margin of a point that float64 finds may be nothing in the file's float32."""
+    network = fully_connected(3, 8, 2)
+    write_onnx(network, (3,), tmp_path / "n.onnx")
+    box = Box.around(torch.rand(1, 3).double(), 0.3, clip=None)
+    corner = box.lower
+    most = float(network.double()(corner)[0, 0].detach())
+    text = vnnlib_text(box, 0, 2, "").partition("(assert (or")[0]
+    for above, word in ((0.1, "sat"), (-50.0, "unknown")):
+        (tmp_path / "p.vnnlib").write_text(f"{text}(assert (<= Y_0 {most + above:.9f}))")
+        check = PropertyCheck(tmp_path / "n.onnx", tmp_path / "p.vnnlib", Settings(("pgd",), seconds=20), drop=True)
+        monkeypatch.setattr(check._cascade, "_attack", lambda cases: setattr(cases[0], "witness", corner))
+        answer = check.run()
+        assert answer.word == word
+        if word == "sat":
+            assert torch.equal(answer.outputs, files.file_outputs(tmp_path / "n.onnx", answer.point))
+            assert float(answer.outputs[0, 0]) <= most + above
+        else:
+            assert "does not confirm" in answer.failed[0]
