@@ -7,6 +7,8 @@ import struct
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from etb_plugin import data
 from etb_plugin.errors import ConfigError, DataError
@@ -35,6 +37,13 @@ def test_digits_are_whole_and_never_mixed():
         10,
     )
     assert digits.train.images.max() == 255
+    images, labels = load_digits(return_X_y=True)
+    images = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    parts = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
+    for part, got in zip(
+        parts, (digits.train.images, digits.test.images, digits.train.labels, digits.test.labels), strict=True
+    ):
+        np.testing.assert_array_equal(got.reshape(part.shape), part)
     again = data.load("digits", train_limit=100)
     assert torch.equal(again.train.images, digits.train.images[:100])
 

@@ -19,10 +19,11 @@ from etb_plugin.errors import Stopped, TrainingError
 from etb_plugin.files import write_file
 from etb_plugin.networks import initialize_for_ibp
 from etb_plugin.networks.checkpoints import save_weights
-from etb_plugin.objectives import Loss, Losses, Method, Point, Recipe, Run
+from etb_plugin.objectives import Loss, Losses, Method, Point, Run
 from etb_plugin.objectives.nominal import Nominal
 from etb_plugin.training.cost import PeakMemory, StepTimer
 from etb_plugin.training.diagnosis import Diagnosis
+from etb_plugin.training.optimizers import Adam, optimizer_of
 from etb_plugin.training.schedule import Schedule
 from etb_plugin.training.state import Partial, State
 from etb_plugin.training.team import Team
@@ -141,7 +142,7 @@ def train(
     schedule = _schedule(method, settings, len(batches))
     loss = method.objective.prepare(network, data.input_shape, data.classes)
     diagnosis = Diagnosis(network, data)
-    state = State(network, _optimizer(network, method.recipe, schedule.learning_rate), generator)
+    state = State(network, optimizer_of(method.recipe, network.parameters(), schedule.learning_rate), generator)
     writes = folder if team.leads else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
@@ -331,19 +332,13 @@ class _Sums:
         return total, clean, robust, correct, float(totals[4]) / self.batches
 
 
-def _optimizer(network: nn.Module, recipe: Recipe, rate: float) -> torch.optim.Optimizer:
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(network.parameters(), rate, recipe.momentum, weight_decay=recipe.weight_decay)
-    return torch.optim.Adam(network.parameters(), rate, weight_decay=recipe.weight_decay)
-
-
 def _nominal_step_ms(network: nn.Module, data: Dataset, settings: Settings) -> float:
     """Return the median nominal step on a copy of the network, the yardstick of `step_ms`."""
     device = data.train.images.device
     generator = torch.Generator(device).manual_seed(settings.seed)
     batches = Batches.of(data, settings.batch_size, generator)
     trial = copy.deepcopy(network).train()
-    optimizer = torch.optim.Adam(trial.parameters())
+    optimizer = Adam(trial.parameters())
     loss = Nominal().prepare(trial, data.input_shape, data.classes)
     begun, done, timer = time.perf_counter(), 0, StepTimer(device)
     while done < _PROBE_STEPS and (done < 5 or time.perf_counter() - begun < _PROBE_SECONDS):

@@ -55,6 +55,16 @@ def test_help_listings_and_refusals_do_not_wait_for_torch(arguments, status, pat
     assert len(modules) < MOST
 
 
+def test_training_waits_for_torch_and_little_else(tmp_path):
+    """Neither scikit-learn, whose digits are read, nor torch's compiler: each takes as long as torch itself."""
+    arguments = ("--method", "ibp", "--epochs", "1", "--train-limit", "200", "--out", "run")
+    returncode, said, modules = imported("train", *arguments, cwd=tmp_path)
+    assert returncode == 0, said
+    assert "torch" in modules
+    heavy = {"sklearn", "torch._dynamo", "sympy", "auto_LiRPA"} & modules
+    assert not heavy
+
+
 def test_names_are_completed_without_torch(tmp_path):
     environment = {
         "_ETB_COMPLETE": "complete_bash",
