@@ -57,13 +57,18 @@ def command(
     from etb_plugin.cli.stopping import StoppableLive
     from etb_plugin.comparison import Comparison
     from etb_plugin.report.sheet import comparison_sheet
-    from etb_plugin.report.table import comparison_table, plan_table
+    from etb_plugin.report.table import comparison_table, cost_table, plan_table
 
     comparison = Comparison(experiment)
     folder = comparison.experiment.folder
+    if comparison.experiment.engine.name != "print":
+        comparison.estimate()
     if dry_run:
         o.stdout().print(plan_table(comparison.workshop, comparison.title))
         return
+    costs = cost_table(comparison.workshop)
+    if costs is not None and comparison.experiment.engine.name != "print":
+        o.stderr().print(costs)
     with StoppableLive(o.stderr()) as live:
         results = comparison.run(live)
     if comparison.experiment.engine.name == "print":

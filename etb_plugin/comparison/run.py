@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from etb_plugin import networks
 from etb_plugin.comparison.cells import Entry, Task, candidates
 from etb_plugin.comparison.engines import Finished, engine_of
+from etb_plugin.comparison.estimates import write_estimates
 from etb_plugin.comparison.journal import Watch
+from etb_plugin.comparison.status import planned
 from etb_plugin.comparison.work import Workshop
 from etb_plugin.errors import EtbError
 from etb_plugin.experiment import Experiment, eps_text
@@ -55,6 +57,17 @@ class Comparison:
             f"of {len(self.workshop.data.train):,} images; PGD {v.pgd_steps} steps x {v.pgd_restarts}{aside}"
         )
 
+    def estimate(self) -> None:
+        """Find out what the cells that are not begun will cost, and write nothing. `run` takes the cheapest first then.
+
+        Raises ConfigError for a cell that does not fit in memory.
+        """
+        self.workshop.estimate(
+            self.workshop.task(item.cell, item.validate).cell
+            for item in planned(self.workshop)
+            if item.state != "done" and item.measured is None
+        )
+
     def run(self, watch: Watch, *, evaluation: bool = True) -> list[Result]:
         """Train and evaluate every cell that is not done, and return all results, in the order of the entries.
 
@@ -65,6 +78,8 @@ class Comparison:
         mine = claimed(self.experiment.folder, self.experiment.plain, _MAY_GROW) if leads else contextlib.nullcontext()
         with self.engine.opened(), mine:
             writer = _Writer(self, evaluation and leads)
+            if leads and self.workshop.estimates:
+                write_estimates(self.experiment.folder, self.workshop.estimates)
             try:
                 failures = self._perform(list(candidates(self.entries)), watch, evaluation, lambda: None)
                 failures |= self._perform(self._tests(), watch, evaluation, writer.due)
@@ -96,14 +111,16 @@ class Comparison:
     def _perform(
         self, tasks: Sequence[Task], watch: Watch, evaluation: bool, finished: Finished
     ) -> dict[Task, EtbError]:
-        """Have the engine do what is not done. Two entries may share a cell: it is done once."""
+        """Have the engine do what is not done, the cheapest first. Two entries may share a cell: it is done once."""
         todo: dict[tuple[str, bool], Task] = {}
         for task in tasks:
             if not self.workshop.is_done(task):
                 todo.setdefault(task.key, task)
             elif not task.validate:
                 watch.finished(task.name, None, self.workshop.results(task))
-        return self.engine.run(list(todo.values()), self.workshop, watch, finished, evaluation) if todo else {}
+        costs = self.workshop.estimates
+        ordered = sorted(todo.values(), key=lambda task: costs[task.cell.id].seconds if task.cell.id in costs else 0.0)
+        return self.engine.run(ordered, self.workshop, watch, finished, evaluation) if todo else {}
 
 
 class _Writer:

@@ -10,13 +10,19 @@ from etb_plugin.comparison.work import Workshop
 
 @dataclass(frozen=True)
 class Planned:
-    """A task of an experiment: its cell, its name, its state (done, running, failed, begun or missing), and the seconds
-    that its training takes, by its own epochs or those of cells with the same method and network."""
+    """A task of an experiment: its cell, whether it is put to the validation images, its name, label and network, and
+    its state (done, running, failed, begun or missing); the seconds that its training takes, `measured` on its own
+    epochs, or else as estimated, or else by those of cells with the same method and network; and the MiB of a step."""
 
     cell: str
+    validate: bool
     name: str
+    label: str
+    model: str
     state: str
     seconds: float | None
+    measured: float | None
+    mib: float | None
 
 
 def planned(shop: Workshop) -> list[Planned]:
@@ -26,14 +32,17 @@ def planned(shop: Workshop) -> list[Planned]:
     known: dict[tuple[str, str], list[float]] = {}
     for task, pace in paces.items():
         if pace is not None:
-            known.setdefault((task.cell.method.name, task.cell.model), []).append(pace)
+            known.setdefault(_kind(task), []).append(pace)
     mean = {kind: fmean(some) for kind, some in known.items()}
     epochs = shop.experiment.training.epochs
     found = []
     for task in tasks:
-        pace = paces[task] or mean.get((task.cell.method.name, task.cell.model))
-        seconds = None if pace is None else epochs * pace
-        found.append(Planned(task.cell.id, task.name, _state(shop, task), seconds))
+        pace, like, cost = paces[task], mean.get(_kind(task)), shop.estimates.get(task.cell.id)
+        measured = None if pace is None else epochs * pace
+        guessed = cost.seconds if cost is not None else None if like is None else epochs * like
+        named = (task.cell.id, task.validate, task.name, task.entry.label, task.cell.model, _state(shop, task))
+        seconds = guessed if measured is None else measured
+        found.append(Planned(*named, seconds, measured, None if cost is None else cost.mib))
     return found
 
 
@@ -51,6 +60,10 @@ def _known_tasks(shop: Workshop) -> list[Task]:
     """Return the tasks that are known before anything ran, each cell's once."""
     every = [*candidates(shop.entries), *(Task(e, 0, False) for e in shop.entries if len(e.cells) == 1)]
     return list({task.key: task for task in reversed(every)}.values())[::-1]
+
+
+def _kind(task: Task) -> tuple[str, str]:
+    return task.cell.method.name, task.cell.model
 
 
 def _state(shop: Workshop, task: Task) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from etb_plugin import networks
 from etb_plugin.attacks import pgd
 from etb_plugin.bounds import Box, prepare
 from etb_plugin.comparison.cells import Cell, Entry, Task, entries
+from etb_plugin.comparison.estimates import estimated, read_estimates
 from etb_plugin.comparison.journal import Journal, Listener, Watch, Word, held, write_word
 from etb_plugin.data import Dataset, Split, load
 from etb_plugin.errors import CheckpointError, EtbError, Stopped, UnsupportedLayer
@@ -27,7 +28,7 @@ from etb_plugin.files import read_experiment_of, read_json, write_file, write_js
 from etb_plugin.networks import evaluating, members
 from etb_plugin.results import Candidate, Result
 from etb_plugin.results.networks import describe, untrained
-from etb_plugin.training import Epoch, Team, Training, check_training, train
+from etb_plugin.training import Epoch, Estimate, Team, Training, check_training, train
 from etb_plugin.training.tensorboard import TensorBoard, check_tensorboard
 from etb_plugin.verification import Verification
 
@@ -77,6 +78,17 @@ class Workshop:
                         check_training(network, cell.method, self.data, cell.settings)
         for model in self.experiment.model:
             check_bounds(self.network(model, 0), self.data, model, self.exam(0))
+
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """What training costs, by cell, as far as it is known."""
+        return read_estimates(self.experiment.folder)
+
+    def estimate(self, cells: Iterable[Cell]) -> None:
+        """Add estimates of cells that have none. Raises ConfigError for a cell that does not fit in memory."""
+        self.estimates |= estimated(
+            cells, self.data, lambda cell: self.network(cell.model, cell.seed, cell.method.pair), self.estimates
+        )
 
     def exam(self, seed: int) -> Exam:
         """Return what networks of `seed` are put to."""
@@ -249,6 +261,7 @@ class Workshop:
             about=self._about(task.entry.label, cell),
             after_epoch=TensorBoard(cell.folder / "tensorboard") if board else lambda _: None,
             watch=lambda progress: journal.training(task.name, progress),
+            cost=self.estimates.get(cell.id),
         )
         return network, training
 

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from etb_plugin.comparison import Overview, Workshop, planned
+from etb_plugin.comparison import Overview, Planned, Workshop, planned
 from etb_plugin.comparison.tightness import Tightness
 from etb_plugin.evaluation.calibration import Calibration
 from etb_plugin.experiment import Experiment, Read, Resolved, eps_text
@@ -41,6 +41,8 @@ def beside_table(lines: Sequence[Beside]) -> RenderableType:
     return Group(table, Text("Percent of test images; ours verified by the best bound of the table.", "dim"))
 
 
+_LONG = 3600.0
+"""Seconds of training from which a cell is called dear."""
 _STYLES = {Kind.CERTIFIED: CERTIFIED, Kind.EXPECTED: EXPECTED, Kind.COST: "dim"}
 
 
@@ -84,21 +86,56 @@ def plan_table(shop: Workshop, heading: str) -> RenderableType:
     table = _table()
     for name in ("cell", "name", "state"):
         table.add_column(name, no_wrap=True)
-    table.add_column("takes", justify="right")
+    for name in ("takes", "memory"):
+        table.add_column(name, justify="right")
     plan = planned(shop)
     for item in plan:
         takes = "" if item.seconds is None else duration(item.seconds)
         style = {"done": "green", "running": "bold", "failed": "bold red"}.get(item.state, "")
-        table.add_row(item.cell, Text(item.name), Text(item.state, style), takes)
+        table.add_row(item.cell, Text(item.name), Text(item.state, style), takes, _memory(item.mib))
     left = [item for item in plan if item.state != "done"]
     known = [item.seconds for item in left if item.seconds is not None]
     counts = Counter(item.state for item in plan)
     said = ", ".join(f"{count:,} {state}" for state, count in counts.items())
     if known:
-        said += f"; {duration(sum(known))} of training left, by epochs that were measured"
+        said += f"; {duration(sum(known))} of training, by epochs that were measured or steps at the full radius"
     if len(known) < len(left):
         said += f"; nothing is known yet of {len(left) - len(known):,} cells"
-    return Group(Text(heading, "bold"), table, Text(said, "dim"))
+    return Group(Text(heading, "bold"), table, Text(said, "dim"), *map(Text, _dear(left)))
+
+
+def cost_table(shop: Workshop) -> RenderableType | None:
+    """Return what is to be trained and what it will cost, cheapest first; None where nothing is."""
+    table = _table()
+    table.add_column("to be trained", no_wrap=True)
+    for name in ("cells", "takes each", "all", "memory"):
+        table.add_column(name, justify="right")
+    left = [item for item in planned(shop) if item.state != "done" and item.seconds is not None]
+    kinds: dict[tuple[str, str], list[Planned]] = {}
+    for item in sorted(left, key=lambda item: item.seconds or 0.0):
+        kinds.setdefault((item.label, item.model), []).append(item)
+    for (label, model), items in kinds.items():
+        seconds = [item.seconds or 0.0 for item in items]
+        each = " to ".join(dict.fromkeys((duration(min(seconds)), duration(max(seconds)))))
+        memory = _memory(max((item.mib for item in items if item.mib is not None), default=None))
+        table.add_row(Text(f"{label}, {model}"), f"{len(items):,}", each, duration(sum(seconds)), memory)
+    return Group(table, *map(Text, _dear(left))) if left else None
+
+
+def _dear(items: Sequence[Planned]) -> Iterator[str]:
+    """Yield a line for each method that takes more than an hour, with what would cost less."""
+    longest: dict[str, float] = {}
+    for item in items:
+        longest[item.label] = max(longest.get(item.label, 0.0), item.seconds or 0.0)
+    for label, seconds in longest.items():
+        if seconds > _LONG:
+            name = label.split(maxsplit=1)[0].partition(":")[0]
+            other = "the method crown-ibp, " if name in ("crown", "dual", "dual-projected", "robustra") else ""
+            yield f"{label} takes {duration(seconds)}: {other}a smaller --model, fewer --epochs or a GPU cost less"
+
+
+def _memory(mib: float | None) -> str:
+    return "" if mib is None else f"{mib:,.0f} MiB" if mib < 1024 else f"{mib / 1024:,.1f} GiB"
 
 
 def status_table(overview: Overview, failed: Mapping[str, str], heading: str) -> RenderableType:

@@ -4,7 +4,20 @@ Start at `loop.train`. Everything that differs between methods is in the objecti
 differs between runs is in `Settings`.
 """
 
-from etb_plugin.training.loop import Epoch, Progress, Settings, Training, check_training, train
+from etb_plugin.training.estimates import Estimate, estimate
+from etb_plugin.training.loop import Epoch, Progress, Settings, Training, check_training, schedule_of, train
 from etb_plugin.training.team import Team, joined
 
-__all__ = ["Epoch", "Progress", "Settings", "Team", "Training", "check_training", "joined", "train"]
+__all__ = [
+    "Epoch",
+    "Estimate",
+    "Progress",
+    "Settings",
+    "Team",
+    "Training",
+    "check_training",
+    "estimate",
+    "joined",
+    "schedule_of",
+    "train",
+]

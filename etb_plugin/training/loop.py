@@ -23,6 +23,7 @@ from etb_plugin.objectives import Loss, Losses, Method, Point, Run
 from etb_plugin.objectives.nominal import Nominal
 from etb_plugin.training.cost import PeakMemory, StepTimer
 from etb_plugin.training.diagnosis import Diagnosis
+from etb_plugin.training.estimates import Estimate
 from etb_plugin.training.optimizers import Adam, optimizer_of
 from etb_plugin.training.schedule import Schedule
 from etb_plugin.training.state import Partial, State
@@ -74,7 +75,8 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: `step` of `steps`, means since the epoch began, and the time left at this epoch's pace."""
+    """Where a run stands: `step` of `steps`, means since the epoch began, and the time left at this epoch's pace, other
+    phases of the schedule taking longer or shorter as the run's `cost` has it."""
 
     epoch: int
     step: int
@@ -123,6 +125,7 @@ def train(
     about: Mapping[str, Any] | None = None,
     watch: Callable[[Progress], None] = lambda _: None,
     after_epoch: Callable[[Epoch], None] = lambda _: None,
+    cost: Estimate | None = None,
 ) -> Training:
     """Train `network` in place, on the device that it and `data` are on, and leave it in eval mode.
 
@@ -130,7 +133,8 @@ def train(
     lowest mean loss among those at the final eps and kappa; the test images have no say), and a run that finds a
     state.pt goes on from it, to the same bits as if it had never stopped; metrics.jsonl has a line for each epoch.
     Where `watch` raises Stopped, which it may after any batch, state.pt is written first. `about` is kept with the
-    weights. `after_epoch` may look at the network before the epoch is saved, and leaves it as it was. Equal seeds give
+    weights. `after_epoch` may look at the network before the epoch is saved, and leaves it as it was. `cost` tells how
+    much longer other phases of the schedule take than the one at hand, for the time that is left. Equal seeds give
     equal runs; torch's own generators are left as they were. Where torchrun started several processes, they train the
     network together (`team`), and the first one writes. Raises TrainingError, naming epoch and batch, where the loss is
     not finite, and CheckpointError for a state.pt that cannot be read.
@@ -139,7 +143,8 @@ def train(
     device = data.train.images.device
     generator = torch.Generator(device).manual_seed(settings.seed)
     batches = Batches.of(data, settings.batch_size, generator)
-    schedule = _schedule(method, settings, len(batches))
+    schedule = schedule_of(method, data, settings)
+    cost = cost or Estimate((0,), (1.0,), schedule.run.steps, 0.0)
     loss = method.objective.prepare(network, data.input_shape, data.classes)
     diagnosis = Diagnosis(network, data)
     state = State(network, optimizer_of(method.recipe, network.parameters(), schedule.learning_rate), generator)
@@ -160,7 +165,7 @@ def train(
             network.compile()
         while len(state.epochs) < settings.epochs:
             try:
-                epoch = _epoch(state, loss, batches, schedule, settings.seed, team, watch)
+                epoch = _epoch(state, loss, batches, schedule, cost, settings.seed, team, watch)
             except Stopped:
                 if writes is not None:
                     state.save(writes / "state.pt")
@@ -175,8 +180,8 @@ def train(
             state.costs["peak_memory_mib"] = max(memory.mib(), state.costs.get("peak_memory_mib", 0.0))
             if writes is not None:
                 _save(writes, state, {**(about or {}), "epoch": epoch.epoch}, is_best)
-            done, left = len(state.epochs) * len(batches), (settings.epochs - len(state.epochs)) * epoch.seconds
-            pace = len(data.train) / epoch.seconds
+            done, pace = len(state.epochs) * len(batches), len(data.train) / epoch.seconds
+            left = cost.left(done) * epoch.seconds / (cost.left(done - len(batches)) - cost.left(done))
             watch(Progress(epoch.epoch, done, schedule.run.steps, epoch.loss, epoch.accuracy, epoch.eps, pace, left))
     network.eval()
     network._compiled_call_impl = None
@@ -195,11 +200,13 @@ def check_training(network: nn.Module, method: Method, data: Dataset, settings: 
     """Raise UnsupportedLayer or ConfigError for what `train` cannot do, before it begins."""
     Team.current().check(network)
     method.objective.prepare(network, data.input_shape, data.classes)
-    _schedule(method, settings, -(-len(data.train) // settings.batch_size))
+    schedule_of(method, data, settings)
 
 
-def _schedule(method: Method, settings: Settings, batches: int) -> Schedule:
+def schedule_of(method: Method, data: Dataset, settings: Settings) -> Schedule:
+    """Return a run's schedule. Raises ConfigError where its recipe is longer than the run."""
     rate = settings.learning_rate or method.recipe.learning_rate
+    batches = -(-len(data.train) // settings.batch_size)
     return Schedule(method.recipe, settings.eps, rate, Run(settings.epochs, batches))
 
 
@@ -208,6 +215,7 @@ def _epoch(
     loss: Loss,
     batches: Batches,
     schedule: Schedule,
+    cost: Estimate,
     seed: int,
     team: Team,
     watch: Callable[[Progress], None],
@@ -250,8 +258,8 @@ def _epoch(
         if due and sums.batches < len(batches):
             looked = now
             mean, _, _, accuracy, _ = sums.read()
-            pace = (now - begun) / sums.batches
-            left = pace * (schedule.run.steps - step)
+            expected = cost.left(step - sums.batches) - cost.left(step)
+            left = cost.left(step) * (now - begun) / expected
             images_per_second = sums.images / (now - begun)
             report = Progress(number, step, schedule.run.steps, mean, accuracy, point.eps, images_per_second, left)
             stopped = _told(watch, report, team, device)
