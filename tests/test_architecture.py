@@ -10,7 +10,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    {"errors", "stopping", "registry", "catalogue"},
+    {"errors", "stopping", "memory", "registry", "catalogue"},
     {"files"},
     {"graph"},
     {"networks", "data"},
