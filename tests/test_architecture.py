@@ -10,7 +10,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    {"errors", "stopping", "memory", "registry", "catalogue"},
+    {"errors", "stopping", "memory", "registry", "shapes", "catalogue"},
     {"files"},
     {"graph"},
     {"networks", "data"},

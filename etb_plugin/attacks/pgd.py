@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from etb_plugin.bounds import Box
 from etb_plugin.errors import ConfigError
+from etb_plugin.shapes import are_fixed
 from etb_plugin.stopping import check_time
 
 
@@ -109,7 +110,7 @@ def polished(network: nn.Module, box: Box, points: Tensor, unsafety: Goal, setti
         gradient, outputs = gradient_of(network, x, places, largest)
         value = largest(outputs, places)
         better = value > most
-        best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x, best)
+        best = torch.where(_like(better, x), x, best)
         most = torch.where(better, value, most)
         x = _moved(x, gradient, box, settings.step_at(i))
     return best
@@ -164,6 +165,11 @@ def _attacked(
     with torch.no_grad():
         broken = broken_by(network(points), torch.arange(len(points), device=points.device))
     for goal in goals * settings.restarts:
+        if are_fixed():
+            reached, hit = _climb(network, box, None, goal, broken_by, settings, generator)
+            points = torch.where(_like(broken, points), points, reached)
+            broken = broken | hit
+            continue
         remaining = (~broken).nonzero()[:, 0]
         if not len(remaining):
             break
@@ -176,15 +182,24 @@ def _attacked(
 def _climb(
     network: nn.Module,
     box: Box,
-    places: Tensor,
+    places: Tensor | None,
     goal: Goal,
     broken_by: Goal,
     settings: Pgd,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """One run from a random point for the examples at `places` of the batch. Broken examples leave it."""
+    """One run from a random point for the examples at `places` of the batch. Broken examples leave it; where `places`
+    is None they are all worked on to the end, and the first broken point of each is kept."""
     x = _random_point(box, generator)
     points, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    if places is None:
+        every = torch.arange(len(x), device=x.device)
+        for i in range(settings.steps + 1):
+            gradient, outputs = gradient_of(network, x, every, goal)
+            points = torch.where(_like(broken, x), points, x)
+            broken = broken | broken_by(outputs, every)
+            x = _moved(x, gradient, box, settings.step_at(i))
+        return points, broken
     active = torch.arange(len(x), device=x.device)
     for i in range(settings.steps + 1):
         gradient, outputs = gradient_of(network, x, places[active], goal)
@@ -195,6 +210,11 @@ def _climb(
             break
         x = _moved(x, gradient, box[active], settings.step_at(i))
     return points, broken
+
+
+def _like(flags: Tensor, points: Tensor) -> Tensor:
+    """Return flags [batch] in a shape that goes with points [batch, *input]."""
+    return flags.view(-1, *[1] * (points.ndim - 1))
 
 
 def _random_point(box: Box, generator: torch.Generator) -> Tensor:

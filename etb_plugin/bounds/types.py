@@ -36,8 +36,7 @@ def margin_spec(labels: Tensor, classes: int, dtype: torch.dtype | None = None) 
         raise ConfigError(f"a margin needs at least 2 classes, got {classes}")
     dtype = dtype or torch.get_default_dtype()
     eye = torch.eye(classes, dtype=dtype, device=labels.device)
-    differences = eye[labels].unsqueeze(1) - eye.unsqueeze(0)
-    return differences[other_classes(labels, classes)].view(len(labels), classes - 1, classes)
+    return eye[labels].unsqueeze(1) - eye[other_classes(labels, classes)]
 
 
 def check_spec(spec: Tensor | None, classes: int) -> None:
@@ -52,5 +51,9 @@ def identity_rows(like: Tensor, classes: int) -> Tensor:
 
 
 def other_classes(labels: Tensor, classes: int) -> Tensor:
-    """Return a mask [batch, classes] of every class but the true one: the rows of `margin_spec` in order."""
-    return torch.arange(classes, device=labels.device) != labels.unsqueeze(1)
+    """Return every class but the true one in ascending order, [batch, classes - 1]: the rows of `margin_spec`.
+
+    By arithmetic, as a mask would have to be counted, for which a GPU is waited for.
+    """
+    before = torch.arange(classes - 1, device=labels.device)
+    return before + (before >= labels.unsqueeze(1))

@@ -1,9 +1,10 @@
 """`etb verify`: decide, image by image, whether a trained network is robust."""
 
+import contextlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -125,11 +126,10 @@ def command(
     if share is not None:
         limit_memory(share)  # the processes that start from here inherit it
     if property_ is not None:
-        giving_up = _gives_up_after(request.time_limit + _LATE)
-        check = PropertyCheck(weights, property_, cascade_of(request, STAGES), drop=request.stages is None)
-        _say_what_is_left_out(check.left_out)
-        answer = check.run()
-        giving_up.cancel()
+        with _giving_up_after(request.time_limit + _LATE):
+            check = PropertyCheck(weights, property_, cascade_of(request, STAGES), drop=request.stages is None)
+            _say_what_is_left_out(check.left_out)
+            answer = check.run()
         for line in answer.failed:
             o.stderr().print(line, highlight=False, soft_wrap=True)
         print(answer.text)
@@ -158,9 +158,10 @@ def _memory(asked: float | None, workers: int) -> int | None:
     return int(asked * 2**30) // workers
 
 
-def _gives_up_after(seconds: float) -> threading.Timer:
-    """Answer "timeout" and end the process after so many seconds: a single operation of a large network may take longer
-    than any loop that looks at the clock."""
+@contextlib.contextmanager
+def _giving_up_after(seconds: float) -> Iterator[None]:
+    """Answer "timeout" and end the process where the context lasts longer: a single operation of a large network may
+    take longer than any loop that looks at the clock."""
 
     def give_up() -> None:
         print("timeout", flush=True)
@@ -169,7 +170,10 @@ def _gives_up_after(seconds: float) -> threading.Timer:
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
-    return timer
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _run_instances(path: Path, out: str | None, workers: int, memory: int | None, request: "VerifyRequest") -> None:

@@ -19,6 +19,7 @@ from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, optimized
 from etb_plugin.graph.rows import Rows, Window
 from etb_plugin.graph.smooth import Smooth
 from etb_plugin.memory import fitting
+from etb_plugin.shapes import are_fixed
 from etb_plugin.stopping import check_time
 
 _ROUNDING = 1e-9
@@ -230,7 +231,12 @@ def _of_units(
     With steps, those units and their slopes too, as `Tightened` has them, where it is one example and they are not too
     many.
     """
-    owners, units = unstable.flatten(1).nonzero().unbind(1)
+    if are_fixed():
+        batch, count = len(low), low[0].numel()
+        owners = torch.arange(batch, device=low.device).repeat_interleave(count)
+        units = torch.arange(count, device=low.device).repeat(batch)
+    else:
+        owners, units = unstable.flatten(1).nonzero().unbind(1)
     if not len(units):
         return low, high, None
     graph, source = relaxation.graph, relaxation.graph.nodes[i].inputs[0]
@@ -263,6 +269,10 @@ def _of_units(
         if keeping:
             kept.append(slopes)
     found = torch.cat(parts).to(low)
+    if are_fixed():
+        new_low, new_high = (end.view_as(low) for end in found.unbind(1))
+        low = torch.where(unstable, torch.maximum(low, new_low), low)
+        return low, torch.where(unstable, torch.minimum(high, new_high), high), None
     index = (owners, units)
     flat_low, flat_high = low.flatten(1), high.flatten(1)
     flat_low = flat_low.index_put(index, torch.maximum(flat_low[index], found[:, 0]))

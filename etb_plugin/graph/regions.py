@@ -34,13 +34,13 @@ class Box:
             raise ConfigError("a box needs lower <= upper in every element, and no NaN")
 
     @classmethod
-    def around(cls, images: Tensor, eps: float, clip: tuple[float, float] | None = (0.0, 1.0)) -> "Box":
+    def around(cls, images: Tensor, eps: float | Tensor, clip: tuple[float, float] | None = (0.0, 1.0)) -> "Box":
         """Return the box of radius `eps` (pixel units, 0 to 1) around `images` [batch, *input].
 
         The box is cut to the range `clip`; `clip=None` leaves it whole. Raises ConfigError for an eps that
-        is negative or not finite.
+        is negative or not finite; a scalar on the device is not looked at.
         """
-        if not (math.isfinite(eps) and eps >= 0):
+        if not isinstance(eps, Tensor) and not (math.isfinite(eps) and eps >= 0):
             raise ConfigError(f"eps is {eps}; it must be finite and not negative, in pixel units (0 to 1)")
         lower, upper = images - eps, images + eps
         if clip is not None:

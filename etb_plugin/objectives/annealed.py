@@ -33,10 +33,15 @@ class Annealed(Objective):
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
             def robust() -> Tensor:
                 box = Box.around(images, point.eps)
-                ends = ((point.mix, last), (1 - point.mix, first))
-                parts = [share * worst_logits(bound, box, labels, classes) for share, bound in ends if share]
+                ends = ((point.mix, last, 0.0), (1 - point.mix, first, 1.0))
+                parts = [
+                    share * worst_logits(bound, box, labels, classes)
+                    for share, bound, without in ends
+                    if point.phase.mix != without
+                ]
                 return F.cross_entropy(torch.stack(parts).sum(0), labels)
 
-            return weighed(network, images, labels, (point.kappa, 1 - point.kappa), point.eps, robust)
+            bounding = point.phase.bounded and point.phase.kappa != 1.0
+            return weighed(network, images, labels, (point.kappa, 1 - point.kappa), robust if bounding else None)
 
         return loss

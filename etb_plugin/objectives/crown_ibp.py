@@ -31,14 +31,15 @@ class CrownIbp(Annealed):
             bounded = after_ibp(network, torch.Size(input_shape))
 
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
-            if point.mix == 1:
+            if point.phase.mix == 1.0:
                 return annealed(images, labels, point, generator)
 
             def robust() -> Tensor:
                 fused, plain = fused_cross_entropy(bounded, Box.around(images, point.eps), labels, classes)
                 return (1 - point.mix) * fused + point.mix * plain
 
-            return weighed(network, images, labels, (point.kappa, 1 - point.kappa), point.eps, robust)
+            bounding = point.phase.bounded and point.phase.kappa != 1.0
+            return weighed(network, images, labels, (point.kappa, 1 - point.kappa), robust if bounding else None)
 
         return loss
 

@@ -38,10 +38,12 @@ class RegularisedWorstCase(WorstCase):
 
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
             losses = plain(images, labels, point, generator)
-            if not point.mix:
+            if point.phase.mix == 0.0:
                 return losses
             with evaluating(network):
-                added = regularisers(graph, Box.around(images, max(point.eps, _LEAST_EPS)), self.tolerance)
+                added = regularisers(
+                    graph, Box.around(images, point.eps if point.phase.bounded else _LEAST_EPS), self.tolerance
+                )
             return replace(losses, total=losses.total + point.mix * self.regulariser * added)
 
         return loss

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Protocol, get_type_hints
+from typing import Any, NamedTuple, Protocol, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -13,15 +13,44 @@ from etb_plugin.errors import ConfigError, unknown_name
 from etb_plugin.objectives.recipe import Recipe
 from etb_plugin.registry import Registry
 
+Number = float | Tensor
+"""A number, on the host or, as a scalar, on the device."""
+
+
+class Phase(NamedTuple):
+    """What a step has to compute: whether there is a radius, and kappa and mix where they are 0 or 1 and one of two
+    parts has no weight. It is known on the host."""
+
+    bounded: bool
+    kappa: float | None
+    mix: float | None
+
 
 @dataclass(frozen=True)
 class Point:
     """One point of the schedule: the radius eps (pixel units), the weight kappa of the objective's two parts, and where
-    it stands between two bounds, `mix` from 0 to 1."""
+    it stands between two bounds, `mix` from 0 to 1.
 
-    eps: float
-    kappa: float
-    mix: float = 0.0
+    Objectives compute with these and decide by the `phase`: a step with scalars on the device (`on`) reads nothing back
+    from there, and is the same step for all points of a phase.
+    """
+
+    eps: Number
+    kappa: Number
+    mix: Number = 0.0
+    phase: Phase = field(default=Phase(False, None, None))
+
+    def __post_init__(self) -> None:
+        numbers = self.eps, self.kappa, self.mix
+        if not any(isinstance(number, Tensor) for number in numbers):
+            eps, kappa, mix = (float(number) for number in numbers)
+            ends = (value if value in (0.0, 1.0) else None for value in (kappa, mix))
+            object.__setattr__(self, "phase", Phase(eps != 0, *ends))
+
+    def on(self, like: Tensor) -> "Point":
+        """Return the point with scalars in the dtype and on the device of `like`."""
+        eps, kappa, mix = like.new_tensor([self.eps, self.kappa, self.mix]).unbind()
+        return Point(eps, kappa, mix, self.phase)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class SmallBox(Objective):
                 small = Box(center - radius, center + radius, ordered=True)
                 return F.cross_entropy(worst_logits(bounded, small, labels, classes), labels)
 
-            return weighed(network, images, labels, (point.kappa, 1 - point.kappa), point.eps, robust)
+            bounding = point.phase.bounded and point.phase.kappa != 1.0
+            return weighed(network, images, labels, (point.kappa, 1 - point.kappa), robust if bounding else None)
 
         return loss
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from etb_plugin.bounds import Box, PreparedBound, margin_spec, other_classes, prepare, prepare_lower
 from etb_plugin.networks import evaluating
-from etb_plugin.objectives.registry import Loss, Losses, Point
+from etb_plugin.objectives.registry import Loss, Losses, Number, Point
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class WorstCase:
     def bound_options(self) -> Mapping[str, object]:
         return self.options
 
-    def weights(self, kappa: float) -> tuple[float, float]:
+    def weights(self, kappa: Number) -> tuple[Number, Number]:
         """Return the weights of the clean and of the worst-case loss."""
         return (kappa, 1 - kappa) if self.form == "convex" else (1.0, kappa)
 
@@ -57,7 +57,8 @@ class WorstCase:
                     z = z / z.abs().amax(1, keepdim=True)
                 return _LOSSES[self.loss](z / self.temperature, labels)
 
-            return weighed(network, images, labels, self.weights(point.kappa), point.eps, robust)
+            bounding = point.phase.bounded and point.phase.kappa != (1.0 if self.form == "convex" else 0.0)
+            return weighed(network, images, labels, self.weights(point.kappa), robust if bounding else None)
 
         return loss
 
@@ -66,18 +67,17 @@ def weighed(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
-    weights: tuple[float, float],
-    eps: float,
-    robust_loss: Callable[[], Tensor],
+    weights: tuple[Number, Number],
+    robust_loss: Callable[[], Tensor] | None,
 ) -> Losses:
     """Return the clean cross-entropy and `robust_loss()`, by their `weights`.
 
-    `robust_loss` is called in eval mode, and not at all where it has no weight or eps is 0: the clean loss then
-    stands for it.
+    `robust_loss` is called in eval mode. It is None where it has no weight or eps is 0: the clean loss then stands for
+    it.
     """
     logits = network(images)
     clean = robust = F.cross_entropy(logits, labels)
-    if weights[1] and eps:
+    if robust_loss is not None:
         with evaluating(network):
             robust = robust_loss()
     total = weights[0] * clean + weights[1] * robust
@@ -88,19 +88,19 @@ def worst_logits(bounded: PreparedBound, box: Box, labels: Tensor, classes: int,
     """Return the worst-case logits z over the box, [batch, classes], as `WorstCase` says."""
     if not elision:
         interval = bounded(box)
-        return torch.where(other_classes(labels, classes), interval.upper, interval.lower)
+        true = labels.unsqueeze(1)
+        return interval.upper.scatter(1, true, interval.lower.gather(1, true))
     return margin_logits(-bounded(box, margin_spec(labels, classes, box.lower.dtype)).lower, labels, classes)
 
 
 def margin_logits(upper: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Return logits z with z_j - z_y = `upper` for the other classes j in order, [batch, classes - 1], and z_y = 0."""
-    others = other_classes(labels, classes)
-    return torch.zeros_like(others, dtype=upper.dtype).masked_scatter(others, upper)
+    return upper.new_zeros(len(labels), classes).scatter(1, other_classes(labels, classes), upper)
 
 
 def _softplus(z: Tensor, labels: Tensor) -> Tensor:
-    margins = z - z.gather(1, labels[:, None])
-    return (F.softplus(margins) * other_classes(labels, z.shape[1])).sum(1).mean()
+    margins = z.gather(1, other_classes(labels, z.shape[1])) - z.gather(1, labels.unsqueeze(1))
+    return F.softplus(margins).sum(1).mean()
 
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross-entropy": F.cross_entropy, "softplus": _softplus}

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from etb_plugin.data import Dataset
-from etb_plugin.objectives import Method, Point
+from etb_plugin.objectives import Method, Phase, Point
 from etb_plugin.training.cost import PeakMemory
 from etb_plugin.training.optimizers import optimizer_of
 from etb_plugin.training.schedule import Schedule
@@ -30,8 +30,6 @@ _FIRST = 2
 """Images of the first part; each next one has five times as many."""
 _LOOKS = 2000
 """Steps of the schedule that are looked at for its phases."""
-
-_Phase = tuple[bool, float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -64,10 +62,10 @@ def estimate(network: nn.Module, method: Method, data: Dataset, schedule: Schedu
     optimizer = optimizer_of(method.recipe, trial.parameters(), schedule.learning_rate)
     batch = min(batch_size, len(data.train))
     images, labels = next(data.train.batches(min(batch, method.recipe.micro_batch or batch)))
-    known: dict[_Phase, tuple[float, float]] = {}
+    known: dict[Phase, tuple[float, float]] = {}
     begins: list[int] = []
     seconds: list[float] = []
-    last: _Phase | None = None
+    last: Phase | None = None
 
     def step(point: Point, count: int) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -79,21 +77,16 @@ def estimate(network: nn.Module, method: Method, data: Dataset, schedule: Schedu
         total = schedule.run.steps
         for number in sorted({n * total // min(_LOOKS, total) for n in range(min(_LOOKS, total))}):
             point = schedule.point(number)
-            phase = (point.eps > 0, _end(point.kappa), _end(point.mix))
+            phase = point.phase
             if phase == last:
                 continue
             last = phase
             if phase not in known:
-                full = replace(point, eps=schedule.eps * (point.eps > 0))
+                full = replace(point, eps=schedule.eps * phase.bounded)
                 known[phase] = _measured(partial(step, full), len(images), device)
             begins.append(number)
             seconds.append(known[phase][0] * batch / len(images))
     return Estimate(tuple(begins), tuple(seconds), total, max(mib for _, mib in known.values()))
-
-
-def _end(value: float) -> float | None:
-    """Return the value where it is an end at which one of two parts has no weight."""
-    return value if value in (0.0, 1.0) else None
 
 
 def _measured(step: Callable[[int], None], images: int, device: torch.device) -> tuple[float, float]:

@@ -261,7 +261,9 @@ def _epoch(
             expected = cost.left(step - sums.batches) - cost.left(step)
             left = cost.left(step) * (now - begun) / expected
             images_per_second = sums.images / (now - begun)
-            report = Progress(number, step, schedule.run.steps, mean, accuracy, point.eps, images_per_second, left)
+            report = Progress(
+                number, step, schedule.run.steps, mean, accuracy, float(point.eps), images_per_second, left
+            )
             stopped = _told(watch, report, team, device)
             if stopped is not None:
                 sums.keep(partial, now - begun)
@@ -270,7 +272,7 @@ def _epoch(
     seconds = time.perf_counter() - begun
     step_ms = timer.median_ms()
     state.partial = None
-    schedule_now = (point.eps, point.kappa, point.mix, rate)
+    schedule_now = (float(point.eps), float(point.kappa), float(point.mix), rate)
     return Epoch(number, mean, clean, robust, accuracy, gradient_norm, *schedule_now, seconds, step_ms)
 
 

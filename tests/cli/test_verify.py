@@ -175,6 +175,7 @@ def test_a_folder_of_another_networks_verdicts_is_refused(verified):
 def test_a_wrong_call_is_refused_before_work_starts(trained, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(trained)
     monkeypatch.setattr(sys, "argv", ["etb", *arguments])
+    monkeypatch.setattr("etb_plugin.cli.verify.limit_memory", lambda size: None)  # this process is not its own
     before = sorted(trained.iterdir())
     with pytest.raises(SystemExit) as stop:
         main()
@@ -183,3 +184,22 @@ def test_a_wrong_call_is_refused_before_work_starts(trained, monkeypatch, capsys
     assert re.search(words, complaint), complaint
     assert complaint.count("\n") <= 2
     assert sorted(trained.iterdir()) == before
+
+
+def test_a_property_is_answered_in_time_whatever_holds_it_up(verified):
+    """One operation that takes longer than the limit looks at no clock."""
+    folder = verified[0]
+    assert (
+        etb("export", "mine", "--onnx", "late.onnx", "--vnnlib", "late", "--images", "0:1", cwd=folder).returncode == 0
+    )
+    code = (
+        "import time; from etb_plugin.cli import main; from etb_plugin.verification.cascade import Cascade;"
+        "Cascade._attack = lambda *_: time.sleep(60); main()"
+    )
+    arguments = ("verify", "late.onnx", str(next((folder / "late").iterdir())), "--timeout", "1")
+    begun = time.monotonic()
+    done = subprocess.run(
+        (sys.executable, "-c", code, *arguments), cwd=folder, capture_output=True, text=True, timeout=50
+    )
+    assert (done.stdout, done.returncode) == ("timeout\n", 0)
+    assert time.monotonic() - begun < 40

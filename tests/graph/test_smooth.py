@@ -92,7 +92,7 @@ def test_lines_lie_below_and_above(function: Smooth, dtype: torch.dtype) -> None
 @every
 def test_lines_leave_the_smallest_area(function: Smooth) -> None:
     low, high = _ranges(torch.float64)
-    some = high - low < 100
+    some = (high - low < 100).nonzero()[::8, 0]
     low, high = low[some], high[some]
     middle, z = (low + high) / 2, _points(low, high)
     _, most = function.slopes(low, high)

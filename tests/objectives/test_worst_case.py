@@ -205,7 +205,7 @@ def test_the_annealed_bound_goes_from_the_expected_to_ibp(case, monkeypatch):
     network, images, labels = case
     box, spec = Box.around(images, 0.05), margin_spec(labels, 3, torch.float64)
     lower = [bound("expected", network, box, spec, masks="center").lower, bound("ibp", network, box, spec).lower]
-    z = torch.zeros(4, 3).double().masked_scatter(other_classes(labels, 3), -(0.75 * lower[0] + 0.25 * lower[1]))
+    z = torch.zeros(4, 3).double().scatter(1, other_classes(labels, 3), -(0.75 * lower[0] + 0.25 * lower[1]))
     got = loss_of(objective, *case, point=Point(0.05, 0.3, 0.25)).robust
     torch.testing.assert_close(got, F.cross_entropy(z, labels).detach())
 

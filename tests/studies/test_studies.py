@@ -28,7 +28,7 @@ TINY = {
     "real-network": {"dataset": "digits", "model": "mlp-16x2", "train_limit": 200, "epochs": 1, "images": 20},
     "ibp-tightness": {"model": "mlp-8x2", "train_limit": 200, "epochs": 2, "images": 10, "eps": [[0.1, 0.05]]},
     "pgd-not-enough": {
-        **{"model": "mlp-8x2", "train_limit": 300, "epochs": 3, "images": 20, "eps": [0.05], "attacks": [[1, 1]]},
+        **{"model": "mlp-8x2", "train_limit": 300, "epochs": 3, "images": 6, "eps": [0.05], "attacks": [[1, 1]]},
         **{"method": "nominal", "eps_train": 0.0},
     },
     "weights": {"model": "mlp-16x2", "train_limit": 200, "epochs": 1},

@@ -1,0 +1,82 @@
+"""No step reads a value back from the device: shown without one, by tensors that have shapes and no values."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from etb_plugin import Box, bound
+from etb_plugin.attacks import Pgd, pgd
+from etb_plugin.objectives import Point, get_method, methods
+from etb_plugin.shapes import fixed_shapes
+from tests.conftest import Branching, fully_connected
+
+ELSEWHERE = {
+    "dual-projected": "convex_adversarial's code indexes by masks",
+    "robustra": "its bounds are convex_adversarial's",
+}
+POINTS = [Point(0.0, 1.0), Point(0.1, 0.5), Point(0.1, 0.5, 0.5), Point(0.1, 0.0, 1.0)]
+
+
+def step(method, network, x, labels, point, classes):
+    loss = method.objective.prepare(network, tuple(x.shape[1:]), classes)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, fixed_shapes():
+        images, wanted = mode.from_tensor(x), mode.from_tensor(labels)
+        scalars = point.on(images)
+        losses = loss(images, wanted, scalars, torch.Generator().manual_seed(0))
+        torch.autograd.grad(losses.total, [p for p in network.parameters() if p.requires_grad], allow_unused=True)
+    return losses
+
+
+@pytest.mark.parametrize("point", POINTS, ids=str)
+@pytest.mark.parametrize("name", sorted(set(methods()) - set(ELSEWHERE)))
+def test_a_step_of_every_method_runs_without_values(name, point):
+    losses = step(get_method(name), Branching().train(), torch.rand(3, 1, 6, 6), torch.tensor([0, 3, 1]), point, 5)
+    assert losses.total.shape == ()
+
+
+def test_the_attack_of_an_evaluation_runs_without_values():
+    network, x = Branching().eval(), torch.rand(3, 1, 6, 6)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, fixed_shapes():
+        box, labels = Box.around(mode.from_tensor(x), 0.1), mode.from_tensor(torch.tensor([0, 3, 1]))
+        points, broken = pgd(network, box, labels, Pgd(5, 2), torch.Generator().manual_seed(0))
+    assert (points.shape, broken.shape) == (x.shape, (3,))
+
+
+def test_an_attack_that_drops_nothing_breaks_what_it_says(monkeypatch):
+    network = fully_connected(6, 16, 3)
+    x = torch.rand(200, 6)
+    labels, box = network(x).argmax(1), Box.around(x, 0.15)
+    found = {}
+    for name, context in (("all", fixed_shapes()), ("dropping", contextlib.nullcontext())):
+        with context:
+            points, broken = pgd(network, box, labels, Pgd(20), torch.Generator().manual_seed(0))
+        assert torch.equal(broken, network(points).argmax(1) != labels)
+        assert ((box.lower <= points) & (points <= box.upper)).all()
+        found[name] = int(broken.sum())
+    assert abs(found["all"] - found["dropping"]) <= 4
+    assert 20 < found["all"] < 180
+
+
+def test_bounds_of_fixed_shapes_are_those_of_unstable_units_alone():
+    network, box = fully_connected(4, 12, 12, 3), Box.around(torch.rand(3, 4), 0.3)
+    alone = bound("crown", network, box)
+    with fixed_shapes():
+        every = bound("crown", network, box)
+    torch.testing.assert_close(every.lower, alone.lower)
+    torch.testing.assert_close(every.upper, alone.upper)
+
+
+@pytest.mark.parametrize("name", sorted(set(methods()) - set(ELSEWHERE)))
+def test_scalars_on_the_device_give_the_losses_of_numbers(name):
+    network, x, labels = Branching().train(), torch.rand(3, 1, 6, 6), torch.tensor([0, 3, 1])
+    loss = get_method(name).objective.prepare(network, (1, 6, 6), 5)
+    before = copy.deepcopy(network.state_dict())
+    for point in POINTS:
+        network.load_state_dict(before)
+        one = loss(x, labels, point, torch.Generator().manual_seed(0))
+        network.load_state_dict(before)
+        other = loss(x, labels, point.on(x), torch.Generator().manual_seed(0))
+        torch.testing.assert_close(one.total, other.total, rtol=1e-6, atol=0)
