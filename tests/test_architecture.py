@@ -21,7 +21,7 @@ FLOORS = (
     {"evaluation", "training"},
     {"experiment"},
     {"results"},
-    {"verification"},
+    {"verification", "bench"},
     {"comparison"},
     {"report"},
     {"studies"},

@@ -231,3 +231,10 @@ def test_the_experiment_of_a_run_folder_can_be_run_again(tmp_path):
 
 def test_an_empty_file_is_all_defaults(tmp_path):
     assert from_file(tmp_path, "# nothing yet\n") == read_experiment(None, {})
+
+
+def test_a_label_says_which_keys_of_a_ramp_are_changed():
+    from etb_plugin.experiment.variant import changed_text
+
+    changes = {"eps_ramp": {"length": 0.3}, "kappa": {"start": 1, "end": 0.5}, "fusion": False}
+    assert changed_text("ibp", changes) == "ibp eps_ramp={length: 0.3} kappa=1→0.5 fusion=false"

@@ -18,7 +18,7 @@ _REFUSALS = (ConfigError, DataError, UnsupportedLayer, CheckpointError)
 """Errors of the call or of a file: nothing was started, exit status 2. Any other is a failure of the work: 1."""
 
 COMMANDS = (
-    *("compare", "status", "train", "evaluate", "verify", "bounds", "study"),
+    *("compare", "status", "train", "evaluate", "verify", "bounds", "study", "bench"),
     *("report", "leaderboard", "experiment", "export", "methods", "models", "cell"),
 )
 _FOR_MACHINES = ("cell", "status")

@@ -25,7 +25,7 @@ from etb_plugin.experiment.schema import (
     VerifyRequest,
     resolve_device,
 )
-from etb_plugin.experiment.values import eps_text
+from etb_plugin.experiment.values import eps_text, read_eps
 from etb_plugin.experiment.variant import Variant, changed_text
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "Verifying",
     "changed_text",
     "eps_text",
+    "read_eps",
     "read_evaluation",
     "read_experiment",
     "read_mapping",

@@ -105,6 +105,8 @@ def changed_text(name: str, changes: Mapping[str, Any]) -> str:
 
 
 def _value_text(value: Any) -> str:
-    if isinstance(value, dict):  # a ramp
-        return f"{value.get('start')}→{value.get('end')}"
+    if isinstance(value, dict):  # some keys of a ramp, or of an attack
+        if value.keys() >= {"start", "end"}:
+            return f"{value['start']}→{value['end']}"
+        return "{" + ", ".join(f"{key}: {_value_text(part)}" for key, part in value.items()) + "}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

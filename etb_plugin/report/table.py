@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from etb_plugin.bench import StepCost
 from etb_plugin.comparison import Overview, Planned, Workshop, planned
 from etb_plugin.comparison.tightness import Tightness
 from etb_plugin.evaluation.calibration import Calibration
@@ -136,6 +137,22 @@ def _dear(items: Sequence[Planned]) -> Iterator[str]:
 
 def _memory(mib: float | None) -> str:
     return "" if mib is None else f"{mib:,.0f} MiB" if mib < 1024 else f"{mib / 1024:,.1f} GiB"
+
+
+def steps_table(found: Sequence[StepCost], heading: str) -> RenderableType:
+    """Return what training steps cost: time and memory, the ratio to a nominal step, and its floor."""
+    table = _table()
+    for name in ("network", "method"):
+        table.add_column(name, no_wrap=True)
+    for name in ("ms", "least", "most", "nominal ms", "ratio", "floor", "ratio / floor", "memory"):
+        table.add_column(name, justify="right")
+    for cost in found:
+        times = (cost.median_ms, cost.least_ms, cost.most_ms, cost.nominal_ms)
+        shares = (cost.ratio, cost.floor, cost.ratio / cost.floor)
+        figures = [*(f"{value:.3g}" for value in times), *(f"{value:.2f}" for value in shares), _memory(cost.mib)]
+        table.add_row(cost.model, Text(cost.method), *figures)
+    caption = "ratio: to a nominal step taken in turns with it; floor: the same in multiplications and additions."
+    return Group(Text(heading, "bold"), table, Text(caption, "dim"))
 
 
 def status_table(overview: Overview, failed: Mapping[str, str], heading: str) -> RenderableType:

@@ -1,0 +1,152 @@
+"""Training steps: their time, memory and arithmetic, beside those of nominal steps.
+
+Each method's steps take turns with nominal ones on the same network and random images, so that whatever else the
+machine does slows both. The floor is the ratio of the multiplications and additions of both (convolutions and matrix
+products, forward and backward, as torch counts them): what the ratio of times would be if nothing else cost anything.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from etb_plugin.files import write_json
+from etb_plugin.networks import build
+from etb_plugin.objectives import Method, Point, Run, get_method
+from etb_plugin.results import environment
+from etb_plugin.training import optimizer_of
+from etb_plugin.training.cost import PeakMemory
+
+SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+"""Shapes of images, without their data."""
+_CLASSES = 10
+_WARM_UP, _LEAST = 2, 5
+"""Steps that are not counted, and how many are counted at least."""
+_MILLI = 1000.0
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """A method's steps on one network: milliseconds (median, least, most), those of the nominal steps between them
+    (median), the ratio of the two, the same ratio in arithmetic, and MiB as `PeakMemory` has it."""
+
+    method: str
+    model: str
+    dataset: str
+    batch_size: int
+    steps: int
+    median_ms: float
+    least_ms: float
+    most_ms: float
+    nominal_ms: float
+    mib: float
+    floor: float
+
+    @property
+    def ratio(self) -> float:
+        """How many nominal steps one of the method's takes."""
+        return self.median_ms / self.nominal_ms
+
+
+def measure_steps(
+    wanted: Mapping[str, Method], model: str, dataset: str, eps: float, batch_size: int, seconds: float, device: str
+) -> Iterator[StepCost]:
+    """Yield what a step of each method costs in the last phase of its schedule, at radius `eps` (pixel units), having
+    taken steps for about so many seconds. Raises UnsupportedLayer for a method that cannot take the network."""
+    generator = torch.Generator(device).manual_seed(0)
+    shape = SHAPES[dataset]
+    images = torch.rand(batch_size, *shape, generator=generator, device=device)
+    labels = torch.randint(_CLASSES, (batch_size,), generator=generator, device=device)
+    for name, method in wanted.items():
+        network = build(model, shape, _CLASSES, seed=0).to(device).train()
+        nominal = _step(get_method("nominal"), copy.deepcopy(network), images, labels, eps)
+        step = _step(method, network, images, labels, eps)
+        for _ in range(_WARM_UP):
+            nominal()
+            step()
+        memory = PeakMemory(torch.device(device))
+        step()
+        mib = memory.mib()
+        times: dict[str, list[float]] = {"nominal": [], "step": []}
+        begun = time.perf_counter()
+        while len(times["step"]) < _LEAST or time.perf_counter() - begun < seconds:
+            times["nominal"].append(_timed(nominal, device))
+            times["step"].append(_timed(step, device))
+        taken = times["step"]
+        yield StepCost(
+            name,
+            model,
+            dataset,
+            batch_size,
+            len(taken),
+            median_ms=_MILLI * median(taken),
+            least_ms=_MILLI * min(taken),
+            most_ms=_MILLI * max(taken),
+            nominal_ms=_MILLI * median(times["nominal"]),
+            mib=mib,
+            floor=_arithmetic(step) / _arithmetic(nominal),
+        )
+
+
+def write_steps(path: Path, found: list[StepCost], device: str) -> None:
+    """Write what was measured, and where, as JSON."""
+    rows = [asdict(cost) | {"ratio": cost.ratio} for cost in found]
+    write_json(path, {"environment": environment(device), "steps": rows})
+
+
+def _step(method: Method, network: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Callable[[], None]:
+    """Return a whole training step: gradients, micro-batches, clipping and the optimizer."""
+    recipe = method.recipe
+    loss = method.objective.prepare(network, tuple(images.shape[1:]), _CLASSES)
+    optimizer = optimizer_of(recipe, network.parameters(), 1e-5)  # too small to leave where the weights are
+    last = Run(1, 1)
+    point = Point(eps * recipe.eps_ramp.at(1, last), recipe.kappa.at(1, last), recipe.mix.at(1, last))
+    generator = torch.Generator(images.device).manual_seed(0)
+    size = recipe.micro_batch or len(images)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        for part, part_labels in zip(images.split(size), labels.split(size), strict=True):
+            (loss(part, part_labels, point, generator).total * (len(part) / len(images))).backward()
+        if recipe.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
+        optimizer.step()
+
+    return step
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up torch's own counts. Its FlopCounterMode cannot be used: it hooks modules, which attacks do not survive."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        count = flop_registry.get(function._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def _arithmetic(step: Callable[[], None]) -> int:
+    with _Counter() as counter:
+        step()
+    return counter.total
+
+
+def _timed(step: Callable[[], None], device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    step()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun

@@ -1,0 +1,49 @@
+"""`etb bench`: ratios within one run, and the arithmetic below them."""
+
+import json
+
+import pytest
+
+from etb_plugin.bench import measure_steps
+from etb_plugin.objectives import get_method
+from tests.cli.test_cli import etb
+
+
+def test_the_floor_is_the_ratio_of_the_arithmetic():
+    wanted = {name: get_method(name) for name in ("nominal", "ibp", "pgd")}
+    found = {c.method: c for c in measure_steps(wanted, "tiny", "mnist", 0.1, 10, 0.01, "cpu")}
+    assert found["nominal"].floor == 1
+    assert found["ibp"].floor == pytest.approx(3, rel=0.1)  # the clean pass, and two of intervals
+    assert found["pgd"].floor > 5
+    for cost in found.values():
+        assert cost.steps >= 5
+        assert 0 < cost.least_ms <= cost.median_ms <= cost.most_ms
+        assert cost.mib > 50
+
+
+def test_the_command_shows_a_table_and_writes_what_it_shows(tmp_path):
+    arguments = ("bench", "steps", "--model", "tiny", "--methods", "ibp,expected:rows=top-3", "--seconds", "0.1")
+    done = etb(*arguments, "--batch-size", "10", "--out", "steps.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "steps.json").read_text())
+    assert {row["method"] for row in content["steps"]} == {"ibp", "expected rows=top-3"}
+    assert content["environment"]["threads"] >= 1
+    for row in content["steps"]:
+        assert f"{row['ratio']:.2f}" in done.stdout
+        assert f"{row['floor']:.2f}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("stepps",), "did you mean steps"),
+        (("steps", "--dataset", "minst"), "did you mean mnist"),
+        (("steps", "--eps", "8"), "8/255"),
+        (("steps", "--methods", "ibpp"), "did you mean ibp"),
+        (("steps", "--model", "smal"), "did you mean small"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments, words, tmp_path):
+    done = etb("bench", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
