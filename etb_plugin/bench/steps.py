@@ -124,7 +124,7 @@ def _step(method: Method, network: nn.Module, images: Tensor, labels: Tensor, ep
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up torch's own counts. Its FlopCounterMode cannot be used: it hooks modules, which attacks do not survive."""
+    """Adds up torch's own counts. Not by its FlopCounterMode, which hooks modules, and attacks do not survive that."""
 
     total = 0
 
