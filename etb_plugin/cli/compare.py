@@ -61,16 +61,13 @@ def command(
 
     comparison = Comparison(experiment)
     folder = comparison.experiment.folder
-    if comparison.experiment.engine.name != "print":
-        comparison.estimate()
     if dry_run:
+        comparison.estimate()
         o.stdout().print(plan_table(comparison.workshop, comparison.title))
         return
-    costs = cost_table(comparison.workshop)
-    if costs is not None and comparison.experiment.engine.name != "print":
-        o.stderr().print(costs)
+
     with StoppableLive(o.stderr()) as live:
-        results = comparison.run(live)
+        results = comparison.run(live, estimated=lambda: live.show(cost_table(comparison.workshop)))
     if comparison.experiment.engine.name == "print":
         return
     o.stdout().print(comparison_table(comparison_sheet(results, comparison.title, comparison.experiment.report.spread)))

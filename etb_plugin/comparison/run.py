@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from etb_plugin import networks
 from etb_plugin.comparison.cells import Entry, Task, candidates
@@ -58,7 +58,7 @@ class Comparison:
         )
 
     def estimate(self) -> None:
-        """Find out what the cells that are not begun will cost, and write nothing. `run` takes the cheapest first then.
+        """Find out what the cells that are not begun will cost, and write nothing.
 
         Raises ConfigError for a cell that does not fit in memory.
         """
@@ -68,9 +68,12 @@ class Comparison:
             if item.state != "done" and item.measured is None
         )
 
-    def run(self, watch: Watch, *, evaluation: bool = True) -> list[Result]:
+    def run(
+        self, watch: Watch, *, evaluation: bool = True, estimated: Callable[[], None] = lambda: None
+    ) -> list[Result]:
         """Train and evaluate every cell that is not done, and return all results, in the order of the entries.
 
+        What they will cost is found out first (`estimate`), and `estimated` told; the cheapest come first.
         Results are written as cells finish. Without `evaluation` networks are only trained, and there are no results;
         running again goes on from there. Where cells fail, the others are finished first; raises EtbError then.
         """
@@ -78,8 +81,10 @@ class Comparison:
         mine = claimed(self.experiment.folder, self.experiment.plain, _MAY_GROW) if leads else contextlib.nullcontext()
         with self.engine.opened(), mine:
             writer = _Writer(self, evaluation and leads)
-            if leads and self.workshop.estimates:
+            if leads and self.engine.trains:
+                self.estimate()
                 write_estimates(self.experiment.folder, self.workshop.estimates)
+                estimated()
             try:
                 failures = self._perform(list(candidates(self.entries)), watch, evaluation, lambda: None)
                 failures |= self._perform(self._tests(), watch, evaluation, writer.due)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from etb_plugin.comparison import Overview
@@ -98,6 +98,10 @@ class Live(_Bars):
             took = "kept from an earlier run" if results and results[0].step_ms is not None else "evaluated"
         clean = f", clean accuracy {results[0].clean_accuracy:.1%}" if results else ""
         self._say(f"{name}: {took}{clean}")
+
+    def show(self, renderable: RenderableType) -> None:
+        """Print something above the bars."""
+        self._console.print(renderable)
 
     def _show(self, name: str, done: int, total: int, status: str) -> None:
         if name not in self._tasks:

@@ -105,8 +105,8 @@ def plan_table(shop: Workshop, heading: str) -> RenderableType:
     return Group(Text(heading, "bold"), table, Text(said, "dim"), *map(Text, _dear(left)))
 
 
-def cost_table(shop: Workshop) -> RenderableType | None:
-    """Return what is to be trained and what it will cost, cheapest first; None where nothing is."""
+def cost_table(shop: Workshop) -> RenderableType:
+    """Return what is to be trained and what it will cost, cheapest first; nothing where all is done."""
     table = _table()
     table.add_column("to be trained", no_wrap=True)
     for name in ("cells", "takes each", "all", "memory"):
@@ -120,7 +120,7 @@ def cost_table(shop: Workshop) -> RenderableType | None:
         each = " to ".join(dict.fromkeys((duration(min(seconds)), duration(max(seconds)))))
         memory = _memory(max((item.mib for item in items if item.mib is not None), default=None))
         table.add_row(Text(f"{label}, {model}"), f"{len(items):,}", each, duration(sum(seconds)), memory)
-    return Group(table, *map(Text, _dear(left))) if left else None
+    return Group(table, *map(Text, _dear(left))) if left else Group()
 
 
 def _dear(items: Sequence[Planned]) -> Iterator[str]:

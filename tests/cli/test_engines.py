@@ -101,7 +101,9 @@ def test_a_worker_that_dies_is_replaced_and_a_second_comparison_is_refused_meanw
     assert figures(run) == figures(folder / "whole")
 
 
-@pytest.mark.parametrize("how", ["SIGTERM to the command", "Ctrl-C to all of its processes"])
+@pytest.mark.parametrize(
+    "how", ["SIGTERM to the command", pytest.param("Ctrl-C to all of its processes", marks=pytest.mark.slow)]
+)
 def test_workers_stop_with_a_checkpoint_and_go_on(folder, how):
     run = folder / how.split()[0]
     with begun(folder, "--out", run.name, "--workers", "2") as process:
@@ -138,6 +140,7 @@ def test_printed_lines_do_the_cells_and_the_comparison_finds_them(folder):
     assert figures(folder / "lines") == figures(folder / "whole")
 
 
+@pytest.mark.slow
 def test_ray_loses_a_worker_and_the_driver_and_ends_with_the_same_figures(folder):
     pytest.importorskip("ray")
     run = folder / "ray"

@@ -15,6 +15,8 @@ from etb_plugin.experiment import Engine
 class Print(EngineRun):
     """Prints `etb cell FOLDER ID` for every task; the same comparison with another engine then finds them done."""
 
+    trains = False
+
     def __init__(self, engine: Engine, device: str) -> None:
         if engine.workers is not None or engine.address is not None:
             raise ConfigError("engine print runs nothing, so it takes no workers and no address")

@@ -17,7 +17,9 @@ Finished = Callable[[], None]
 
 
 class EngineRun(Protocol):
-    """An engine made ready for one comparison."""
+    """An engine made ready for one comparison. `trains` says whether it does the work, or only says what there is."""
+
+    trains: bool = True
 
     def opened(self) -> AbstractContextManager[None]:
         """Hold what the engine needs from elsewhere, before anything is written. Raises ConfigError without it."""
