@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-all lint format clean
+.PHONY: setup demo test test-all bench lint format clean
 
 setup: $(READY)
 
@@ -28,6 +28,11 @@ test: setup
 
 test-all: setup
 	$(BIN)/pytest --numprocesses 2 -m ''
+
+# Ratios to a nominal step within one run, for a quiet machine: some two minutes.
+bench: setup
+	$(BIN)/etb bench steps --model small,medium --seconds 8 --out compare/results/bench-steps.json \
+	  --methods nominal,pgd,ibp,ibp-fast,crown-ibp,sabr,mtl-ibp,expected,expected:rows=top-3
 
 lint: setup
 	$(BIN)/ruff format --check .

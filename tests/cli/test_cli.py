@@ -29,6 +29,7 @@ COMMANDS = {
         "train",
         "evaluate",
         "verify",
+        "bench",
         "bounds",
         "study",
         "report",
