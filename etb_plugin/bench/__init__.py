@@ -1,8 +1,9 @@
-"""Speed, as ratios within one run: what a training step costs beside a nominal one of the same network and batch.
+"""Speed, as ratios within one run: training steps beside nominal ones, and attacks that drop what is broken.
 
 Start at `steps`.
 """
 
-from etb_plugin.bench.steps import SHAPES, StepCost, measure_steps, write_steps
+from etb_plugin.bench.evaluation import AttackCost, measure_attacks
+from etb_plugin.bench.steps import SHAPES, StepCost, measure_steps
 
-__all__ = ["SHAPES", "StepCost", "measure_steps", "write_steps"]
+__all__ = ["SHAPES", "AttackCost", "StepCost", "measure_attacks", "measure_steps"]

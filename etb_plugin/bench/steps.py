@@ -8,8 +8,7 @@ products, forward and backward, as torch counts them): what the ratio of times w
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -18,10 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from etb_plugin.files import write_json
 from etb_plugin.networks import build
 from etb_plugin.objectives import Method, Point, Run, get_method
-from etb_plugin.results import environment
 from etb_plugin.training import optimizer_of
 from etb_plugin.training.cost import PeakMemory
 
@@ -94,12 +91,6 @@ def measure_steps(
             mib=mib,
             floor=_arithmetic(step) / _arithmetic(nominal),
         )
-
-
-def write_steps(path: Path, found: list[StepCost], device: str) -> None:
-    """Write what was measured, and where, as JSON."""
-    rows = [asdict(cost) | {"ratio": cost.ratio} for cost in found]
-    write_json(path, {"environment": environment(device), "steps": rows})
 
 
 def _step(method: Method, network: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Callable[[], None]:

@@ -1,5 +1,6 @@
-"""`etb bench`: what training steps cost, as ratios within one run."""
+"""`etb bench`: what training steps and attacks cost, as ratios within one run."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,31 +10,39 @@ from etb_plugin.cli import options as o
 from etb_plugin.errors import ConfigError, unknown_name
 
 _METHODS = "nominal,ibp,crown-ibp,expected,pgd"
+_KINDS = ("steps", "evaluation")
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="steps: training steps.")] = "steps",
+    what: Annotated[str, typer.Argument(help="steps: of training; evaluation: its attack.")] = "steps",
     methods: Annotated[str, typer.Option(help="Methods, with changes as in `etb compare`.")] = _METHODS,
     model: Annotated[str, typer.Option(help="Networks of `etb models`.")] = "small",
     dataset: Annotated[str, typer.Option(help="mnist or cifar10: the images' shape; no data is read.")] = "mnist",
     eps: Annotated[str, typer.Option(help="Radius in pixel units.")] = "0.1",
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 100,
     seconds: Annotated[float, typer.Option(min=0.1, help="Seconds for each method and network.")] = 5.0,
+    pgd_steps: Annotated[int, typer.Option(min=1, help="Steps of the evaluation's attack.")] = 200,
+    pgd_restarts: Annotated[int, typer.Option(min=1, help="Restarts of the evaluation's attack.")] = 10,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="A JSON file for the figures.")] = None,
 ) -> None:
     """Show what a step of each method costs beside a nominal step of the same network and batch, taken in turns.
 
     The floor is the same ratio in multiplications and additions. Absolute times are this machine's; ratios are what is
-    compared.
+    compared. With evaluation: what PGD saves by dropping the images that it has broken, on digits.
 
     Example: etb bench steps --methods ibp,expected,expected:rows=top-3 --model small,medium --out steps.json
+
+    Example: etb bench evaluation --model small
     """
-    if what != "steps":
-        raise unknown_name("benchmark", what, ["steps"])
-    from etb_plugin.bench import SHAPES, measure_steps, write_steps
+    if what not in _KINDS:
+        raise unknown_name("benchmark", what, _KINDS)
+    from etb_plugin.attacks import Pgd
+    from etb_plugin.bench import SHAPES, measure_attacks, measure_steps
     from etb_plugin.experiment import read_eps, read_experiment, resolve_device
-    from etb_plugin.report.table import steps_table
+    from etb_plugin.files import write_json
+    from etb_plugin.report.table import attacks_table, steps_table
+    from etb_plugin.results import environment
     from etb_plugin.training.allocation import keep_freed_memory
 
     if dataset not in SHAPES:
@@ -43,15 +52,20 @@ def command(
     except ValueError as error:
         raise ConfigError(f"--eps: {error}") from None
     keep_freed_memory()
-    variants = read_experiment(None, {"methods": methods}).methods
-    wanted = {v.label: v.at(v.points()[0], radius)[0] for v in variants}
-    place = resolve_device(device)
-    found = []
-    for name in model.split(","):
-        for cost in measure_steps(wanted, name, dataset, radius, batch_size, seconds, place):
-            found.append(cost)
-            o.stderr().print(f"{cost.model}: {cost.method} {cost.ratio:.1f} nominal steps", highlight=False)
-    o.stdout().print(steps_table(found, f"{dataset} shapes, batch {batch_size}, eps {eps}, {place}"))
+    place, names = resolve_device(device), model.split(",")
+    if what == "evaluation":
+        attack = Pgd(pgd_steps, pgd_restarts)
+        attacks = {name: list(measure_attacks(name, attack, place)) for name in names}
+        for name, costs in attacks.items():
+            heading = f"digits, {name}, PGD {pgd_steps} steps x {pgd_restarts}, {place}"
+            o.stdout().print(attacks_table(costs, heading))
+        rows = [asdict(cost) | {"model": name, "ratio": cost.ratio} for name in names for cost in attacks[name]]
+    else:
+        variants = read_experiment(None, {"methods": methods}).methods
+        wanted = {v.label: v.at(v.points()[0], radius)[0] for v in variants}
+        found = [c for name in names for c in measure_steps(wanted, name, dataset, radius, batch_size, seconds, place)]
+        o.stdout().print(steps_table(found, f"{dataset} shapes, batch {batch_size}, eps {eps}, {place}"))
+        rows = [asdict(cost) | {"ratio": cost.ratio} for cost in found]
     if out is not None:
-        write_steps(out, found, place)
+        write_json(out, {"environment": environment(place), what: rows})
         o.stdout().print(f"Written: {out}", soft_wrap=True)

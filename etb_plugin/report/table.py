@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from etb_plugin.bench import StepCost
+from etb_plugin.bench import AttackCost, StepCost
 from etb_plugin.comparison import Overview, Planned, Workshop, planned
 from etb_plugin.comparison.tightness import Tightness
 from etb_plugin.evaluation.calibration import Calibration
@@ -153,6 +153,17 @@ def steps_table(found: Sequence[StepCost], heading: str) -> RenderableType:
         table.add_row(cost.model, Text(cost.method), *figures)
     caption = "ratio: to a nominal step taken in turns with it; floor: the same in multiplications and additions."
     return Group(Text(heading, "bold"), table, Text(caption, "dim"))
+
+
+def attacks_table(found: Sequence[AttackCost], heading: str) -> RenderableType:
+    """Return what an attack costs that drops what is broken, and one that drops nothing."""
+    table = _table()
+    for name in ("eps", "stand", "s", "dropping nothing, s", "ratio"):
+        table.add_column(name, justify="right")
+    for cost in found:
+        shown = (f"{cost.eps:.3f}", percent(cost.standing), f"{cost.seconds:.2f}", f"{cost.dropping_nothing:.2f}")
+        table.add_row(*shown, f"{cost.ratio:.1f}")
+    return Group(Text(heading, "bold"), table)
 
 
 def status_table(overview: Overview, failed: Mapping[str, str], heading: str) -> RenderableType:

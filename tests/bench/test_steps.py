@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from etb_plugin.bench import measure_steps
+from etb_plugin.attacks import Pgd
+from etb_plugin.bench import measure_attacks, measure_steps
 from etb_plugin.objectives import get_method
 from tests.cli.test_cli import etb
 
@@ -47,3 +48,11 @@ def test_what_cannot_be_measured_is_refused(arguments, words, tmp_path):
     done = etb("bench", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
+
+
+def test_an_attack_is_measured_where_many_half_and_few_stand():
+    found = list(measure_attacks("mlp-40x2", Pgd(10, 1), "cpu"))
+    shares = [cost.standing for cost in found]
+    assert shares == sorted(shares, reverse=True)
+    assert [round(share, 1) for share in shares] == pytest.approx([0.9, 0.5, 0.1], abs=0.11)
+    assert all(cost.seconds > 0 and cost.ratio > 0 for cost in found)
