@@ -26,6 +26,10 @@ class Phase(NamedTuple):
     mix: float | None
 
 
+_WHOLE = Phase(True, None, None)
+"""What scalars on the device leave open: everything is computed."""
+
+
 @dataclass(frozen=True)
 class Point:
     """One point of the schedule: the radius eps (pixel units), the weight kappa of the objective's two parts, and where
@@ -38,7 +42,7 @@ class Point:
     eps: Number
     kappa: Number
     mix: Number = 0.0
-    phase: Phase = field(default=Phase(False, None, None))
+    phase: Phase = field(default=_WHOLE)
 
     def __post_init__(self) -> None:
         numbers = self.eps, self.kappa, self.mix
