@@ -200,5 +200,9 @@ def _run_instances(path: Path, out: str | None, workers: int, memory: int | None
 
 
 def _say_what_is_left_out(stages: Mapping[str, str]) -> None:
+    by_reason: dict[str, list[str]] = {}
     for stage, why in stages.items():
-        o.stderr().print(f"{stage} is left out: {why}", highlight=False, soft_wrap=True)
+        by_reason.setdefault(why, []).append(stage)
+    for why, names in by_reason.items():
+        verb = "is" if len(names) == 1 else "are"
+        o.stderr().print(f"{', '.join(names)} {verb} left out: {why}", highlight=False, soft_wrap=True)
