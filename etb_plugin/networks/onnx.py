@@ -116,7 +116,8 @@ def _outputs(
     label = node.name or node.output[0]
     if make is None:
         raise UnsupportedLayer(
-            f"operation {label!r} ({node.op_type}) is not taken; the {len(OPERATIONS)} that are: networks/onnx_operations.py"
+            f"operation {label!r} ({node.op_type}) is not taken; "
+            f"the {len(OPERATIONS)} that are: networks/onnx_operations.py"
         )
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     call = Call(builder, node.op_type, label, inputs, attributes, len(node.output))
