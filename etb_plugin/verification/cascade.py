@@ -38,6 +38,10 @@ STAGES = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown", "dual", "inputs", "
 
 _FEW_INPUTS = 20
 """Up to how many inputs that move are worth cutting, where the activations can be branched on too."""
+_SHARE_OF_FEW = 30
+"""What cutting the input has then, beside the shares of `_ALONE`."""
+_DEAR = ("alpha-crown", "dual")
+"""Bounds that are spared where the input is cut, which takes less and decides more."""
 _REFINABLE = 1_500_000
 """Unstable units times all units up to which the ends that programs and branches start from are optimised."""
 _REFINING_STEPS = 20
@@ -126,8 +130,9 @@ class Cascade:
         out."""
         for name in self.together:
             left = [case for case in cases if case.verdict is Verdict.UNKNOWN]
+            left = [case for case in left if name not in _DEAR or not self._cuts(case)]
             if not left:
-                return
+                continue
             begun, now = time.perf_counter(), time.monotonic()
             share = 1.0 if name == self.settings.stages[-1] else 0.5
             with until(now + share * (deadline - now)):
@@ -147,10 +152,13 @@ class Cascade:
             return
         deadline = time.monotonic() + (self.settings.seconds if seconds is None else seconds)
         self._decider = None
+        shares = {name: _ALONE[name].share for name in names}
+        if self._cuts(case):
+            shares["inputs"] = _SHARE_OF_FEW
         for number, name in enumerate(names):
             if case.verdict is not Verdict.UNKNOWN:
                 break
-            share = _ALONE[name].share / sum(_ALONE[other].share for other in names[number:])
+            share = shares[name] / sum(shares[other] for other in names[number:])
             begun, now = time.perf_counter(), time.monotonic()
             with until(deadline):
                 _tried(name, [case], _ALONE[name].run, self, case, now + share * (deadline - now))
@@ -181,11 +189,15 @@ class Cascade:
         for case, parts in zip(cases, proved.cpu(), strict=True):
             case.proved |= parts
 
+    def _cuts(self, case: Case) -> bool:
+        """Whether so few inputs move that cutting them is what decides the case."""
+        return "inputs" in self.settings.stages and int((case.problem.box.radius > 0).sum()) <= _FEW_INPUTS
+
     def split_inputs(self, case: Case, deadline: float) -> None:
         """Cut the input where few of its elements move, or where nothing else can be branched on."""
         assert self._graph is not None
-        moving = int((case.problem.box.radius > 0).sum())
-        if moving > _FEW_INPUTS and not any(isinstance(one, Smooth) for one in self._graph.activations.values()):
+        smooth = any(isinstance(one, Smooth) for one in self._graph.activations.values())
+        if not self._cuts(case) and not smooth:
             return
         found = split_inputs(self.network, self._graph, case.problem, _open_parts(case), deadline)
         case.proved[found.proved] = True

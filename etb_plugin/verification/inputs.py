@@ -6,11 +6,13 @@ its units hold in both halves. The worst come first, as a counterexample is met 
 are attained.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from etb_plugin.attacks import Pgd, polished
 from etb_plugin.errors import OutOfTime
 from etb_plugin.graph.ends import crown_ends
 from etb_plugin.graph.graph import Ends, Graph
@@ -22,6 +24,10 @@ from etb_plugin.verification.problem import TOLERANCE, Problem, Search
 
 _UNITS_AT_ONCE = 2**19
 """Units, times rows of the property, of the boxes that are bounded together."""
+_ATTACKED_EVERY, _ATTACKED_AT_ONCE = 8, 64
+"""Rounds after which the problem's box is attacked from the centres of the worst boxes, and in each of so many first
+ones; and from how many boxes."""
+_ATTACK = Pgd(steps=30, step=0.1)
 _EVEN = 0.05
 """What an input counts for that the bounds do not depend on, of the one that they depend on most: every input is cut at
 last."""
@@ -149,6 +155,15 @@ class _Split:
         if len(found):
             self.witness = points[found[:1]]
 
+    @torch.no_grad()
+    def attack(self, boxes: _Boxes) -> None:
+        """Look at what projected gradient descent over the whole box meets from the centres of some boxes."""
+        region = self._region(boxes)
+        points = region.center[:_ATTACKED_AT_ONCE]
+        self.look(
+            polished(self.network, self.problem.box, points, lambda y, _: self.problem.unsafety(y), _ATTACK)
+        )  # fmt: skip
+
     def halves(self, boxes: _Boxes, influence: Tensor) -> _Boxes:
         """Return both halves of each box."""
         width = boxes.upper - boxes.lower
@@ -170,13 +185,17 @@ def split_inputs(network: nn.Module, graph: Graph, problem: Problem, parts: Tens
     search = _Split(network, graph, problem)
     queue = search.whole(parts)
     left = torch.zeros_like(queue.open[0])  # parts that stay open where there is nothing more to cut
-    while len(queue):
+    for rounds in itertools.count():
+        if not len(queue):
+            break
         full = len(queue) > search.most_waiting
         order = queue.above.argsort(descending=full)  # where there is no room for more, the nearest to proved
         now, queue = queue[order[: search.at_once]], queue[order[search.at_once :]]
         try:
             with until(deadline):
                 check_time()
+                if rounds < _ATTACKED_EVERY or rounds % _ATTACKED_EVERY == 0:
+                    search.attack(now)
                 found, influence = search.bounded(now)
         except OutOfTime:
             queue = queue.joined(now)
