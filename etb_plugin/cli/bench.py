@@ -16,7 +16,9 @@ _KINDS = ("steps", "evaluation")
 def command(
     what: Annotated[str, typer.Argument(help="steps: of training; evaluation: its attack.")] = "steps",
     methods: Annotated[str, typer.Option(help="Methods, with changes as in `etb compare`.")] = _METHODS,
-    model: Annotated[str, typer.Option(help="Networks of `etb models`.")] = "small",
+    model: Annotated[
+        str | None, typer.Option(help="Networks of `etb models`; small, or tiny for evaluation.", show_default=False)
+    ] = None,
     dataset: Annotated[str, typer.Option(help="mnist or cifar10: the images' shape; no data is read.")] = "mnist",
     eps: Annotated[str, typer.Option(help="Radius in pixel units.")] = "0.1",
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 100,
@@ -33,7 +35,7 @@ def command(
 
     Example: etb bench steps --methods ibp,expected,expected:rows=top-3 --model small,medium --out steps.json
 
-    Example: etb bench evaluation --model small
+    Example: etb bench evaluation --pgd-steps 100
     """
     if what not in _KINDS:
         raise unknown_name("benchmark", what, _KINDS)
@@ -52,7 +54,7 @@ def command(
     except ValueError as error:
         raise ConfigError(f"--eps: {error}") from None
     keep_freed_memory()
-    place, names = resolve_device(device), model.split(",")
+    place, names = resolve_device(device), (model or ("small" if what == "steps" else "tiny")).split(",")
     if what == "evaluation":
         attack = Pgd(pgd_steps, pgd_restarts)
         attacks = {name: list(measure_attacks(name, attack, place)) for name in names}

@@ -151,7 +151,10 @@ def steps_table(found: Sequence[StepCost], heading: str) -> RenderableType:
         shares = (cost.ratio, cost.floor, cost.ratio / cost.floor)
         figures = [*(f"{value:.3g}" for value in times), *(f"{value:.2f}" for value in shares), _memory(cost.mib)]
         table.add_row(cost.model, Text(cost.method), *figures)
-    caption = "ratio: to a nominal step taken in turns with it; floor: the same in multiplications and additions."
+    caption = (
+        "A step of the last phase of each schedule (crown-ibp is IBP there). ratio: to a nominal step taken in turns\n"
+        "with it; floor: the same in multiplications and additions."
+    )
     return Group(Text(heading, "bold"), table, Text(caption, "dim"))
 
 
