@@ -204,7 +204,7 @@ def test_kill_9_in_the_middle_costs_at_most_an_epoch(tmp_path):
     assert cells[0] == cells[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_stops_between_batches_and_the_same_command_goes_on(tmp_path, number):
     flags = ("--method", "pgd", "--model", "mlp-64x3", "--epochs", "30")
     command = [sys.executable, "-c", "from etb_plugin.cli import main; main()", "train", *flags, "--out", "r"]

@@ -65,7 +65,11 @@ def test_every_study_has_a_small_run_here_and_a_file_of_its_full_size():
         assert written == {k: v for k, v in study.full.items() if k != "data_dir"}, name
 
 
-@pytest.mark.parametrize("name", TINY)
+SLOW = {"masks", "pgd-not-enough"}
+"""Studies whose smallest run takes twenty seconds."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in TINY])
 def test_a_study_leaves_figures_claims_and_a_plot_and_resumes(name, tmp_path):
     if name == "masks":
         pytest.importorskip("art")  # the Square attack

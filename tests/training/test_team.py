@@ -30,7 +30,7 @@ def weights(folder):
     return torch.cat([value.flatten() for value in load_file(file).values()])
 
 
-@pytest.mark.parametrize("method", ["ibp", "expected"])
+@pytest.mark.parametrize("method", [pytest.param("ibp", marks=pytest.mark.slow), "expected"])
 def test_two_processes_train_what_one_does(tmp_path, method):
     """330 images: the last batch has 30, of which each takes 15."""
     runs = [start(p, tmp_path / n, "--method", method, "--epochs", "4") for p, n in ((ONE, "one"), (TWO, "two"))]
