@@ -166,7 +166,7 @@ def _attacked(
         broken = broken_by(network(points), torch.arange(len(points), device=points.device))
     for goal in goals * settings.restarts:
         if are_fixed():
-            reached, hit = _climb(network, box, None, goal, broken_by, settings, generator)
+            reached, hit = _climb_all(network, box, goal, broken_by, settings, generator)
             points = torch.where(_like(broken, points), points, reached)
             broken = broken | hit
             continue
@@ -182,24 +182,15 @@ def _attacked(
 def _climb(
     network: nn.Module,
     box: Box,
-    places: Tensor | None,
+    places: Tensor,
     goal: Goal,
     broken_by: Goal,
     settings: Pgd,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """One run from a random point for the examples at `places` of the batch. Broken examples leave it; where `places`
-    is None they are all worked on to the end, and the first broken point of each is kept."""
+    """One run from a random point for the examples at `places` of the batch. Broken examples leave it."""
     x = _random_point(box, generator)
     points, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    if places is None:
-        every = torch.arange(len(x), device=x.device)
-        for i in range(settings.steps + 1):
-            gradient, outputs = gradient_of(network, x, every, goal)
-            points = torch.where(_like(broken, x), points, x)
-            broken = broken | broken_by(outputs, every)
-            x = _moved(x, gradient, box, settings.step_at(i))
-        return points, broken
     active = torch.arange(len(x), device=x.device)
     for i in range(settings.steps + 1):
         gradient, outputs = gradient_of(network, x, places[active], goal)
@@ -209,6 +200,21 @@ def _climb(
         if i == settings.steps or not len(active):
             break
         x = _moved(x, gradient, box[active], settings.step_at(i))
+    return points, broken
+
+
+def _climb_all(
+    network: nn.Module, box: Box, goal: Goal, broken_by: Goal, settings: Pgd, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """`_climb` for the whole batch and to the end: the first broken point of each example is kept, and none leaves."""
+    x = _random_point(box, generator)
+    points, broken = x, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    every = torch.arange(len(x), device=x.device)
+    for i in range(settings.steps + 1):
+        gradient, outputs = gradient_of(network, x, every, goal)
+        points = torch.where(_like(broken, x), points, x)
+        broken = broken | broken_by(outputs, every)
+        x = _moved(x, gradient, box, settings.step_at(i))
     return points, broken
 
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from etb_plugin.networks import build
 from etb_plugin.objectives import Method, Point, Run, get_method
 from etb_plugin.training import optimizer_of
-from etb_plugin.training.cost import PeakMemory
+from etb_plugin.training.cost import PeakMemory, timed
 
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 """Shapes of images, without their data."""
@@ -59,7 +59,7 @@ def measure_steps(
     """Yield what a step of each method costs in the last phase of its schedule, at radius `eps` (pixel units), having
     taken steps for about so many seconds. Raises UnsupportedLayer for a method that cannot take the network."""
     generator = torch.Generator(device).manual_seed(0)
-    shape = SHAPES[dataset]
+    shape, place = SHAPES[dataset], torch.device(device)
     images = torch.rand(batch_size, *shape, generator=generator, device=device)
     labels = torch.randint(_CLASSES, (batch_size,), generator=generator, device=device)
     for name, method in wanted.items():
@@ -69,14 +69,14 @@ def measure_steps(
         for _ in range(_WARM_UP):
             nominal()
             step()
-        memory = PeakMemory(torch.device(device))
+        memory = PeakMemory(place)
         step()
         mib = memory.mib()
         times: dict[str, list[float]] = {"nominal": [], "step": []}
         begun = time.perf_counter()
         while len(times["step"]) < _LEAST or time.perf_counter() - begun < seconds:
-            times["nominal"].append(_timed(nominal, device))
-            times["step"].append(_timed(step, device))
+            times["nominal"].append(timed(nominal, place))
+            times["step"].append(timed(step, place))
         taken = times["step"]
         yield StepCost(
             name,
@@ -131,13 +131,3 @@ def _arithmetic(step: Callable[[], None]) -> int:
     with _Counter() as counter:
         step()
     return counter.total
-
-
-def _timed(step: Callable[[], None], device: str) -> float:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    begun = time.perf_counter()
-    step()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begun

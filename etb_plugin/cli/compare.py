@@ -65,7 +65,6 @@ def command(
         comparison.estimate()
         o.stdout().print(plan_table(comparison.workshop, comparison.title))
         return
-
     with StoppableLive(o.stderr()) as live:
         results = comparison.run(live, estimated=lambda: live.show(cost_table(comparison.workshop)))
     if comparison.experiment.engine.name == "print":

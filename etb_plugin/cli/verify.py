@@ -150,8 +150,8 @@ def command(
 
 def _memory(asked: float | None, workers: int) -> int | None:
     """Return the bytes that each of so many processes may hold, None where nobody knows what there is."""
-    there = machine_memory()
     if asked is None:
+        there = machine_memory()
         return None if there is None else 3 * there // 4 // workers
     if asked / workers < _LEAST_MEMORY:
         raise ConfigError(f"--memory {asked:g} for {workers} processes: each takes {_LEAST_MEMORY} GiB or more")

@@ -9,7 +9,6 @@ from etb_plugin.comparison.cells import Entry, Task, candidates
 from etb_plugin.comparison.engines import Finished, engine_of
 from etb_plugin.comparison.estimates import write_estimates
 from etb_plugin.comparison.journal import Watch
-from etb_plugin.comparison.status import planned
 from etb_plugin.comparison.work import Workshop
 from etb_plugin.errors import EtbError
 from etb_plugin.experiment import Experiment, eps_text
@@ -62,11 +61,8 @@ class Comparison:
 
         Raises ConfigError for a cell that does not fit in memory.
         """
-        self.workshop.estimate(
-            self.workshop.task(item.cell, item.validate).cell
-            for item in planned(self.workshop)
-            if item.state != "done" and item.measured is None
-        )
+        cells = (cell for entry in self.entries for cell in entry.cells)
+        self.workshop.estimate(cell for cell in cells if self.workshop.pace(cell) is None)
 
     def run(
         self, watch: Watch, *, evaluation: bool = True, estimated: Callable[[], None] = lambda: None

@@ -10,18 +10,16 @@ from etb_plugin.comparison.work import Workshop
 
 @dataclass(frozen=True)
 class Planned:
-    """A task of an experiment: its cell, whether it is put to the validation images, its name, label and network, and
-    its state (done, running, failed, begun or missing); the seconds that its training takes, `measured` on its own
-    epochs, or else as estimated, or else by those of cells with the same method and network; and the MiB of a step."""
+    """A task of an experiment: its cell, its name, label and network, and its state (done, running, failed, begun or
+    missing); the seconds that its training takes, by its own epochs, or else as estimated, or else by those of cells
+    with the same method and network; and the MiB of a step."""
 
     cell: str
-    validate: bool
     name: str
     label: str
     model: str
     state: str
     seconds: float | None
-    measured: float | None
     mib: float | None
 
 
@@ -38,11 +36,13 @@ def planned(shop: Workshop) -> list[Planned]:
     found = []
     for task in tasks:
         pace, like, cost = paces[task], mean.get(_kind(task)), shop.estimates.get(task.cell.id)
-        measured = None if pace is None else epochs * pace
-        guessed = cost.seconds if cost is not None else None if like is None else epochs * like
-        named = (task.cell.id, task.validate, task.name, task.entry.label, task.cell.model, _state(shop, task))
-        seconds = guessed if measured is None else measured
-        found.append(Planned(*named, seconds, measured, None if cost is None else cost.mib))
+        if pace is None and cost is not None:
+            seconds: float | None = cost.seconds
+        else:
+            known_pace = like if pace is None else pace
+            seconds = None if known_pace is None else epochs * known_pace
+        named = (task.cell.id, task.name, task.entry.label, task.cell.model, _state(shop, task))
+        found.append(Planned(*named, seconds, None if cost is None else cost.mib))
     return found
 
 

@@ -41,7 +41,6 @@ class Annealed(Objective):
                 ]
                 return F.cross_entropy(torch.stack(parts).sum(0), labels)
 
-            bounding = point.phase.bounded and point.phase.kappa != 1.0
-            return weighed(network, images, labels, (point.kappa, 1 - point.kappa), robust if bounding else None)
+            return weighed(network, images, labels, point, robust)
 
         return loss

@@ -38,8 +38,7 @@ class CrownIbp(Annealed):
                 fused, plain = fused_cross_entropy(bounded, Box.around(images, point.eps), labels, classes)
                 return (1 - point.mix) * fused + point.mix * plain
 
-            bounding = point.phase.bounded and point.phase.kappa != 1.0
-            return weighed(network, images, labels, (point.kappa, 1 - point.kappa), robust if bounding else None)
+            return weighed(network, images, labels, point, robust)
 
         return loss
 

@@ -42,7 +42,7 @@ class Point:
     eps: Number
     kappa: Number
     mix: Number = 0.0
-    phase: Phase = field(default=_WHOLE)
+    phase: Phase = _WHOLE
 
     def __post_init__(self) -> None:
         numbers = self.eps, self.kappa, self.mix

@@ -43,8 +43,7 @@ class SmallBox(Objective):
                 small = Box(center - radius, center + radius, ordered=True)
                 return F.cross_entropy(worst_logits(bounded, small, labels, classes), labels)
 
-            bounding = point.phase.bounded and point.phase.kappa != 1.0
-            return weighed(network, images, labels, (point.kappa, 1 - point.kappa), robust if bounding else None)
+            return weighed(network, images, labels, point, robust)
 
         return loss
 

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from etb_plugin.bounds import Box, PreparedBound, margin_spec, other_classes, prepare, prepare_lower
 from etb_plugin.networks import evaluating
-from etb_plugin.objectives.registry import Loss, Losses, Number, Point
+from etb_plugin.objectives.registry import Loss, Losses, Point
+
+Form = Literal["convex", "additive"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class WorstCase:
 
     bound: str
     options: Mapping[str, object] = field(default_factory=dict)
-    form: Literal["convex", "additive"] = "convex"
+    form: Form = "convex"
     loss: Literal["cross-entropy", "softplus"] = "cross-entropy"
     elision: bool = True
     temperature: float = 1.0
@@ -40,10 +42,6 @@ class WorstCase:
     @property
     def bound_options(self) -> Mapping[str, object]:
         return self.options
-
-    def weights(self, kappa: Number) -> tuple[Number, Number]:
-        """Return the weights of the clean and of the worst-case loss."""
-        return (kappa, 1 - kappa) if self.form == "convex" else (1.0, kappa)
 
     def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         prepare_ends = prepare_lower if self.elision else prepare  # margins need their lower ends only
@@ -57,8 +55,7 @@ class WorstCase:
                     z = z / z.abs().amax(1, keepdim=True)
                 return _LOSSES[self.loss](z / self.temperature, labels)
 
-            bounding = point.phase.bounded and point.phase.kappa != (1.0 if self.form == "convex" else 0.0)
-            return weighed(network, images, labels, self.weights(point.kappa), robust if bounding else None)
+            return weighed(network, images, labels, point, robust, self.form)
 
         return loss
 
@@ -67,17 +64,20 @@ def weighed(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
-    weights: tuple[Number, Number],
-    robust_loss: Callable[[], Tensor] | None,
+    point: Point,
+    robust_loss: Callable[[], Tensor],
+    form: Form = "convex",
 ) -> Losses:
-    """Return the clean cross-entropy and `robust_loss()`, by their `weights`.
+    """Return the clean cross-entropy and `robust_loss()`, weighed by kappa as `WorstCase` says of its forms.
 
-    `robust_loss` is called in eval mode. It is None where it has no weight or eps is 0: the clean loss then stands for
-    it.
+    `robust_loss` is called in eval mode, and not at all where it has no weight or eps is 0: the clean loss then
+    stands for it.
     """
+    convex, kappa = form == "convex", point.kappa
+    weights = (kappa, 1 - kappa) if convex else (1.0, kappa)
     logits = network(images)
     clean = robust = F.cross_entropy(logits, labels)
-    if robust_loss is not None:
+    if point.phase.bounded and point.phase.kappa != (1.0 if convex else 0.0):
         with evaluating(network):
             robust = robust_loss()
     total = weights[0] * clean + weights[1] * robust

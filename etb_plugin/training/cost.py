@@ -5,6 +5,7 @@ import gc
 import resource
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -63,6 +64,17 @@ class PeakMemory:
             return int(line.split()[1]) / 2**10
         unit = 2**20 if sys.platform == "darwin" else 2**10
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def timed(work: Callable[[], None], device: torch.device) -> float:
+    """Return the seconds that some work takes, on a GPU from when it is idle until it is again."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
 
 
 _STATUS = Path("/proc/self/status")

@@ -6,7 +6,6 @@ rest is reckoned in proportion.
 """
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ from torch import nn
 
 from etb_plugin.data import Dataset
 from etb_plugin.objectives import Method, Phase, Point
-from etb_plugin.training.cost import PeakMemory
+from etb_plugin.training.cost import PeakMemory, timed
 from etb_plugin.training.optimizers import optimizer_of
 from etb_plugin.training.schedule import Schedule
 
@@ -95,9 +94,9 @@ def _measured(step: Callable[[int], None], images: int, device: torch.device) ->
     step(_FIRST)  # the first of all loads and chooses what the others have
     size = min(_FIRST, images)
     while True:
-        took = [_timed(step, size, device)]
+        took = [timed(partial(step, size), device)]
         while len(took) < _REPEATS and sum(took) < _LONG:
-            took.append(_timed(step, size, device))
+            took.append(timed(partial(step, size), device))
         found.append((size, median(took), memory.mib()))
         if size == images:
             return found[-1][1:]
@@ -107,11 +106,3 @@ def _measured(step: Callable[[int], None], images: int, device: torch.device) ->
     (fewer, fast, small), (more, slow, large) = [(0, 0.0, found[-1][2]), *found][-2:]
     beyond = (images - more) / (more - fewer)
     return slow + beyond * max(0.0, slow - fast), large + beyond * max(0.0, large - small)
-
-
-def _timed(step: Callable[[int], None], images: int, device: torch.device) -> float:
-    begun = time.perf_counter()
-    step(images)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begun

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from etb_plugin.attacks import Pgd, polished
+from etb_plugin.attacks import Pgd
 from etb_plugin.graph.ends import tightened
 from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, crown_slope, optimized
 from etb_plugin.memory import fitting
@@ -250,10 +250,8 @@ class _Tree:
     def attacked(self, branches: _Branches) -> Tensor | None:
         """Return a counterexample that projected gradient descent meets from the points where the bounds of the worst
         branches are attained, if there is one."""
-        problem, network = self.decider.problem, self.decider.network
         points = self._attained(branches[branches.above.argsort()[:_ATTACKED_AT_ONCE]])
-        found = polished(network, problem.box, points, lambda outputs, _: problem.unsafety(outputs), _ATTACK)
-        return self.decider.broken(found)
+        return self.decider.broken(self.decider.problem.polished(self.decider.network, points, _ATTACK))
 
     def _attained(self, branches: _Branches) -> Tensor:
         """Return the points where the branches' bounds are attained, [branches * rows, *input]."""

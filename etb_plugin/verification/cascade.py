@@ -129,8 +129,7 @@ class Cascade:
         time.monotonic() each has half of what is left, and the last stage of all the whole; what runs out is left
         out."""
         for name in self.together:
-            left = [case for case in cases if case.verdict is Verdict.UNKNOWN]
-            left = [case for case in left if name not in _DEAR or not self._cuts(case)]
+            left = [c for c in cases if c.verdict is Verdict.UNKNOWN and not (name in _DEAR and self._cuts(c))]
             if not left:
                 continue
             begun, now = time.perf_counter(), time.monotonic()

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from etb_plugin.attacks import Pgd, polished
+from etb_plugin.attacks import Pgd
 from etb_plugin.errors import ConfigError
 from etb_plugin.networks.onnx import before_softmax, file_outputs, read_onnx
 from etb_plugin.verification.cascade import Cascade, Case, Settings, takers
@@ -49,12 +49,12 @@ class PropertyCheck:
         self._begun, self._file = time.monotonic(), network
         if network.suffix != ".onnx":
             raise ConfigError(f"{network}: a property is about an ONNX network; etb export --onnx writes one")
-        self._network, shape = read_onnx(network)
+        whole, shape = read_onnx(network)
         with torch.no_grad():
-            outputs = self._network(torch.zeros(1, *shape)).shape[1]
+            outputs = whole(torch.zeros(1, *shape)).shape[1]
         self.problems = read_vnnlib(vnnlib, shape, outputs)
-        logits = before_softmax(self._network) if all(problem.compares for problem in self.problems) else None
-        judged = self._network if logits is None else logits
+        logits = before_softmax(whole) if all(problem.compares for problem in self.problems) else None
+        judged = whole if logits is None else logits
         self.settings, self.left_out = takers([judged], shape, settings, drop=drop)
         self._cascade = Cascade(judged, shape, self.settings)
 
@@ -87,11 +87,8 @@ class PropertyCheck:
     def _confirmed(self, problem: Problem, witness: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return a counterexample and the file's own outputs there, if these are unsafe: at `witness`, or, where they
         are not since its margin is within rounding, at the worst point that an attack meets from there."""
-        better = polished(
-            self._cascade.network, problem.box, witness, lambda outputs, _: problem.unsafety(outputs), _FURTHER
-        )
-        for point in (witness, better):
+        point, outputs = witness, file_outputs(self._file, witness)
+        if not bool(problem.broken(outputs)):
+            point = problem.polished(self._cascade.network, witness, _FURTHER)
             outputs = file_outputs(self._file, point)
-            if bool(problem.broken(outputs)):
-                return point, outputs
-        return witness, None
+        return point, outputs if bool(problem.broken(outputs)) else None

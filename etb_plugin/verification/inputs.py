@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.attacks import Pgd, polished
+from etb_plugin.attacks import Pgd
 from etb_plugin.errors import OutOfTime
 from etb_plugin.graph.ends import crown_ends
 from etb_plugin.graph.graph import Ends, Graph
@@ -158,11 +158,8 @@ class _Split:
     @torch.no_grad()
     def attack(self, boxes: _Boxes) -> None:
         """Look at what projected gradient descent over the whole box meets from the centres of some boxes."""
-        region = self._region(boxes)
-        points = region.center[:_ATTACKED_AT_ONCE]
-        self.look(
-            polished(self.network, self.problem.box, points, lambda y, _: self.problem.unsafety(y), _ATTACK)
-        )  # fmt: skip
+        points = self._region(boxes).center[:_ATTACKED_AT_ONCE]
+        self.look(self.problem.polished(self.network, points, _ATTACK))
 
     def halves(self, boxes: _Boxes, influence: Tensor) -> _Boxes:
         """Return both halves of each box."""

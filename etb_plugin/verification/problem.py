@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from etb_plugin.attacks import Pgd, polished
 from etb_plugin.bounds import Box, margin_spec
 
 TOLERANCE = 1e-6
@@ -50,6 +51,11 @@ class Problem:
     def broken(self, outputs: Tensor) -> Tensor:
         """Return which of `outputs` [points, outputs] are unsafe, [points]."""
         return (self.unsafety(outputs) >= 0).any(1)
+
+    def polished(self, network: nn.Module, points: Tensor, settings: Pgd) -> Tensor:
+        """Return for each of `points` [points, *input] the most unsafe that projected gradient descent from there
+        meets in the box, itself among them."""
+        return polished(network, self.box, points, lambda outputs, _: self.unsafety(outputs), settings)
 
     @property
     def compares(self) -> bool:

@@ -28,7 +28,6 @@ class Turns:
     ) -> None:
         self._networks = [Cascade(network, input_shape, settings) for network in networks]
         self._classes = classes
-        self._failed: dict[str, str] = {}
 
     def decide(self, image: Tensor, label: int, eps: float) -> tuple[int | None, Case]:
         """Return the answer at `image` [1, *input] (float64), None where a limit came first, and what is known of its
@@ -36,11 +35,9 @@ class Turns:
 
         The case's stage is that of the network which settled it, its seconds are those of all networks.
         """
-        given, self._failed = self._given(image), {}
-        spent: dict[str, float] = {}
-        answer = self._answer(image, eps, spent)
+        given = self._given(image)
         case = Case.of(robustness(Box.around(image, eps), label, self._classes))
-        case.seconds, case.failed = spent, self._failed
+        answer = self._answer(image, eps, case)
         if answer is None or answer == label:
             self._prove(case, image, label, eps, given)
             if case.verdict is Verdict.UNKNOWN:
@@ -52,7 +49,7 @@ class Turns:
             if its_class != label:
                 return
             radius = eps if network is self._networks[-1] else 2 * eps
-            found = self._robust(network, image, label, radius, case.seconds)
+            found = self._robust(network, image, label, radius, case)
             if found.verdict is Verdict.ROBUST:
                 case.proved[:], case.by = True, found.by
                 return
@@ -60,28 +57,28 @@ class Turns:
     def _attack(self, case: Case, image: Tensor, label: int, eps: float) -> None:
         """Look for a point that is answered wrongly, among those where one network is wrong."""
         for network in self._networks:
-            found = self._robust(network, image, label, eps, case.seconds)
-            if found.witness is not None and self._answer(found.witness, eps, case.seconds) not in (None, label):
+            found = self._robust(network, image, label, eps, case)
+            if found.witness is not None and self._answer(found.witness, eps, case) not in (None, label):
                 case.witness, case.by = found.witness, found.by
                 return
 
-    def _answer(self, image: Tensor, eps: float, spent: dict[str, float]) -> int | None:
+    def _answer(self, image: Tensor, eps: float, case: Case) -> int | None:
         """Return the cascade's class at `image`, or None where a limit came first."""
         given = self._given(image)
         for place, (network, its_class) in enumerate(zip(self._networks[:-1], given[:-1], strict=True)):
             if set(given[place:]) == {its_class}:
                 return its_class
-            verdict = self._robust(network, image, its_class, eps, spent).verdict
+            verdict = self._robust(network, image, its_class, eps, case).verdict
             if verdict is not Verdict.FALSIFIED:
                 return its_class if verdict is Verdict.ROBUST else None
         return given[-1]
 
-    def _robust(self, network: Cascade, image: Tensor, label: int, radius: float, spent: dict[str, float]) -> Case:
-        """Decide whether one network gives `label` within `radius` of `image`."""
+    def _robust(self, network: Cascade, image: Tensor, label: int, radius: float, case: Case) -> Case:
+        """Decide whether one network gives `label` within `radius` of `image`, and add to `case` what that took."""
         found = network.decide(robustness(Box.around(image, radius), label, self._classes))
-        self._failed |= found.failed
+        case.failed |= found.failed
         for stage, seconds in found.seconds.items():
-            spent[stage] = spent.get(stage, 0.0) + seconds
+            case.seconds[stage] = case.seconds.get(stage, 0.0) + seconds
         return found
 
     def _given(self, image: Tensor) -> list[int]:

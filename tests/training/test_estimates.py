@@ -32,9 +32,7 @@ def test_a_step_is_taken_at_the_full_radius_in_each_phase_and_changes_nothing(di
     network = build("mlp-40x2", digits.input_shape, digits.classes)
     before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     taken = []
-    monkeypatch.setattr(
-        module, "_timed", lambda step, size, device: taken.append((step.args[0], size)) or step(size) or 0.1
-    )
+    monkeypatch.setattr(module, "timed", lambda work, device: taken.append(work.args) or work() or 0.1)
     found = estimate(network, method, digits, schedule_of(method, digits, settings), 40)
     assert len(found.begins) == phases
     assert found.steps == 20 * 3
@@ -47,7 +45,7 @@ def test_a_step_is_taken_at_the_full_radius_in_each_phase_and_changes_nothing(di
 def test_a_dear_step_is_reckoned_from_parts_of_the_batch(monkeypatch):
     """Seconds 0.2 + 0.1 a image: 2 and 10 images are enough to know what 100 take."""
     sizes = []
-    monkeypatch.setattr(module, "_timed", lambda step, size, device: sizes.append(size) or 0.2 + 0.1 * size)
+    monkeypatch.setattr(module, "timed", lambda work, device: sizes.append(*work.args) or 0.2 + 0.1 * sizes[-1])
     seconds, _ = module._measured(lambda size: None, 100, torch.device("cpu"))
     assert seconds == pytest.approx(0.2 + 0.1 * 100)
     assert set(sizes) == {2, 10}
