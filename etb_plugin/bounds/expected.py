@@ -15,24 +15,28 @@ a gradient, the rows of two layers.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from etb_plugin.bounds.masks import MASKS, Pieces, through_pieces, walk
-from etb_plugin.bounds.registry import BoundFunction, register_bound
+from etb_plugin.bounds.registry import BoundFunction, get_bound, register_bound
 from etb_plugin.bounds.types import check_spec
 from etb_plugin.errors import ConfigError, unknown_name
 from etb_plugin.graph.graph import Graph
-from etb_plugin.graph.regions import Region
+from etb_plugin.graph.regions import Box, Region
 from etb_plugin.graph.rows import Rows
 from etb_plugin.graph.tracing import trace
 
 CENTERS = ("masked", "network")
 _ELEMENTS = 2**28
 """Elements that the rows of a batch may hold at the widest layer unless `max_rows` says otherwise: 1 GiB of float32."""
+_CLIMBS = 2
+"""Climbs to the worst corner for the fused loss."""
 
 
 @register_bound(
@@ -62,7 +66,8 @@ def expected(
 
     `rows` "top-3" bounds only the 3 rows of the spec with the lowest centres; the others come back without width, at
     their centres. For margins those are the classes that come nearest to the true one, and the cost falls with
-    their number. Ours; meant for training.
+    their number. Ours; meant for training, as is rows "fused", which gives worst logits and no interval: methods take
+    it (`worst_corner`).
 
     `scale` multiplies the interval's radius (see `calibration`). `max_rows` is how many rows (images x rows of the
     spec) are worked on at once; by default as many as hold in 1 GiB. With `bfloat16` the rows are pulled back in that
@@ -74,6 +79,20 @@ def expected(
     settings = Expected(masks, center, rows, scale, projections, seed, max_rows, bfloat16)
     graph = trace(network, input_shape)
     return lambda region, spec: settings.interval(graph, region, spec)
+
+
+def worst_corner(network: nn.Module, input_shape: torch.Size, **options: Any) -> Callable[[Box, Tensor], Tensor]:
+    """Prepare (box, labels [batch]) -> the affine network's logits, [batch, classes], at the corner of the box where
+    their cross-entropy is worst; the options are those of `expected` but `rows`, `center` and `scale`.
+
+    One row in place of one for each class (ours). The rows of a spec take each margin to its own worst corner; the
+    cross-entropy of G x + g, which is convex in x, is worst at one corner for all. That is sought by climbing its
+    linearisation (the conditional gradient method), first from the box's centre and then from the corner found there:
+    two transposed passes without a gradient, and one pass forward with it. With two classes both are the same.
+    """
+    settings = Expected(**{**get_bound("expected").options, **options, "rows": "all"})
+    graph = trace(network, input_shape)
+    return lambda box, labels: settings.corner(graph, box, labels)
 
 
 @dataclass(frozen=True)
@@ -94,6 +113,8 @@ class Expected:
             raise unknown_name("masks", self.masks, MASKS)
         if self.center not in CENTERS:
             raise unknown_name("center", self.center, CENTERS)
+        if self.rows == "fused":
+            raise ConfigError("rows='fused' gives no interval: methods take it; a bound takes all or top-3")
         if self.rows != "all" and not re.fullmatch(r"top-[1-9]\d*", self.rows):
             raise ConfigError(f"unknown rows {self.rows!r}; write all, or top-3 for the 3 lowest margins")
         if not self.scale >= 0:
@@ -123,10 +144,29 @@ class Expected:
         lower, upper = (torch.cat(ends) if len(parts) > 1 else ends[0] for ends in zip(*parts, strict=True))
         return lower, upper
 
-    def _interval(self, graph: Graph, region: Region, spec: Tensor | None, limit: int) -> tuple[Tensor, Tensor]:
+    def corner(self, graph: Graph, box: Box, labels: Tensor) -> Tensor:
+        """Do as `worst_corner` says."""
+        pieces = self._pieces(graph, box)
+        with torch.no_grad():
+            true, x = F.one_hot(labels, graph.classes), box.center
+            for _ in range(_CLIMBS):
+                row = walk(graph, x, pieces)[-1].softmax(1) - true  # the cross-entropy's gradient at the logits
+                x = box.center + box.radius * self._pulled(graph, row.unsqueeze(1), pieces)[:, 0].sign()
+        return walk(graph, x, pieces)[-1]
+
+    def _pieces(self, graph: Graph, region: Region) -> Pieces:
         with torch.no_grad():
             points = MASKS[self.masks](graph, region, self.projections, self.seed)
-        pieces = {i: activation.piece(*points[i]) for i, activation in graph.activations.items()}
+        return {i: activation.piece(*points[i]) for i, activation in graph.activations.items()}
+
+    def _pulled(self, graph: Graph, rows: Tensor, pieces: Pieces) -> Tensor:
+        """Return rows of the logits as rows of the input, [batch, rows, *input]."""
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.bfloat16):
+            reached, _ = graph.backward({graph.last: Rows(rows)}, through_pieces(pieces), shifts=False)
+        return reached[0].values.to(rows.dtype)
+
+    def _interval(self, graph: Graph, region: Region, spec: Tensor | None, limit: int) -> tuple[Tensor, Tensor]:
+        pieces = self._pieces(graph, region)
         middle = walk(graph, region.center, pieces if self.center == "masked" else {})[-1]
         if spec is None:
             rows = torch.eye(middle.shape[1], dtype=middle.dtype, device=middle.device).unsqueeze(0)
@@ -144,9 +184,5 @@ class Expected:
 
     def _deviation(self, graph: Graph, region: Region, rows: Tensor, pieces: Pieces, limit: int) -> Tensor:
         """Return |G| r times the scale, [batch, rows], no more than `limit` rows at a time."""
-        through, parts = through_pieces(pieces), []
-        for some in rows.split(limit, dim=1):
-            with torch.autocast(rows.device.type, torch.bfloat16, enabled=self.bfloat16):
-                reached, _ = graph.backward({graph.last: Rows(some)}, through, shifts=False)
-            parts.append(region.deviation(reached[0].values.to(rows.dtype)))
+        parts = [region.deviation(self._pulled(graph, some, pieces)) for some in rows.split(limit, dim=1)]
         return self.scale * (torch.cat(parts, 1) if len(parts) > 1 else parts[0]).expand(len(region), -1)

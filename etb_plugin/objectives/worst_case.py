@@ -13,6 +13,7 @@ from etb_plugin.networks import evaluating
 from etb_plugin.objectives.registry import Loss, Losses, Point
 
 Form = Literal["convex", "additive"]
+Worst = Callable[[Box, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,19 @@ class WorstCase:
     def bound_options(self) -> Mapping[str, object]:
         return self.options
 
-    def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
+    def worst(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Worst:
+        """Return (box, labels) -> the worst-case logits z, [batch, classes]."""
         prepare_ends = prepare_lower if self.elision else prepare  # margins need their lower ends only
+        bounded = prepare_ends(self.bound, network, input_shape, **self.options)
+        return lambda box, labels: worst_logits(bounded, box, labels, classes, self.elision)
+
+    def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
         with evaluating(network):
-            bounded = prepare_ends(self.bound, network, input_shape, **self.options)
+            worst = self.worst(network, input_shape, classes)
 
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
             def robust() -> Tensor:
-                z = worst_logits(bounded, Box.around(images, point.eps), labels, classes, self.elision)
+                z = worst(Box.around(images, point.eps), labels)
                 if self.relative:
                     z = z / z.abs().amax(1, keepdim=True)
                 return _LOSSES[self.loss](z / self.temperature, labels)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from etb_plugin import Ball, Box, bound, margin_spec
 from etb_plugin.bounds import masks as kinds
 from etb_plugin.bounds import prepare
+from etb_plugin.bounds.expected import worst_corner
 from etb_plugin.errors import ConfigError, UnsupportedLayer
 from etb_plugin.graph.tracing import trace
 from etb_plugin.networks import build
@@ -162,6 +164,32 @@ def test_the_lowest_rows_alone_are_bounded_and_the_others_stay_at_their_centre()
     assert torch.equal(bound("expected", network, box, spec, rows="top-9").lower, whole.lower)
 
 
+@pytest.mark.parametrize("masks", ["center", "ibp"])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_worst_corner_is_that_of_the_affine_network(masks, classes):
+    """Held against all corners of small boxes, on which the network with its masks is written out."""
+    network, x, labels = fully_connected(5, 16, 16, classes).double(), torch.rand(40, 5).double(), torch.arange(40) % 2
+    box = Box.around(x, 0.3, clip=None)
+    got = F.cross_entropy(worst_corner(network, torch.Size([5]), masks=masks)(box, labels), labels, reduction="none")
+    ends = bound("expected", network, box, margin_spec(labels, classes), masks=masks).lower
+    rowwise = F.pad(-ends, (1, 0)).logsumexp(1)
+    graph = trace(network, torch.Size([5]))
+    points = kinds.MASKS[masks](graph, box, 0, 0)
+    pieces = {i: activation.piece(*points[i]) for i, activation in graph.activations.items()}
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 5)
+    losses = torch.stack(
+        [F.cross_entropy(kinds.walk(graph, x + 0.3 * sign, pieces)[-1], labels, reduction="none") for sign in signs]
+    )
+    at_center = F.cross_entropy(kinds.walk(graph, x, pieces)[-1], labels, reduction="none")
+    assert (got <= losses.amax(0) + 1e-9).all()
+    assert (got >= at_center).all()
+    assert (losses.amax(0) <= rowwise + 1e-9).all()
+    exact = (got >= losses.amax(0) - 1e-9).double().mean()
+    assert exact == 1 if classes == 2 else exact >= 0.8
+    if classes == 2:
+        torch.testing.assert_close(got, rowwise)
+
+
 def test_the_scale_multiplies_the_radius():
     network, box = fully_connected(6, 30, 3), Box.around(torch.rand(4, 6), 0.1)
     one, two = (bound("expected", network, box, scale=s) for s in (1.0, 2.5))
@@ -292,6 +320,7 @@ def test_a_network_in_training_mode_with_batch_norm_is_refused():
         ({"center": "box"}, "unknown center 'box'"),
         ({"rows": "top-0"}, "unknown rows 'top-0'; write all, or top-3"),
         ({"rows": "some"}, "unknown rows 'some'"),
+        ({"rows": "fused"}, "methods take it; a bound takes all or top-3"),
         ({"rows": "top-2"}, "rows='top-2' picks margins: it needs a spec"),
         ({"masks": "sketch", "projections": 0}, "expected needs projections >= 1, got 0"),
         ({"max_rows": 0}, "expected needs max_rows >= 1, got 0"),
