@@ -29,6 +29,7 @@ def command(
     certify: o.Certify = None,
     tensorboard: o.TensorBoard = None,
     compile: o.Compile = None,
+    capture: o.Capture = None,
     engine: o.EngineName = None,
     workers: o.Workers = None,
     threads: o.Threads = None,

@@ -21,6 +21,7 @@ def command(
     train_limit: o.TrainLimit = None,
     tensorboard: o.TensorBoard = None,
     compile: o.Compile = None,
+    capture: o.Capture = None,
     device: o.Device = None,
     data_dir: o.DataDir = None,
     out: o.Out = None,

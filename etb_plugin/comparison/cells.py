@@ -45,7 +45,7 @@ class Cell:
         """What the run is trained with, besides the method."""
         t = self.experiment.training
         rate = None if "learning_rate" in self.changes else t.lr
-        return Settings(self.eps, t.epochs, t.batch_size, rate, self.seed, t.compile)
+        return Settings(self.eps, t.epochs, t.batch_size, rate, self.seed, t.compile, t.capture == "auto")
 
     @property
     def folder(self) -> Path:

@@ -39,6 +39,9 @@ class TrainingSection(_Section):
     ] = "pgd"
     tensorboard: Annotated[bool, Field(description="Write TensorBoard's logs too.")] = False
     compile: Annotated[bool, Field(description="Have torch compile the network; pays on GPUs and long runs.")] = False
+    capture: Annotated[
+        Literal["auto", "off"], Field(description="Replay steps as CUDA graphs on a GPU; off takes them one by one.")
+    ] = "auto"
 
 
 class EvaluationSection(_Section):

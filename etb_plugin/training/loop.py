@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,19 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.data import Batches, Dataset
-from etb_plugin.errors import Stopped, TrainingError
+from etb_plugin.errors import Stopped
 from etb_plugin.files import write_file
 from etb_plugin.networks import initialize_for_ibp
 from etb_plugin.networks.checkpoints import save_weights
-from etb_plugin.objectives import Loss, Losses, Method, Point, Run
-from etb_plugin.objectives.nominal import Nominal
+from etb_plugin.objectives import Method, Point, Run, get_method
+from etb_plugin.training.capture import CapturedStep, CudaGraphs
 from etb_plugin.training.cost import PeakMemory, StepTimer
 from etb_plugin.training.diagnosis import Diagnosis
 from etb_plugin.training.estimates import Estimate
-from etb_plugin.training.optimizers import Adam, optimizer_of
+from etb_plugin.training.optimizers import optimizer_of, set_rate
 from etb_plugin.training.schedule import Schedule
 from etb_plugin.training.state import Partial, State
+from etb_plugin.training.step import Step, Sums
 from etb_plugin.training.team import Team
+
+TakeStep = Callable[[Tensor, Tensor, Point, torch.Generator], None]
+"""(images [batch, *input], labels [batch], point, generator) -> a step taken."""
 
 _WATCH_EVERY = 0.25
 """Seconds between two looks at the loss: each look waits for the device."""
@@ -41,7 +46,7 @@ class Settings:
     """One run's own numbers. `eps` in pixel units; a `learning_rate` of None is the recipe's.
 
     `compile` has torch compile the network's own passes, those of attacks included; bounds walk the layers one by one
-    and stay as they are.
+    and stay as they are. `capture` lets steps on a GPU be replayed as CUDA graphs.
     """
 
     eps: float
@@ -50,6 +55,7 @@ class Settings:
     learning_rate: float | None = None
     seed: int = 0
     compile: bool = False
+    capture: bool = True
 
 
 @dataclass(frozen=True)
@@ -161,11 +167,13 @@ def train(
             state.costs["nominal_step_ms"] = _nominal_step_ms(network, data, settings)
         memory = PeakMemory(device)
         network.train()
+        sums = Sums(device, team)
+        take_step = stepper(Step(state, loss, method.recipe, sums, team), settings)
         if settings.compile:
             network.compile()
         while len(state.epochs) < settings.epochs:
             try:
-                epoch = _epoch(state, loss, batches, schedule, cost, settings.seed, team, watch)
+                epoch = _epoch(state, take_step, sums, batches, schedule, cost, settings.seed, team, watch)
             except Stopped:
                 if writes is not None:
                     state.save(writes / "state.pt")
@@ -212,7 +220,8 @@ def schedule_of(method: Method, data: Dataset, settings: Settings) -> Schedule:
 
 def _epoch(
     state: State,
-    loss: Loss,
+    take_step: TakeStep,
+    sums: Sums,
     batches: Batches,
     schedule: Schedule,
     cost: Estimate,
@@ -225,32 +234,17 @@ def _epoch(
     partial = state.partial = state.partial or Partial(batches.order())
     number, step = len(state.epochs) + 1, len(state.epochs) * len(batches) + partial.batches
     device = batches.split.labels.device
-    sums = _Sums(number, device, partial, team)
+    sums.begin(number, partial)
     timer = StepTimer(device)
-    weights = [p for p in state.network.parameters() if p.requires_grad]
     begun = time.perf_counter() - partial.seconds
     looked = time.perf_counter()
     for images, labels in batches.cut(partial.order, partial.batches):
         point, rate = schedule.point(step), schedule.rate(step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        state.optimizer.zero_grad(set_to_none=True)
-        mine, generator = team.part(len(labels)), team.generator(state.generator, seed, step)
-        size = schedule.recipe.micro_batch or len(labels)
-        for part, part_labels in zip(images[mine].split(size), labels[mine].split(size), strict=True):
-            if len(part):  # a team may be larger than the last batch
-                losses = loss(part, part_labels, point, generator)
-                (losses.total * (len(part) / len(images))).backward()
-                sums.add(losses, len(part))
-        _add_up_gradients(team, weights)
-        if schedule.recipe.gradient_clip is not None:
-            norm = nn.utils.clip_grad_norm_(weights, schedule.recipe.gradient_clip)
-        else:  # torch 2.5 has no name for it alone
-            norms = [torch.linalg.vector_norm(p.grad) for p in weights if p.grad is not None]
-            norm = torch.linalg.vector_norm(torch.stack(norms))
-        state.optimizer.step()
+        set_rate(state.optimizer, rate)
+        take_step(images, labels, point, team.generator(state.generator, seed, step))
         timer.lap()
-        sums.step(norm, len(labels))
+        sums.batches += 1
+        sums.images += len(labels)
         step += 1
         now = time.perf_counter()
         # Not behind the last batch: an epoch is stopped in the middle, or finished.
@@ -276,14 +270,6 @@ def _epoch(
     return Epoch(number, mean, clean, robust, accuracy, gradient_norm, *schedule_now, seconds, step_ms)
 
 
-def _add_up_gradients(team: Team, weights: list[nn.Parameter]) -> None:
-    if team.size > 1:
-        for weight in weights:
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-        team.add_up(weight.grad for weight in weights if weight.grad is not None)
-
-
 def _told(watch: Callable[[Progress], None], report: Progress, team: Team, device: torch.device) -> Stopped | None:
     """Tell `watch`, and return why to stop, if it is so. Where one of the team is stopped, all are."""
     stopped = None
@@ -294,52 +280,16 @@ def _told(watch: Callable[[Progress], None], report: Progress, team: Team, devic
     return stopped or Stopped(signal.SIGTERM) if team.any(stopped is not None, device) else None
 
 
-class _Sums:
-    """Running sums of an epoch, on the device, and the first batch whose loss is not finite."""
+def stepper(step: Step, settings: Settings) -> TakeStep:
+    """Return the step as it is taken: replayed as a CUDA graph where there is a GPU, and one process for it."""
+    device = step.sums.tensors[0].device
+    if not settings.capture or device.type != "cuda" or step.team.size > 1:
+        return step
+    return CapturedStep(step, settings.batch_size, CudaGraphs(step.state.generator), _say)
 
-    def __init__(self, epoch: int, device: torch.device, partial: Partial, team: Team) -> None:
-        self.images, self.batches = partial.images, partial.batches  # finished ones
-        self._epoch, self._team = epoch, team
-        before = partial.sums if team.leads else (0.0,) * len(partial.sums)
-        self._sums = torch.tensor(before, dtype=torch.float64, device=device)
-        self._first_bad = torch.full((), math.inf, device=device)
 
-    def add(self, losses: Losses, count: int) -> None:
-        total = losses.total.detach()
-        bad = ~total.isfinite()
-        self._first_bad = torch.where(bad, self._first_bad.clamp(max=self.batches + 1), self._first_bad)
-        # The losses are means over the batch; `correct` is a count already.
-        parts = [total * count, losses.clean * count, losses.robust * count, losses.correct.to(total.dtype)]
-        self._sums[:4] += torch.stack(parts)
-
-    def step(self, gradient_norm: Tensor, images: int) -> None:
-        """End a batch of `images` images, of the whole team."""
-        self._sums[4] += gradient_norm / self._team.size  # the norm is known to all, and counted once
-        self.batches += 1
-        self.images += images
-
-    def _totals(self) -> Tensor:
-        sums = self._sums.clone()
-        self._team.add_up([sums])
-        return sums
-
-    def keep(self, partial: Partial, seconds: float) -> None:
-        """Write where the epoch stands into `partial`."""
-        partial.batches, partial.images, partial.seconds = self.batches, self.images, seconds
-        partial.sums = tuple(self._totals().tolist())
-
-    def read(self) -> tuple[float, float, float, float, float]:
-        """Return the mean loss, its clean and robust parts, the accuracy, and the mean norm. Waits for the device."""
-        totals = self._totals()
-        if not math.isfinite(float(totals[0])):
-            first = float(self._first_bad)
-            where = f", batch {first:.0f}" if math.isfinite(first) else ""
-            raise TrainingError(
-                f"the loss is not finite in epoch {self._epoch}{where}; "
-                f"try a lower learning rate (--lr) or a smaller eps"
-            )
-        total, clean, robust, correct = (totals[:4] / self.images).tolist()
-        return total, clean, robust, correct, float(totals[4]) / self.batches
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _nominal_step_ms(network: nn.Module, data: Dataset, settings: Settings) -> float:
@@ -347,15 +297,15 @@ def _nominal_step_ms(network: nn.Module, data: Dataset, settings: Settings) -> f
     device = data.train.images.device
     generator = torch.Generator(device).manual_seed(settings.seed)
     batches = Batches.of(data, settings.batch_size, generator)
-    trial = copy.deepcopy(network).train()
-    optimizer = Adam(trial.parameters())
-    loss = Nominal().prepare(trial, data.input_shape, data.classes)
+    trial, nominal = copy.deepcopy(network).train(), get_method("nominal")
+    state = State(trial, optimizer_of(nominal.recipe, trial.parameters(), nominal.recipe.learning_rate), generator)
+    loss = nominal.objective.prepare(trial, data.input_shape, data.classes)
+    team = Team()
+    take_step = stepper(Step(state, loss, nominal.recipe, Sums(device, team), team), settings)
     begun, done, timer = time.perf_counter(), 0, StepTimer(device)
     while done < _PROBE_STEPS and (done < 5 or time.perf_counter() - begun < _PROBE_SECONDS):
         for images, labels in batches:
-            optimizer.zero_grad(set_to_none=True)
-            loss(images, labels, Point(0.0, 1.0), generator).total.backward()
-            optimizer.step()
+            take_step(images, labels, Point(0.0, 1.0), generator)
             timer.lap()
             done += 1
             if done >= _PROBE_STEPS:

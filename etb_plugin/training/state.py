@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from etb_plugin.errors import CheckpointError
 from etb_plugin.files import write_file
+from etb_plugin.training.optimizers import restore
 
 _UNREADABLE = (
     *(RuntimeError, ValueError, KeyError, TypeError, AttributeError),
@@ -73,7 +74,7 @@ class State:
                     f"to start afresh, or use the version that wrote it"
                 )
             self.network.load_state_dict(content["network"])
-            self.optimizer.load_state_dict(content["optimizer"])
+            restore(self.optimizer, content["optimizer"])
             self.generator.set_state(content["generator"])
             torch.set_rng_state(content["torch"])
             if content["cuda"] is not None:

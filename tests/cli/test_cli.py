@@ -274,7 +274,18 @@ def test_the_public_surface_is_the_designs():
     assert {*COMMANDS} == {*BUILT}
     flags = {"dataset", "methods", "model", "eps", "eps_test", "epochs", "batch_size", "lr", "seed", "device"}
     flags |= {"data_dir", "train_limit", "test_limit", "pgd_steps", "pgd_restarts", "certify", "out"}
-    flags |= {"validation", "select", "tensorboard", "compile", "engine", "workers", "threads", "gpus", "address"}
+    flags |= {
+        "validation",
+        "select",
+        "tensorboard",
+        "compile",
+        "capture",
+        "engine",
+        "workers",
+        "threads",
+        "gpus",
+        "address",
+    }
     assert set(_flags(Experiment)) == flags
     (compare,) = build(["compare"]).registered_commands
     beside = {"context", "file", "return", "changes", "dry_run", "open_"}

@@ -1,0 +1,136 @@
+"""Steps as CUDA graphs: recorded once for each phase of the schedule, then replayed, which spares every launch.
+
+A recording computes with the tensors that it was made with. So a batch is copied into one that stays, and the
+schedule's scalars are written into some that stay, by kernels and so without a wait; batches of another size, as an
+epoch's last, are taken as they come. Recording needs warm-up steps, which leave no trace: weights, moments, statistics,
+sums and generator are put back. The first replay is held against a step as it comes from the same state, and where the
+two differ, or where recording fails, steps are no longer recorded and one line says why.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from etb_plugin.objectives import Phase, Point
+from etb_plugin.training.step import Step
+
+Work = Callable[[], None]
+
+_WARM_UPS = 3
+_AGREE = 1e-3
+"""How far, relatively, the sums of a replayed step may lie from those of the step itself: atomic additions on a GPU
+come in any order."""
+
+
+class Recorder(Protocol):
+    """What records work: `CudaGraphs`, or a test's own."""
+
+    def warm(self, work: Work) -> None:
+        """Do the work a few times."""
+
+    def record(self, work: Work) -> Work:
+        """Return what does the work again, without doing it."""
+
+
+class CudaGraphs:
+    """torch's CUDA graphs in one pool of memory; draws from `generator` go on from one replay to the next."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator, self._pool = generator, torch.cuda.graph_pool_handle()
+
+    def warm(self, work: Work) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                work()
+        torch.cuda.current_stream().wait_stream(side)
+
+    def record(self, work: Work) -> Work:
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self._generator)
+        with torch.cuda.graph(graph, pool=self._pool):
+            work()
+        return graph.replay
+
+
+class CapturedStep:
+    """A step that is replayed wherever it can be."""
+
+    def __init__(self, step: Step, batch_size: int, recorder: Recorder, tell: Callable[[str], None]) -> None:
+        self._step, self._size, self._recorder, self._tell = step, batch_size, recorder, tell
+        self._replays: dict[Phase, Work] = {}
+        self._images = self._labels = self._scalars = torch.empty(0)  # those that stay; scalars are eps, kappa, mix
+        self._on = True
+
+    def __call__(self, images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> None:
+        """Take the step; see `Step`."""
+        if not self._on or len(labels) != self._size:
+            self._step(images, labels, point, generator)
+            return
+        if not len(self._images):
+            self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
+            self._scalars = images.new_empty(3)
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        for held, value in zip(self._scalars, (point.eps, point.kappa, point.mix), strict=True):
+            held.fill_(value)
+        if point.phase in self._replays:
+            self._replays[point.phase]()
+        else:
+            self._first(point.phase, generator)
+
+    def _first(self, phase: Phase, generator: torch.Generator) -> None:
+        """Record the step of a phase, and take it."""
+        eps, kappa, mix = self._scalars.unbind()
+        point = Point(eps, kappa, mix, phase)
+
+        def work() -> None:
+            self._step(self._images, self._labels, point, generator)
+
+        before = _Kept(self._step, generator)
+        try:
+            self._recorder.warm(work)
+            before.put_back()
+            replay = self._recorder.record(work)
+            replay()
+            replayed = self._step.sums.tensors[0].clone()
+        except (RuntimeError, ValueError, TypeError) as error:
+            self._on = False
+            self._tell(f"steps are not captured: {str(error).splitlines()[0]}")
+        before.put_back()
+        work()
+        if self._on:
+            itself = self._step.sums.tensors[0]
+            if torch.allclose(replayed, itself, rtol=_AGREE, equal_nan=True):
+                self._replays[phase] = replay
+            else:
+                self._on = False
+                self._tell("steps are not captured: the first one replayed differs from the step itself")
+
+
+class _Kept:
+    """All that a step changes, as it was."""
+
+    def __init__(self, step: Step, generator: torch.Generator) -> None:
+        self._step, self._generator = step, generator
+        self._tensors = [(tensor, tensor.clone()) for tensor in self._now()]
+        self._drawn = generator.get_state()
+
+    def _now(self) -> list[Tensor]:
+        network, optimizer = self._step.state.network, self._step.state.optimizer
+        moments = [value for one in optimizer.state.values() for value in one.values() if isinstance(value, Tensor)]
+        return [*(p.data for p in network.parameters()), *network.buffers(), *moments, *self._step.sums.tensors]
+
+    def put_back(self) -> None:
+        """Put everything back in place; moments that there were none of begin at 0, as they do by themselves."""
+        known = {tensor.data_ptr() for tensor, _ in self._tensors}
+        with torch.no_grad():
+            for tensor, was in self._tensors:
+                tensor.copy_(was)
+            for tensor in self._now():
+                if tensor.data_ptr() not in known:
+                    tensor.zero_()
+        self._generator.set_state(self._drawn)
