@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from etb_plugin.networks import build
-from etb_plugin.objectives import Method, Point, Run, get_method
-from etb_plugin.training import optimizer_of
+from etb_plugin.objectives import Method, get_method
+from etb_plugin.training import last_point, optimizer_of
 from etb_plugin.training.cost import PeakMemory, timed
 
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
@@ -96,10 +96,9 @@ def measure_steps(
 def _step(method: Method, network: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Callable[[], None]:
     """Return a whole training step: gradients, micro-batches, clipping and the optimizer."""
     recipe = method.recipe
-    loss = method.objective.prepare(network, tuple(images.shape[1:]), _CLASSES)
+    loss = method.prepare(network, tuple(images.shape[1:]), _CLASSES)
     optimizer = optimizer_of(recipe, network.parameters(), 1e-5)  # too small to leave where the weights are
-    last = Run(1, 1)
-    point = Point(eps * recipe.eps_ramp.at(1, last), recipe.kappa.at(1, last), recipe.mix.at(1, last))
+    point = last_point(recipe, eps)
     generator = torch.Generator(images.device).manual_seed(0)
     size = recipe.micro_batch or len(images)
 

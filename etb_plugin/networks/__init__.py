@@ -6,7 +6,7 @@ network's first layer, so everything outside counts in pixels.
 
 from etb_plugin.networks.cascade import NetworkCascade
 from etb_plugin.networks.initialization import initialize_for_ibp
-from etb_plugin.networks.layers import Normalize, Residual, evaluating, split_normalization
+from etb_plugin.networks.layers import Normalize, Residual, split_normalization
 from etb_plugin.networks.pair import Pair, members
 from etb_plugin.networks.registry import (
     build,
@@ -16,6 +16,7 @@ from etb_plugin.networks.registry import (
     parameters,
     register_network,
 )
+from etb_plugin.networks.statistics import clean_statistics, evaluating, measure_statistics, normalisations
 from etb_plugin.registry import load_files
 
 __all__ = [
@@ -25,11 +26,14 @@ __all__ = [
     "Residual",
     "build",
     "check_network",
+    "clean_statistics",
     "evaluating",
     "hidden_units",
     "initialize_for_ibp",
+    "measure_statistics",
     "members",
     "networks",
+    "normalisations",
     "parameters",
     "register_network",
     "split_normalization",

@@ -1,8 +1,5 @@
 """Layers that torch lacks: normalisation with fixed statistics, and the residual block."""
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -50,15 +47,3 @@ def split_normalization(network: nn.Module) -> tuple[nn.Module, nn.Module]:
     if isinstance(network, nn.Sequential) and len(network) and isinstance(network[0], Normalize):
         return network[0], network[1:]
     return nn.Identity(), network
-
-
-@contextlib.contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put `network` into eval mode, and every layer back into its own mode afterwards."""
-    modes = {layer: layer.training for layer in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for layer, mode in modes.items():
-            layer.training = mode

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from etb_plugin.errors import CheckpointError, ConfigError, UnsupportedLayer
 from etb_plugin.files import write_file
-from etb_plugin.networks.layers import evaluating
 from etb_plugin.networks.onnx_operations import OPERATIONS, Builder, Call, Operand, Value
+from etb_plugin.networks.statistics import evaluating
 
 _OPSETS = range(7, 26)
 _OPSET_OUT = 17

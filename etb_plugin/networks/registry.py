@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from etb_plugin.errors import ConfigError, unknown_name
-from etb_plugin.networks.layers import Normalize, evaluating
+from etb_plugin.networks.layers import Normalize
+from etb_plugin.networks.statistics import evaluating
 from etb_plugin.registry import Registry
 
 Layers = list[nn.Module]

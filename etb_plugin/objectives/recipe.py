@@ -39,12 +39,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Ramp:
-    """A number that waits at `start` for the span `wait`, and moves linearly to `end` over `length`."""
+    """A number that waits at `start` for the span `wait`, and moves to `end` over `length`: in a line, or `smooth`, as
+    a fourth power over the first quarter and in the line that touches it from there on (Xu et al. 2020)."""
 
     start: float
     end: float
     wait: Span = 0.0
     length: Span = 0.0
+    form: Literal["linear", "smooth"] = "linear"
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
@@ -61,11 +63,20 @@ class Ramp:
             return self.end
         if progress <= wait:
             return self.start
-        return self.start + (self.end - self.start) * (progress - wait) / length
+        share = (progress - wait) / length
+        return self.start + (self.end - self.start) * (_smooth(share) if self.form == "smooth" else share)
 
     def settled_at(self, run: Run) -> float:
         """Return the share of the run after which `end` holds."""
         return run.share(self.wait) + run.share(self.length)
+
+
+def _smooth(share: float) -> float:
+    bent, power = 0.25, 4
+    height = bent / (bent + power * (1 - bent))  # of the curve where the line begins, which ends at 1
+    if share < bent:
+        return height * (share / bent) ** power
+    return height + (1 - height) * (share - bent) / (1 - bent)
 
 
 def _ramp(value: Any) -> Any:
@@ -93,6 +104,13 @@ class Recipe:
 
     A batch is worked through in parts of `micro_batch` images, whose gradients add up to the batch's: less memory, and
     on a CPU faster, where an objective's rows outgrow the caches. Batch norm sees the parts.
+
+    `robust_weight` w, where given, holds throughout in place of kappa: (1 - w) clean + w robust. `l1` weighs the sum of
+    all weights' sizes, and `regulariser` the terms of Shi et al. 2021 (`objectives/regularisers.py`, `tolerance` their
+    tau), fading as the radius grows. Bounds and attacks within a step normalise by the running statistics of batch
+    norm, or with `bn` "clean" by those of the clean batch; with `precise_bn` the running ones are measured anew over
+    all training images after each epoch. From the span `swa_from` on, the mean of the weights after each epoch is what
+    is kept and tested.
     """
 
     source: str
@@ -108,3 +126,19 @@ class Recipe:
     kappa: RampOrNumber = Ramp(1.0, 1.0)
     mix: RampOrNumber = Ramp(0.0, 0.0)
     micro_batch: int | None = None
+    robust_weight: float | None = None
+    l1: float = 0.0
+    regulariser: float = 0.0
+    tolerance: float = 0.5
+    bn: Literal["running", "clean"] = "running"
+    precise_bn: bool = False
+    swa_from: Span | None = None
+
+    def __post_init__(self) -> None:
+        if self.robust_weight is not None and not 0 <= self.robust_weight <= 1:
+            raise ConfigError(f"robust_weight is a share from 0 to 1; got {self.robust_weight}")
+        for name in ("l1", "regulariser"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} is a weight from 0 on; got {getattr(self, name)}")
+        if isinstance(self.swa_from, str):
+            _parsed(self.swa_from)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from etb_plugin.bounds import get_bound
 from etb_plugin.errors import ConfigError, unknown_name
 from etb_plugin.objectives.recipe import Recipe
+from etb_plugin.objectives.terms import with_terms
 from etb_plugin.registry import Registry
 
 Number = float | Tensor
@@ -18,22 +19,23 @@ Number = float | Tensor
 
 
 class Phase(NamedTuple):
-    """What a step has to compute: whether there is a radius, and kappa and mix where they are 0 or 1 and one of two
-    parts has no weight. It is known on the host."""
+    """What a step has to compute: whether there is a radius, and whether it is the whole one; kappa and mix where they
+    are 0 or 1 and one of two parts has no weight. It is known on the host."""
 
     bounded: bool
+    grown: bool
     kappa: float | None
     mix: float | None
 
 
-_WHOLE = Phase(True, None, None)
+_WHOLE = Phase(True, False, None, None)
 """What scalars on the device leave open: everything is computed."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the schedule: the radius eps (pixel units), the weight kappa of the objective's two parts, and where
-    it stands between two bounds, `mix` from 0 to 1.
+    """One point of the schedule: the radius eps (pixel units), the weight kappa of the objective's two parts, where
+    it stands between two bounds, `mix` from 0 to 1, and the share of the final radius that eps has `grown` to.
 
     Objectives compute with these and decide by the `phase`: a step with scalars on the device (`on`) reads nothing back
     from there, and is the same step for all points of a phase.
@@ -42,19 +44,24 @@ class Point:
     eps: Number
     kappa: Number
     mix: Number = 0.0
+    grown: Number = 1.0
     phase: Phase = _WHOLE
 
     def __post_init__(self) -> None:
-        numbers = self.eps, self.kappa, self.mix
-        if not any(isinstance(number, Tensor) for number in numbers):
-            eps, kappa, mix = (float(number) for number in numbers)
+        if not any(isinstance(number, Tensor) for number in self.scalars):
+            eps, kappa, mix, grown = (float(number) for number in self.scalars)
             ends = (value if value in (0.0, 1.0) else None for value in (kappa, mix))
-            object.__setattr__(self, "phase", Phase(eps != 0, *ends))
+            object.__setattr__(self, "phase", Phase(eps != 0, grown >= 1, *ends))
+
+    @property
+    def scalars(self) -> tuple[Number, Number, Number, Number]:
+        """All numbers, in the order of the fields."""
+        return self.eps, self.kappa, self.mix, self.grown
 
     def on(self, like: Tensor) -> "Point":
         """Return the point with scalars in the dtype and on the device of `like`."""
-        eps, kappa, mix = like.new_tensor([self.eps, self.kappa, self.mix]).unbind()
-        return Point(eps, kappa, mix, self.phase)
+        eps, kappa, mix, grown = like.new_tensor(self.scalars).unbind()
+        return Point(eps, kappa, mix, grown, self.phase)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,13 @@ class Method:
     pair: bool = False
     uses_eps: bool = field(default=True, repr=False)
 
+    def prepare(self, network: nn.Module, input_shape: tuple[int, ...], classes: int) -> Loss:
+        """Return the objective's loss for `network`, with what the recipe adds to it. Raises as `Objective.prepare`."""
+        if self.recipe.robust_weight is not None and getattr(self.objective, "form", "convex") != "convex":
+            raise ConfigError(f"method {self.name!r} adds its parts up: it has kappa in place of robust_weight")
+        loss = self.objective.prepare(network, input_shape, classes)
+        return with_terms(loss, self.recipe, network, input_shape)
+
     @property
     def changeable(self) -> dict[str, Any]:
         """What `changed` may change, with the values now: numbers of the recipe, the objective's own, its bound's."""
@@ -137,7 +151,7 @@ class Method:
         return replace(self, objective=objective, recipe=recipe)
 
 
-_FIXED = frozenset({"source", "bound", "options", "first", "first_options"})
+_FIXED = frozenset({"source", "bound", "options", "first", "first_options", "between"})
 """What makes a method the one that it is."""
 
 

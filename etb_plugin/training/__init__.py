@@ -7,6 +7,7 @@ differs between runs is in `Settings`.
 from etb_plugin.training.estimates import Estimate, estimate
 from etb_plugin.training.loop import Epoch, Progress, Settings, Training, check_training, schedule_of, train
 from etb_plugin.training.optimizers import optimizer_of
+from etb_plugin.training.schedule import last_point
 from etb_plugin.training.team import Team, joined
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "check_training",
     "estimate",
     "joined",
+    "last_point",
     "optimizer_of",
     "schedule_of",
     "train",

@@ -62,7 +62,7 @@ class CapturedStep:
     def __init__(self, step: Step, batch_size: int, recorder: Recorder, tell: Callable[[str], None]) -> None:
         self._step, self._size, self._recorder, self._tell = step, batch_size, recorder, tell
         self._replays: dict[Phase, Work] = {}
-        self._images = self._labels = self._scalars = torch.empty(0)  # those that stay; scalars are eps, kappa, mix
+        self._images = self._labels = self._scalars = torch.empty(0)  # those that stay; scalars are a point's
         self._on = True
 
     def __call__(self, images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> None:
@@ -72,10 +72,10 @@ class CapturedStep:
             return
         if not len(self._images):
             self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
-            self._scalars = images.new_empty(3)
+            self._scalars = images.new_empty(len(point.scalars))
         self._images.copy_(images)
         self._labels.copy_(labels)
-        for held, value in zip(self._scalars, (point.eps, point.kappa, point.mix), strict=True):
+        for held, value in zip(self._scalars, point.scalars, strict=True):
             held.fill_(value)
         if point.phase in self._replays:
             self._replays[point.phase]()
@@ -84,8 +84,8 @@ class CapturedStep:
 
     def _first(self, phase: Phase, generator: torch.Generator) -> None:
         """Record the step of a phase, and take it."""
-        eps, kappa, mix = self._scalars.unbind()
-        point = Point(eps, kappa, mix, phase)
+        eps, kappa, mix, grown = self._scalars.unbind()
+        point = Point(eps, kappa, mix, grown, phase)
 
         def work() -> None:
             self._step(self._images, self._labels, point, generator)

@@ -56,7 +56,7 @@ class Estimate:
 def estimate(network: nn.Module, method: Method, data: Dataset, schedule: Schedule, batch_size: int) -> Estimate:
     """Return what training the network by the schedule costs. It is left as it was, and so are torch's generators."""
     trial = copy.deepcopy(network).train()
-    loss = method.objective.prepare(trial, data.input_shape, data.classes)
+    loss = method.prepare(trial, data.input_shape, data.classes)
     device = data.train.images.device
     optimizer = optimizer_of(method.recipe, trial.parameters(), schedule.learning_rate)
     batch = min(batch_size, len(data.train))

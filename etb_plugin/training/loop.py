@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.data import Batches, Dataset
+from etb_plugin.data import Batches, Dataset, middle
 from etb_plugin.errors import Stopped
 from etb_plugin.files import write_file
-from etb_plugin.networks import initialize_for_ibp
+from etb_plugin.networks import initialize_for_ibp, measure_statistics
 from etb_plugin.networks.checkpoints import save_weights
 from etb_plugin.objectives import Method, Point, Run, get_method
+from etb_plugin.training.averaging import Average
 from etb_plugin.training.capture import CapturedStep, CudaGraphs
 from etb_plugin.training.cost import PeakMemory, StepTimer
 from etb_plugin.training.diagnosis import Diagnosis
@@ -151,7 +152,7 @@ def train(
     batches = Batches.of(data, settings.batch_size, generator)
     schedule = schedule_of(method, data, settings)
     cost = cost or Estimate((0,), (1.0,), schedule.run.steps, 0.0)
-    loss = method.objective.prepare(network, data.input_shape, data.classes)
+    loss = method.prepare(network, data.input_shape, data.classes)
     diagnosis = Diagnosis(network, data)
     state = State(network, optimizer_of(method.recipe, network.parameters(), schedule.learning_rate), generator)
     writes = folder if team.leads else None
@@ -178,6 +179,7 @@ def train(
                 if writes is not None:
                     state.save(writes / "state.pt")
                 raise
+            _after_epoch(state, data, schedule, settings.batch_size)
             unstable, width = diagnosis.look(epoch.eps)
             epoch = replace(epoch, unstable=unstable, width=width)
             settled = [e["loss"] for e in state.epochs if schedule.settled(int(e["epoch"]))]
@@ -191,15 +193,32 @@ def train(
             done, pace = len(state.epochs) * len(batches), len(data.train) / epoch.seconds
             left = cost.left(done) * epoch.seconds / (cost.left(done - len(batches)) - cost.left(done))
             watch(Progress(epoch.epoch, done, schedule.run.steps, epoch.loss, epoch.accuracy, epoch.eps, pace, left))
+    if state.average is not None:
+        network.load_state_dict(state.average.network.state_dict())
     network.eval()
     network._compiled_call_impl = None
     return Training(tuple(Epoch(**e) for e in state.epochs), **state.costs)  # type: ignore[arg-type]
 
 
+def _after_epoch(state: State, data: Dataset, schedule: Schedule, batch_size: int) -> None:
+    """Measure batch norm's statistics over all training images, and average the weights, where the recipe says so."""
+    recipe = schedule.recipe
+
+    def images() -> Iterator[Tensor]:
+        return (middle(x, data.source.crop) for x, _ in data.train.batches(batch_size))
+
+    if recipe.precise_bn:
+        measure_statistics(state.network, images())
+    if recipe.swa_from is not None and schedule.reached(recipe.swa_from, len(state.epochs) + 1):
+        state.average = state.average or Average.of(state.network)
+        state.average.add(state.network)
+        measure_statistics(state.average.network, images())
+
+
 def _save(folder: Path, state: State, about: Mapping[str, Any], is_best: bool) -> None:
     """Write what a finished epoch leaves, the state last: a run goes on from it."""
     for name in ("last", "best") if is_best else ("last",):
-        save_weights(state.network, folder / f"{name}.safetensors", about)
+        save_weights(state.result, folder / f"{name}.safetensors", about)
     write_file(folder / "metrics.jsonl", "".join(json.dumps(e) + "\n" for e in state.epochs))
     state.save(folder / "state.pt")
 
@@ -207,7 +226,7 @@ def _save(folder: Path, state: State, about: Mapping[str, Any], is_best: bool) -
 def check_training(network: nn.Module, method: Method, data: Dataset, settings: Settings) -> None:
     """Raise UnsupportedLayer or ConfigError for what `train` cannot do, before it begins."""
     Team.current().check(network)
-    method.objective.prepare(network, data.input_shape, data.classes)
+    method.prepare(network, data.input_shape, data.classes)
     schedule_of(method, data, settings)
 
 
@@ -299,7 +318,7 @@ def _nominal_step_ms(network: nn.Module, data: Dataset, settings: Settings) -> f
     batches = Batches.of(data, settings.batch_size, generator)
     trial, nominal = copy.deepcopy(network).train(), get_method("nominal")
     state = State(trial, optimizer_of(nominal.recipe, trial.parameters(), nominal.recipe.learning_rate), generator)
-    loss = nominal.objective.prepare(trial, data.input_shape, data.classes)
+    loss = nominal.prepare(trial, data.input_shape, data.classes)
     team = Team()
     take_step = stepper(Step(state, loss, nominal.recipe, Sums(device, team), team), settings)
     begun, done, timer = time.perf_counter(), 0, StepTimer(device)

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from etb_plugin.errors import CheckpointError
 from etb_plugin.files import write_file
+from etb_plugin.training.averaging import Average
 from etb_plugin.training.optimizers import restore
 
 _UNREADABLE = (
     *(RuntimeError, ValueError, KeyError, TypeError, AttributeError),
     *(EOFError, OSError, pickle.UnpicklingError),
 )
-VERSION = 2
+VERSION = 3
 """Of the layout of a state; a state of another one is refused."""
 
 
@@ -35,8 +36,8 @@ class Partial:
 
 @dataclass
 class State:
-    """Network, optimizer, generators and the epoch begun; the records of the epochs done, and the costs, are for the
-    report."""
+    """Network, optimizer, generators, the average of the weights so far, and the epoch begun; the records of the epochs
+    done, and the costs, are for the report."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
@@ -44,6 +45,12 @@ class State:
     epochs: list[dict[str, float]] = field(default_factory=list)
     costs: dict[str, float] = field(default_factory=dict)
     partial: Partial | None = None
+    average: Average | None = None
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that is kept and tested: the average, where there is one."""
+        return self.network if self.average is None else self.average.network
 
     def save(self, path: Path) -> None:
         """Write the state to `path`, whole or not at all."""
@@ -58,6 +65,7 @@ class State:
             "epochs": self.epochs,
             "costs": self.costs,
             "partial": None if self.partial is None else vars(self.partial),
+            "average": None if self.average is None else self.average.state(),
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -80,7 +88,10 @@ class State:
             if content["cuda"] is not None:
                 torch.cuda.set_rng_state(content["cuda"])
             self.epochs, self.costs = content["epochs"], content["costs"]
-            partial = content["partial"]
+            partial, average = content["partial"], content["average"]
+            if average is not None:
+                self.average = Average.of(self.network)
+                self.average.load(average)
             self.partial = None if partial is None else Partial(**partial)
         except _UNREADABLE as error:
             raise CheckpointError(

@@ -41,7 +41,7 @@ def made(method, recipe, network, device="cpu"):
     generator = torch.Generator().manual_seed(1)
     state = State(network, optimizer_of(recipe, network.parameters(), 0.1), generator)
     sums = Sums(torch.device(device), Team())
-    return Step(state, method.objective.prepare(network, (1, 6, 6), 3), recipe, sums, Team())
+    return Step(state, method.prepare(network, (1, 6, 6), 3), recipe, sums, Team())
 
 
 def run(step, take):

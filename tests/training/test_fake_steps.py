@@ -21,7 +21,7 @@ POINTS = [Point(0.0, 1.0), Point(0.1, 0.5), Point(0.1, 0.5, 0.5), Point(0.1, 0.0
 
 
 def step(method, network, x, labels, point, classes):
-    loss = method.objective.prepare(network, tuple(x.shape[1:]), classes)
+    loss = method.prepare(network, tuple(x.shape[1:]), classes)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, fixed_shapes():
         images, wanted = mode.from_tensor(x), mode.from_tensor(labels)
         scalars = point.on(images)
@@ -36,7 +36,8 @@ def test_a_step_of_every_method_runs_without_values(name, point):
     method = get_method(name.split()[0])
     if name.endswith("fused"):
         method = method.changed({"rows": "fused"})
-    losses = step(method, Branching().train(), torch.rand(3, 1, 6, 6), torch.tensor([0, 3, 1]), point, 5)
+    network = fully_connected(36, 8, 7, 5) if "taps" in name else Branching()  # one that two blocks can be made of
+    losses = step(method, network.train(), torch.rand(3, 1, 6, 6), torch.tensor([0, 3, 1]), point, 5)
     assert losses.total.shape == ()
 
 
@@ -75,7 +76,9 @@ def test_bounds_of_fixed_shapes_are_those_of_unstable_units_alone():
 @pytest.mark.parametrize("name", sorted(set(methods()) - set(ELSEWHERE)))
 def test_scalars_on_the_device_give_the_losses_of_numbers(name):
     network, x, labels = Branching().train(), torch.rand(3, 1, 6, 6), torch.tensor([0, 3, 1])
-    loss = get_method(name).objective.prepare(network, (1, 6, 6), 5)
+    if "taps" in name:
+        network = fully_connected(36, 8, 7, 5)
+    loss = get_method(name).prepare(network, (1, 6, 6), 5)
     before = copy.deepcopy(network.state_dict())
     for point in POINTS:
         network.load_state_dict(before)

@@ -64,9 +64,12 @@ def test_every_run_however_short_ends_at_the_full_eps(name, epochs):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"eps_ramp": Ramp(0.0, 1.0, "20 steps", "8 epochs")}, "eps_ramp ends after 36 steps, and the run has 20"),
-        ({"kappa": Ramp(1.0, 0.5, "21 steps")}, "kappa ends after 21 steps"),
-        ({"decay_at": (0.5, "11 epochs")}, "decay_at 11 epochs ends after 22 steps"),
+        (
+            {"eps_ramp": Ramp(0.0, 1.0, "20 steps", "8 epochs")},
+            "eps_ramp is reached after 36 steps, and the run has",
+        ),
+        ({"kappa": Ramp(1.0, 0.5, "21 steps")}, "kappa is reached after 21 steps"),
+        ({"decay_at": (0.5, "11 epochs")}, "decay_at 11 epochs is reached after 22 steps"),
     ],
 )
 def test_a_recipe_longer_than_the_run_is_refused(changes, message):
@@ -226,7 +229,7 @@ def test_a_state_of_another_layout_is_refused(digits, tmp_path):
     train(network(digits), get_method("nominal"), digits, settings(epochs=1), folder=tmp_path)
     content = torch.load(tmp_path / "state.pt", weights_only=True)
     torch.save({**content, "version": 99}, tmp_path / "state.pt")
-    with pytest.raises(CheckpointError, match=r"has layout 99, and this version of etb reads 2"):
+    with pytest.raises(CheckpointError, match=r"has layout 99, and this version of etb reads 3"):
         train(network(digits), get_method("nominal"), digits, settings(epochs=2), folder=tmp_path)
 
 

@@ -1,0 +1,152 @@
+"""Details of a recipe that any method can take: each against its own equation."""
+
+import copy
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from etb_plugin.data import load
+from etb_plugin.errors import ConfigError
+from etb_plugin.networks import clean_statistics, evaluating, measure_statistics
+from etb_plugin.objectives import Point, Ramp, Run, get_method
+from etb_plugin.training import Settings, train
+from etb_plugin.training.averaging import Average
+from etb_plugin.training.schedule import Schedule
+from tests.conftest import fully_connected
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits", train_limit=70, test_limit=20)
+
+
+def normalised():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 8), nn.BatchNorm1d(8), nn.ReLU(),
+        nn.Linear(8, 10),
+    ).double()  # fmt: skip
+
+
+def test_inside_the_clean_batchs_statistics_hold_and_afterwards_the_running_ones():
+    network, x, other = normalised().train(), torch.rand(20, 1, 8, 8).double(), torch.rand(7, 1, 8, 8).double()
+    with clean_statistics(network):
+        clean = network(x)
+        with evaluating(network):
+            torch.testing.assert_close(network(x), clean)
+            beside = network(other)
+        network(other)  # a second batch in training mode is not recorded
+        with evaluating(network):
+            torch.testing.assert_close(network(x), clean)
+    with evaluating(network):
+        assert not torch.allclose(network(other), beside)
+    assert network.training
+
+
+@pytest.mark.parametrize("name", ["ibp", "crown-ibp", "expected", "sabr", "mtl-ibp"])
+def test_a_robust_pass_at_a_tiny_radius_sees_what_the_clean_pass_sees(name):
+    """With the clean batch's statistics the two losses are one; with the running ones they are not."""
+    x, labels = torch.rand(20, 1, 8, 8).double(), torch.arange(20) % 10
+    gaps = {}
+    for bn in ("clean", "running"):
+        network, method = normalised().train(), get_method(name).changed({"bn": bn})
+        losses = method.prepare(network, (1, 8, 8), 10)(x, labels, Point(1e-9, 0.5), torch.Generator().manual_seed(0))
+        gaps[bn] = abs(float(losses.robust - losses.clean))
+    assert gaps["clean"] < 1e-5
+    assert gaps["running"] > 1e-2
+
+
+def test_l1_counts_weights_and_no_biases_or_scales():
+    network, x, labels = normalised().train(), torch.rand(20, 1, 8, 8).double(), torch.arange(20) % 10
+    totals = []
+    for l1 in (0.0, 0.25):
+        loss = get_method("nominal").changed({"l1": l1}).prepare(network, (1, 8, 8), 10)
+        totals.append(loss(x, labels, Point(0.1, 0.5), torch.Generator()).total)
+    want = 0.25 * sum(network[i].weight.abs().sum() for i in (0, 4, 7))
+    torch.testing.assert_close(totals[1] - totals[0], want)
+
+
+def test_measured_statistics_are_those_of_the_data():
+    network, x = normalised().train(), torch.rand(60, 1, 8, 8).double()
+    before = copy.deepcopy(network)
+    measure_statistics(network, x.split(20))
+    inside = network[0](x)
+    torch.testing.assert_close(network[1].running_mean, inside.mean((0, 2, 3)))
+    assert network[1].momentum == before[1].momentum
+    assert network.training
+    for one, other in zip(network.parameters(), before.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_average_of_weights_is_their_mean():
+    networks = [fully_connected(4, 5, 3) for _ in range(3)]
+    average = Average.of(networks[0])
+    for network in networks:
+        average.add(network)
+    for mean, *weights in zip(average.network.parameters(), *(n.parameters() for n in networks), strict=True):
+        torch.testing.assert_close(mean, torch.stack(weights).mean(0))
+
+
+@pytest.mark.parametrize("precise", [False, True])
+def test_averaged_runs_keep_the_mean_of_their_last_epochs_and_resume_to_the_same_bits(digits, tmp_path, precise):
+    changes = {"swa_from": "2 epochs", "precise_bn": precise, "bn": "clean", "l1": 1e-5, "regulariser": 0.5}
+    method, settings = get_method("ibp").changed(changes), Settings(0.05, 4, seed=3)
+    seen, after = [], []
+    whole = normalised().float()
+    train(whole, method, digits, settings, after_epoch=lambda _: seen.append(copy.deepcopy(whole.state_dict())))
+    assert len(seen) == 4
+    mean = torch.stack([state["0.weight"] for state in seen[1:]]).mean(0)
+    torch.testing.assert_close(whole[0].weight.detach(), mean)
+    images = torch.cat([x for x, _ in digits.train.batches(100)])
+    torch.testing.assert_close(whole[1].running_mean, whole[0](images).mean((0, 2, 3)), atol=1e-2, rtol=1e-2)
+
+    class Enough(Exception):
+        pass
+
+    def stop(epoch):
+        after.append(epoch)
+        if len(after) == 3:
+            raise Enough
+
+    parts = normalised().float()
+    with pytest.raises(Enough):
+        train(parts, method, digits, settings, folder=tmp_path, after_epoch=stop)
+    resumed = normalised().float()
+    train(resumed, method, digits, settings, folder=tmp_path)
+    for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_smooth_ramp_bends_and_ends_like_the_line():
+    ramp, run = Ramp(0.0, 1.0, 0.2, 0.5, "smooth"), Run(10, 100)
+    values = [ramp.at(step, run) for step in range(1000)]
+    assert values[200] == 0
+    assert values[700] == 1
+    slopes = [b - a for a, b in pairwise(values)]
+    assert min(slopes) >= 0
+    assert max(abs(b - a) for a, b in pairwise(slopes[200:700])) < 1e-4  # no kink
+    assert values[210] < 0.1 * Ramp(0.0, 1.0, 0.2, 0.5).at(210, run)
+
+
+def test_a_constant_robust_weight_weighs_the_two_losses():
+    network, x, labels = fully_connected(4, 8, 3), torch.rand(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    method = get_method("ibp").changed({"robust_weight": 0.7})
+    point = Schedule(method.recipe, 0.1, 1e-3, Run(2, 10)).point(15)
+    losses = method.prepare(network, (4,), 3)(x, labels, point, torch.Generator())
+    torch.testing.assert_close(losses.total.detach(), 0.3 * losses.clean + 0.7 * losses.robust)
+    torch.testing.assert_close(losses.clean, F.cross_entropy(network(x), labels).detach())
+    with pytest.raises(ConfigError, match="it has kappa in place of robust_weight"):
+        get_method("expected").changed({"robust_weight": 0.7}).prepare(network, (4,), 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"robust_weight": 1.5}, "from 0 to 1; got 1.5"), ({"l1": -1.0}, "from 0 on"), ({"swa_from": "3"}, "no length")],
+)
+def test_numbers_out_of_range_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(get_method("ibp").recipe, **changes)
