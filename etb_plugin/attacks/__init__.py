@@ -3,7 +3,24 @@
 Start at `pgd`.
 """
 
+from etb_plugin.attacks.apgd import apgd_ce, apgd_targeted
+from etb_plugin.attacks.autoattack import autoattack
 from etb_plugin.attacks.fgsm import fgsm
 from etb_plugin.attacks.pgd import LOSSES, Pgd, falsify, margin, perturb, pgd, polished, reach
+from etb_plugin.attacks.square import square
 
-__all__ = ["LOSSES", "Pgd", "falsify", "fgsm", "margin", "perturb", "pgd", "polished", "reach"]
+__all__ = [
+    "LOSSES",
+    "Pgd",
+    "apgd_ce",
+    "apgd_targeted",
+    "autoattack",
+    "falsify",
+    "fgsm",
+    "margin",
+    "perturb",
+    "pgd",
+    "polished",
+    "reach",
+    "square",
+]

@@ -26,6 +26,7 @@ def command(
     test_limit: o.TestLimit = None,
     pgd_steps: o.PgdSteps = None,
     pgd_restarts: o.PgdRestarts = None,
+    attack: o.Attack = None,
     certify: o.Certify = None,
     tensorboard: o.TensorBoard = None,
     compile: o.Compile = None,

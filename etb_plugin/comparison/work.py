@@ -242,6 +242,7 @@ class Workshop:
         return {
             "eps_test": list(exam.eps_test),
             "pgd": [exam.attack.steps, exam.attack.restarts],
+            "autoattack": exam.autoattack,
             "certify": list(exam.certify),
             "images": len(self.data.test if not task.validate else self.data.validation or ()),
         } | (

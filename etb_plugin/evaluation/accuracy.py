@@ -1,12 +1,13 @@
 """Evaluation: one implementation for every method, so that a difference in a table is one between networks."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.attacks import Pgd, fgsm, pgd
+from etb_plugin.attacks import Pgd, autoattack, fgsm, pgd
 from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepare, prepare_signs
 from etb_plugin.data import Split
 from etb_plugin.errors import ConfigError, SoundnessError
@@ -18,12 +19,14 @@ _IMAGES_AT_ONCE = 25
 
 @dataclass(frozen=True)
 class Exam:
-    """What every network of a comparison is put to: attack and certifiers at each eps, from equal random points."""
+    """What every network of a comparison is put to: attack and certifiers at each eps, from equal random points. With
+    `autoattack` what PGD leaves standing is put to that as well."""
 
     eps_test: tuple[float, ...]
     attack: Pgd
     certify: tuple[str, ...]
     seed: int = 0
+    autoattack: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Evaluation:
 
     `fgsm_accuracy` and `pgd_accuracy` count images that are right before and after the attack. `pgd_robustness`
     is the share whose prediction, right or wrong, PGD does not change (Alsubaihi et al. 2019, section 4).
+    `autoattack_accuracy` is what of `pgd_accuracy` stands under AutoAttack too; None where that was not asked for.
     `certified_accuracy` holds sound bounds only; `expected_accuracy` is the share of right images whose expected
     margins are all positive, and is never a certificate.
     """
@@ -44,6 +48,7 @@ class Evaluation:
     pgd_robustness: float
     certified_accuracy: dict[str, float]
     expected_accuracy: float
+    autoattack_accuracy: float | None = None
 
 
 def check_certifiers(names: Sequence[str]) -> None:
@@ -84,7 +89,7 @@ def evaluate(
     certifiers = {name: prepare_certifier(name, network, shape) for name in exam.certify}
     expected = prepare("expected", network, shape)
     generator = torch.Generator(split.labels.device).manual_seed(exam.seed)
-    sums: dict[str, int] = dict.fromkeys(("clean", "fgsm", "pgd", "stable", "expected", *certifiers), 0)
+    sums = Counter[str]()
     done = 0
     for images, labels in split.batches(batch_size):
         box = Box.around(images, eps)
@@ -95,6 +100,11 @@ def evaluate(
             fgsm_right = right & (network(fgsm(network, box, images, labels)).argmax(1) == labels)
         _, changed = pgd(network, box, predicted, exam.attack, generator)
         verdicts = {"clean": right, "fgsm": fgsm_right, "pgd": right & ~changed, "stable": ~changed}
+        if exam.autoattack:
+            standing = verdicts["pgd"].nonzero()[:, 0]
+            _, hit = autoattack(network, box[standing], labels[standing], generator)
+            changed[standing[hit]] = True
+            verdicts["autoattack"] = right & ~changed
         for name, certifier in certifiers.items():
             verdicts[name] = _positive(certifier, box, labels, right, classes)
             wrong = (verdicts[name] & (changed | ~fgsm_right)).nonzero()
@@ -108,7 +118,7 @@ def evaluate(
             sums[name] += int(verdict.sum())
         done += len(labels)
         watch(done, len(split))
-    share = {name: count / len(split) for name, count in sums.items()}
+    share = {name: sums[name] / len(split) for name in (*verdicts, *sums)}
     return Evaluation(
         eps=eps,
         images=len(split),
@@ -118,6 +128,7 @@ def evaluate(
         pgd_robustness=share["stable"],
         certified_accuracy={name: share[name] for name in certifiers},
         expected_accuracy=share["expected"],
+        autoattack_accuracy=share["autoattack"] if exam.autoattack else None,
     )
 
 

@@ -53,6 +53,10 @@ class EvaluationSection(_Section):
     test_limit: Annotated[Count | None, Field(description="Test on the first so many images only.")] = None
     pgd_steps: Annotated[Count, Field(description="Steps of PGD; 40. The papers take 200.")] = 40
     pgd_restarts: Annotated[Count, Field(description="Restarts of PGD; 1. The papers take 10.")] = 1
+    attack: Annotated[
+        Literal["pgd", "autoattack"],
+        Field(description="pgd, or autoattack: APGD with two losses and Square, on what PGD leaves standing."),
+    ] = "pgd"
     certify: Annotated[
         Names | None,
         Field(
@@ -68,7 +72,13 @@ class EvaluationSection(_Section):
 
         certify = self.certify or certify
         check_certifiers(certify)
-        return Exam(self.eps_test or eps_test, Pgd(self.pgd_steps, self.pgd_restarts), certify, seed)
+        return Exam(
+            self.eps_test or eps_test,
+            Pgd(self.pgd_steps, self.pgd_restarts),
+            certify,
+            seed,
+            self.attack == "autoattack",
+        )
 
 
 class Verifying(_Section):

@@ -111,6 +111,7 @@ def _columns(results: Sequence[Result]) -> tuple[Column, ...]:
     every = (
         Column("clean_accuracy", "clean", Kind.ACCURACY, lambda r: r.clean_accuracy),
         Column("pgd_accuracy", "PGD", Kind.ACCURACY, lambda r: r.pgd_accuracy),
+        Column("autoattack_accuracy", "Auto- Attack", Kind.ACCURACY, lambda r: r.autoattack_accuracy),
         Column("pgd_robustness", "PGD robust", Kind.ACCURACY, lambda r: r.pgd_robustness),
         *(Column(f"certified_{name}", _heading(name), Kind.CERTIFIED, _certified(name)) for name in certifiers),
         Column("verified_accuracy", f"verified {which}", Kind.CERTIFIED, _verified("verified_accuracy")),

@@ -31,7 +31,7 @@ class Result:
 
     `changes` are those to the method's defaults. `verified` holds what `etb verify` found of some of the test images:
     which ones, and shares of them. What training cost is None where the network was not trained here.
-    Raises SoundnessError unless every certified accuracy <= PGD accuracy <= clean accuracy.
+    Raises SoundnessError unless every certified accuracy <= AutoAttack, where there is one, <= PGD <= clean accuracy.
     """
 
     method: str
@@ -55,11 +55,13 @@ class Result:
     parameters: int
     changes: dict[str, Any] = field(default_factory=dict)
     verified: dict[str, Any] | None = None
+    autoattack_accuracy: float | None = None
 
     def __post_init__(self) -> None:
         pgd = ("PGD", self.pgd_accuracy)
-        pairs = [((f"certified by {name}", value), pgd) for name, value in self.certified_accuracy.items()]
-        for (lower, small), (upper, large) in [*pairs, (pgd, ("clean", self.clean_accuracy))]:
+        least = pgd if self.autoattack_accuracy is None else ("AutoAttack", self.autoattack_accuracy)
+        pairs = [((f"certified by {name}", value), least) for name, value in self.certified_accuracy.items()]
+        for (lower, small), (upper, large) in [*pairs, (least, pgd), (pgd, ("clean", self.clean_accuracy))]:
             if small > large:
                 raise SoundnessError(
                     f"{self.method} at eps {self.eps_test:g}: accuracy {lower} {small} exceeds {upper} {large}; "

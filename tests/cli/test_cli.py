@@ -273,7 +273,7 @@ def test_every_command_helps_with_an_example(command, capsys, monkeypatch):
 def test_the_public_surface_is_the_designs():
     assert {*COMMANDS} == {*BUILT}
     flags = {"dataset", "methods", "model", "eps", "eps_test", "epochs", "batch_size", "lr", "seed", "device"}
-    flags |= {"data_dir", "train_limit", "test_limit", "pgd_steps", "pgd_restarts", "certify", "out"}
+    flags |= {"data_dir", "train_limit", "test_limit", "pgd_steps", "pgd_restarts", "attack", "certify", "out"}
     flags |= {
         "validation",
         "select",
