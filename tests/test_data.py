@@ -269,3 +269,57 @@ def test_a_batch_of_something_else_is_refused_and_runs_nothing(tmp_path, capsys,
     with pytest.raises(DataError, match=message):
         data.load("imagenet64", data_dir=tmp_path)
     assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path, monkeypatch):
+    """The folder with three classes of two training images and one validation image each."""
+    from PIL import Image
+
+    root = tmp_path / "tiny-imagenet-200"
+    names = ["n3", "n1", "n2"]
+    monkeypatch.setattr("etb_plugin.data.tinyimagenet._CLASSES", 3)
+    (root / "val" / "images").mkdir(parents=True)
+    (root / "wnids.txt").write_text("\n".join(names) + "\n")
+    lines = []
+    for label, name in enumerate(names):
+        folder = root / "train" / name / "images"
+        folder.mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (64, 64), (10 * label, i, 0)).save(folder / f"{name}_{i}.png")
+        Image.new("L", (64, 64), 7).save(root / "val" / "images" / f"val_{label}.png")  # a grey one
+        lines.append(f"val_{label}.png\t{name}\t0\t0\t1\t1")
+    (root / "val" / "val_annotations.txt").write_text("\n".join(reversed(lines)))
+    return root
+
+
+def test_tinyimagenet_is_read_from_the_folder_that_people_have(tiny_imagenet):
+    found = data.load("tinyimagenet", data_dir=tiny_imagenet.parent)
+    assert found.input_shape == (3, 64, 64)
+    assert found.classes == 200
+    assert found.train.labels.tolist() == [0, 1, 2, 0, 1, 2]  # class by class in turn
+    assert found.train.images[:, :2, 0, 0].tolist() == [[0, 0], [10, 0], [20, 0], [0, 1], [10, 1], [20, 1]]
+    assert found.test.labels.tolist() == [2, 1, 0]  # as annotated
+    assert found.test.images[0, :, 5, 5].tolist() == [7, 7, 7]
+    assert len(data.load("tinyimagenet", data_dir=tiny_imagenet.parent, train_limit=4).train) == 4
+    (tiny_imagenet / "val" / "val_annotations.txt").unlink()
+    for label, name in enumerate(("n3", "n1", "n2")):  # sorted into classes, as many have it
+        (tiny_imagenet / "val" / name).mkdir()
+        (tiny_imagenet / "val" / "images" / f"val_{label}.png").rename(tiny_imagenet / "val" / name / "a.png")
+    assert data.load("tinyimagenet", data_dir=tiny_imagenet.parent).test.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: (root / "wnids.txt").unlink(), "there is no .*wnids.txt"),
+        (lambda root: (root / "wnids.txt").write_text("n1\n"), "names 1 classes"),
+        (lambda root: (root / "train/n1/images/n1_0.png").write_bytes(b"\x89PNG no"), "is no image that can be read"),
+        (lambda root: (root / "val/val_annotations.txt").write_text("../x.png\tn1\n"), "is no file name and class"),
+        (lambda root: [f.unlink() for f in (root / "train/n1/images").iterdir()], "there are no images in"),
+    ],
+)
+def test_a_tinyimagenet_that_is_not_whole_is_refused(tiny_imagenet, spoil, message):
+    spoil(tiny_imagenet)
+    with pytest.raises(DataError, match=message):
+        data.load("tinyimagenet", data_dir=tiny_imagenet.parent)

@@ -202,6 +202,8 @@ def _notes(results: Sequence[Result], columns: Sequence[Column], spread: Spread)
         "cert.: certified, proved by a sound bound for every point of the box, by etb_plugin's own where no toolkit is "
         "named. expected is NOT a certificate: it says how often the expected bound's margins are positive."
     )
+    if any(column.key == "autoattack_accuracy" for column in columns):
+        yield "AutoAttack: what APGD (cross-entropy, targeted ratio) and Square leave of what PGD left; FAB is left out."
     if any(column.key == "verified_accuracy" for column in columns):
         yield "verified: proved image by image by etb verify on the test images named; PGD beside it is its upper end."
     for label, changes in {r.method: r.changes for r in results if r.changes}.items():
