@@ -10,8 +10,8 @@ from etb_plugin.objectives import Run
 from etb_plugin.training.schedule import Schedule
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-TRAINING_IMAGES = {"digits": 1437, "mnist": 60_000, "cifar10": 50_000}
-FILES = sorted([*(CONFIGS / "papers").glob("*.yaml"), *(CONFIGS / "quick").glob("*.yaml")])
+TRAINING_IMAGES = {"digits": 1437, "mnist": 60_000, "cifar10": 50_000, "tinyimagenet": 100_000}
+FILES = sorted(file for folder in ("papers", "quick", "ctbench") for file in (CONFIGS / folder).glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
