@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-all bench lint format clean
+.PHONY: setup demo test test-all bench gpu lint format clean
 
 setup: $(READY)
 
@@ -29,10 +29,22 @@ test: setup
 test-all: setup
 	$(BIN)/pytest --numprocesses 2 -m ''
 
-# Ratios to a nominal step within one run, for a quiet machine: some two minutes.
+# Ratios within one run, for a quiet machine: some ten minutes.
 bench: setup
 	$(BIN)/etb bench steps --model small,medium --seconds 8 --out compare/results/bench-steps.json \
-	  --methods nominal,pgd,ibp,ibp-fast,crown-ibp,sabr,mtl-ibp,expected,expected:rows=top-3
+	  --methods nominal,pgd,ibp,ibp-fast,crown-ibp,sabr,mtl-ibp,mtl-expected,expected,expected:rows=top-3,expected:rows=fused
+	$(BIN)/etb bench bounds --model small --batch-size 10 --eps 0.01 --seconds 5 --out compare/results/bench-bounds.json
+	$(BIN)/python -W ignore compare/steps.py --out compare/results/steps.json
+
+# On a machine with a GPU: each line ends within minutes, or goes on where it stopped when it is called again.
+gpu: setup
+	$(BIN)/pytest --numprocesses 4 tests/training tests/bounds
+	$(BIN)/etb bench steps --device cuda --model small,medium,large,cnn7-bn --seconds 3 --out compare/results/gpu-steps.json \
+	  --methods nominal,pgd,ibp,crown-ibp,expected,expected:rows=top-3,expected:rows=fused,mtl-ibp,mtl-expected,sabr
+	$(BIN)/etb bench bounds --device cuda --model small --eps 0.01 --batch-size 20 --out compare/results/gpu-bounds.json
+	for file in papers/gowal-2019-table-6-mnist-0.1 papers/gowal-2019-table-6-mnist-0.3 ctbench/mnist-0.1 \
+	  ctbench/mnist-0.3 ctbench/cifar10-2 ctbench/cifar10-8; do \
+	  $(BIN)/etb compare configs/$$file.yaml --device cuda --out runs/gpu/$$(basename $$file) || exit 1; done
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -3,7 +3,16 @@
 Start at `steps`.
 """
 
+from etb_plugin.bench.bounds import BoundCost, measure_bounds
 from etb_plugin.bench.evaluation import AttackCost, measure_attacks
 from etb_plugin.bench.steps import SHAPES, StepCost, measure_steps
 
-__all__ = ["SHAPES", "AttackCost", "StepCost", "measure_attacks", "measure_steps"]
+__all__ = [
+    "SHAPES",
+    "AttackCost",
+    "BoundCost",
+    "StepCost",
+    "measure_attacks",
+    "measure_bounds",
+    "measure_steps",
+]

@@ -24,7 +24,6 @@ from etb_plugin.training.cost import PeakMemory, timed
 
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 """Shapes of images, without their data."""
-_CLASSES = 10
 _WARM_UP, _LEAST = 2, 5
 """Steps that are not counted, and how many are counted at least."""
 _MILLI = 1000.0
@@ -39,6 +38,7 @@ class StepCost:
     model: str
     dataset: str
     batch_size: int
+    classes: int
     steps: int
     median_ms: float
     least_ms: float
@@ -54,18 +54,25 @@ class StepCost:
 
 
 def measure_steps(
-    wanted: Mapping[str, Method], model: str, dataset: str, eps: float, batch_size: int, seconds: float, device: str
+    wanted: Mapping[str, Method],
+    model: str,
+    dataset: str,
+    eps: float,
+    batch_size: int,
+    seconds: float,
+    device: str,
+    classes: int = 10,
 ) -> Iterator[StepCost]:
     """Yield what a step of each method costs in the last phase of its schedule, at radius `eps` (pixel units), having
     taken steps for about so many seconds. Raises UnsupportedLayer for a method that cannot take the network."""
     generator = torch.Generator(device).manual_seed(0)
     shape, place = SHAPES[dataset], torch.device(device)
     images = torch.rand(batch_size, *shape, generator=generator, device=device)
-    labels = torch.randint(_CLASSES, (batch_size,), generator=generator, device=device)
+    labels = torch.randint(classes, (batch_size,), generator=generator, device=device)
     for name, method in wanted.items():
-        network = build(model, shape, _CLASSES, seed=0).to(device).train()
-        nominal = _step(get_method("nominal"), copy.deepcopy(network), images, labels, eps)
-        step = _step(method, network, images, labels, eps)
+        network = build(model, shape, classes, seed=0).to(device).train()
+        nominal = _step(get_method("nominal"), copy.deepcopy(network), images, labels, eps, classes)
+        step = _step(method, network, images, labels, eps, classes)
         for _ in range(_WARM_UP):
             nominal()
             step()
@@ -83,6 +90,7 @@ def measure_steps(
             model,
             dataset,
             batch_size,
+            classes,
             len(taken),
             median_ms=_MILLI * median(taken),
             least_ms=_MILLI * min(taken),
@@ -93,10 +101,12 @@ def measure_steps(
         )
 
 
-def _step(method: Method, network: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Callable[[], None]:
+def _step(
+    method: Method, network: nn.Module, images: Tensor, labels: Tensor, eps: float, classes: int
+) -> Callable[[], None]:
     """Return a whole training step: gradients, micro-batches, clipping and the optimizer."""
     recipe = method.recipe
-    loss = method.prepare(network, tuple(images.shape[1:]), _CLASSES)
+    loss = method.prepare(network, tuple(images.shape[1:]), classes)
     optimizer = optimizer_of(recipe, network.parameters(), 1e-5)  # too small to leave where the weights are
     point = last_point(recipe, eps)
     generator = torch.Generator(images.device).manual_seed(0)

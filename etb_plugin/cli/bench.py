@@ -10,18 +10,21 @@ from etb_plugin.cli import options as o
 from etb_plugin.errors import ConfigError, unknown_name
 
 _METHODS = "nominal,ibp,crown-ibp,expected,pgd"
-_KINDS = ("steps", "evaluation")
+_BOUNDS = "ibp,crown-ibp,crown,alpha-crown,dual,expected"
+_KINDS = ("steps", "bounds", "evaluation")
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="steps: of training; evaluation: its attack.")] = "steps",
+    what: Annotated[str, typer.Argument(help="steps: of training; bounds; evaluation: its attack.")] = "steps",
     methods: Annotated[str, typer.Option(help="Methods, with changes as in `etb compare`.")] = _METHODS,
+    bounds: Annotated[str, typer.Option(help="Bounds, with options as in `etb bounds`.")] = _BOUNDS,
     model: Annotated[
         str | None, typer.Option(help="Networks of `etb models`; small, or tiny for evaluation.", show_default=False)
     ] = None,
     dataset: Annotated[str, typer.Option(help="mnist or cifar10: the images' shape; no data is read.")] = "mnist",
     eps: Annotated[str, typer.Option(help="Radius in pixel units.")] = "0.1",
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 100,
+    classes: Annotated[str, typer.Option(help="Numbers of classes, such as 10,100,200.")] = "10",
     seconds: Annotated[float, typer.Option(min=0.1, help="Seconds for each method and network.")] = 5.0,
     pgd_steps: Annotated[int, typer.Option(min=1, help="Steps of the evaluation's attack.")] = 200,
     pgd_restarts: Annotated[int, typer.Option(min=1, help="Restarts of the evaluation's attack.")] = 10,
@@ -31,19 +34,22 @@ def command(
     """Show what a step of each method costs beside a nominal step of the same network and batch, taken in turns.
 
     The floor is the same ratio in multiplications and additions. Absolute times are this machine's; ratios are what is
-    compared. With evaluation: what PGD saves by dropping the images that it has broken, on digits.
+    compared. With bounds: what they cost beside a forward pass, and how tight they are; a plot beside --out. With
+    evaluation: what PGD saves by dropping the images that it has broken, on digits.
 
     Example: etb bench steps --methods ibp,expected,expected:rows=top-3 --model small,medium --out steps.json
+
+    Example: etb bench bounds --model small --batch-size 10 --eps 0.01 --out bounds.json
 
     Example: etb bench evaluation --pgd-steps 100
     """
     if what not in _KINDS:
         raise unknown_name("benchmark", what, _KINDS)
     from etb_plugin.attacks import Pgd
-    from etb_plugin.bench import SHAPES, measure_attacks, measure_steps
+    from etb_plugin.bench import SHAPES, measure_attacks, measure_bounds, measure_steps
     from etb_plugin.experiment import read_eps, read_experiment, resolve_device
     from etb_plugin.files import write_json
-    from etb_plugin.report.table import attacks_table, steps_table
+    from etb_plugin.report.table import attacks_table, bounds_table, steps_table
     from etb_plugin.results import environment
     from etb_plugin.training.allocation import keep_freed_memory
 
@@ -53,8 +59,14 @@ def command(
         radius = read_eps(eps)
     except ValueError as error:
         raise ConfigError(f"--eps: {error}") from None
+    try:
+        numbers = [int(number) for number in classes.split(",")]
+        if min(numbers) < 2:
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"--classes {classes}: write numbers of at least 2, such as 10,100") from None
     keep_freed_memory()
-    place, names = resolve_device(device), (model or ("small" if what == "steps" else "tiny")).split(",")
+    place, names = resolve_device(device), (model or ("tiny" if what == "evaluation" else "small")).split(",")
     if what == "evaluation":
         attack = Pgd(pgd_steps, pgd_restarts)
         attacks = {name: list(measure_attacks(name, attack, place)) for name in names}
@@ -62,10 +74,29 @@ def command(
             heading = f"digits, {name}, PGD {pgd_steps} steps x {pgd_restarts}, {place}"
             o.stdout().print(attacks_table(costs, heading))
         rows = [asdict(cost) | {"model": name, "ratio": cost.ratio} for name in names for cost in attacks[name]]
+    elif what == "bounds":
+        given = bounds.split(",")
+        bounded = [
+            cost
+            for name in names
+            for number in numbers
+            for cost in measure_bounds(given, name, dataset, radius, batch_size, number, seconds, place)
+        ]
+        o.stdout().print(bounds_table(bounded, f"{dataset} shapes, {batch_size} images, eps {eps}, {place}"))
+        rows = [asdict(cost) | {"ratio": cost.ratio} for cost in bounded]
+        if out is not None:
+            from etb_plugin.report.costs import save_costs
+
+            save_costs(bounded, out.with_suffix(""))
     else:
         variants = read_experiment(None, {"methods": methods}).methods
         wanted = {v.label: v.at(v.points()[0], radius)[0] for v in variants}
-        found = [c for name in names for c in measure_steps(wanted, name, dataset, radius, batch_size, seconds, place)]
+        found = [
+            cost
+            for name in names
+            for number in numbers
+            for cost in measure_steps(wanted, name, dataset, radius, batch_size, seconds, place, number)
+        ]
         o.stdout().print(steps_table(found, f"{dataset} shapes, batch {batch_size}, eps {eps}, {place}"))
         rows = [asdict(cost) | {"ratio": cost.ratio} for cost in found]
     if out is not None:

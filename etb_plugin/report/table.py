@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from etb_plugin.bench import AttackCost, StepCost
+from etb_plugin.bench import AttackCost, BoundCost, StepCost
 from etb_plugin.comparison import Overview, Planned, Workshop, planned
 from etb_plugin.comparison.tightness import Tightness
 from etb_plugin.evaluation.calibration import Calibration
@@ -144,16 +144,35 @@ def steps_table(found: Sequence[StepCost], heading: str) -> RenderableType:
     table = _table()
     for name in ("network", "method"):
         table.add_column(name, no_wrap=True)
-    for name in ("ms", "least", "most", "nominal ms", "ratio", "floor", "ratio / floor", "memory"):
+    for name in ("classes", "ms", "least", "most", "nominal ms", "ratio", "floor", "ratio / floor", "memory"):
         table.add_column(name, justify="right")
     for cost in found:
         times = (cost.median_ms, cost.least_ms, cost.most_ms, cost.nominal_ms)
         shares = (cost.ratio, cost.floor, cost.ratio / cost.floor)
         figures = [*(f"{value:.3g}" for value in times), *(f"{value:.2f}" for value in shares), _memory(cost.mib)]
-        table.add_row(cost.model, Text(cost.method), *figures)
+        table.add_row(cost.model, Text(cost.method), str(cost.classes), *figures)
     caption = (
         "A step of the last phase of each schedule (crown-ibp is IBP there). ratio: to a nominal step taken in turns\n"
         "with it; floor: the same in multiplications and additions."
+    )
+    return Group(Text(heading, "bold"), table, Text(caption, "dim"))
+
+
+def bounds_table(found: Sequence[BoundCost], heading: str) -> RenderableType:
+    """Return what bounds cost and how tight they are: time, memory, the ratio to a forward pass, widths to IBP's."""
+    table = _table()
+    for name in ("network", "bound"):
+        table.add_column(name, no_wrap=True)
+    for name in ("classes", "sound", "ms", "least", "most", "forward passes", "memory", "mean width", "x IBP's"):
+        table.add_column(name, justify="right")
+    for cost in found:
+        sound = Text("yes", CERTIFIED) if cost.sound else Text("no", EXPECTED)
+        times = (f"{value:,.3g}" for value in (cost.median_ms, cost.least_ms, cost.most_ms))
+        figures = (f"{cost.ratio:,.3g}", _memory(cost.mib), f"{cost.width:.4g}", f"{cost.ratio_to_ibp:.3g}")
+        table.add_row(cost.model, cost.bound, str(cost.classes), sound, *times, *figures)
+    caption = (
+        "Networks as they are drawn, random images; widths of the margins of the predicted class. What is not sound\n"
+        "proves nothing, however tight."
     )
     return Group(Text(heading, "bold"), table, Text(caption, "dim"))
 

@@ -34,10 +34,28 @@ def test_the_command_shows_a_table_and_writes_what_it_shows(tmp_path):
         assert f"{row['floor']:.2f}" in done.stdout
 
 
+def test_bounds_are_measured_beside_a_forward_pass_and_drawn(tmp_path):
+    arguments = ("bench", "bounds", "--bounds", "ibp,crown,expected", "--model", "tiny", "--classes", "3,10")
+    done = etb(*arguments, "--eps", "0.01", "--batch-size", "4", "--seconds", "0.1", "--out", "b.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "b.json").read_text())["bounds"]
+    assert [(row["bound"], row["classes"]) for row in found] == [
+        (name, classes) for classes in (3, 10) for name in ("ibp", "crown", "expected")
+    ]
+    for row in found:
+        assert row["ratio"] == pytest.approx(row["median_ms"] / row["forward_ms"])
+        assert row["sound"] == (row["bound"] != "expected")
+        assert (row["ratio_to_ibp"] == pytest.approx(1)) == (row["bound"] == "ibp")
+        assert f"{row['ratio_to_ibp']:.3g}" in done.stdout
+    assert (tmp_path / "b.png").stat().st_size > 5000
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("stepps",), "did you mean steps"),
+        (("bounds", "--classes", "1"), "write numbers of at least 2"),
+        (("bounds", "--bounds", "crwn"), "did you mean crown"),
         (("steps", "--dataset", "minst"), "did you mean mnist"),
         (("steps", "--eps", "8"), "8/255"),
         (("steps", "--methods", "ibpp"), "did you mean ibp"),
