@@ -16,7 +16,13 @@ from etb_plugin.networks.registry import (
     parameters,
     register_network,
 )
-from etb_plugin.networks.statistics import clean_statistics, evaluating, measure_statistics, normalisations
+from etb_plugin.networks.statistics import (
+    clean_statistics,
+    evaluating,
+    measure_statistics,
+    normalisations,
+    whole_batch_statistics,
+)
 from etb_plugin.registry import load_files
 
 __all__ = [
@@ -37,6 +43,7 @@ __all__ = [
     "parameters",
     "register_network",
     "split_normalization",
+    "whole_batch_statistics",
 ]
 
 load_files(__name__)

@@ -41,6 +41,30 @@ def _record(layer: Any, inputs: tuple[Tensor]) -> None:
 
 
 @contextlib.contextmanager
+def whole_batch_statistics(network: nn.Module, images: Tensor) -> Iterator[None]:
+    """Normalise every pass in here by the statistics of `images`, as numbers: for a batch worked through in parts.
+    The running ones are updated by them once."""
+    layers = [layer for layer in normalisations(network) if layer.training]
+    if not layers:
+        yield
+        return
+    with clean_statistics(network):
+        with torch.no_grad():
+            network(images)
+        recorded = {layer: layer.__dict__[_RECORDED] for layer in layers}
+    running = {layer: dict(layer._buffers) for layer in layers}
+    for layer in layers:
+        layer.eval()
+        layer._buffers.update(recorded[layer])
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
+            layer._buffers.update(running[layer])
+
+
+@contextlib.contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Put `network` into eval mode, and every layer back into its own mode afterwards. Batch norm's statistics are the
     running ones, or those that `clean_statistics` recorded."""

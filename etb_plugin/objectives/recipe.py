@@ -103,7 +103,8 @@ class Recipe:
     cut to it; weights begin as torch draws them, or as `networks.initialize_for_ibp` does.
 
     A batch is worked through in parts of `micro_batch` images, whose gradients add up to the batch's: less memory, and
-    on a CPU faster, where an objective's rows outgrow the caches. Batch norm sees the parts.
+    on a CPU faster, where an objective's rows outgrow the caches. Batch norm then normalises all passes by the whole
+    batch's statistics, as numbers.
 
     `robust_weight` w, where given, holds throughout in place of kappa: (1 - w) clean + w robust. `l1` weighs the sum of
     all weights' sizes, and `regulariser` the terms of Shi et al. 2021 (`objectives/regularisers.py`, `tolerance` their

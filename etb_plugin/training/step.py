@@ -1,5 +1,6 @@
 """One training step, and the sums over an epoch's steps: all on the device, nothing read back."""
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.errors import TrainingError
+from etb_plugin.networks import whole_batch_statistics
 from etb_plugin.objectives import Loss, Losses, Point, Recipe
 from etb_plugin.training.state import Partial, State
 from etb_plugin.training.team import Team
@@ -89,11 +91,13 @@ class Step:
         optimizer.zero_grad(set_to_none=True)
         mine = self.team.part(len(labels))
         size = self.recipe.micro_batch or len(labels)
-        for part, part_labels in zip(images[mine].split(size), labels[mine].split(size), strict=True):
-            if len(part):  # a team may be larger than the last batch
-                losses = self.loss(part, part_labels, point, generator)
-                (losses.total * (len(part) / len(images))).backward()
-                self.sums.add(losses, len(part))
+        network = self.state.network
+        with whole_batch_statistics(network, images) if size < len(labels) else contextlib.nullcontext():
+            for part, part_labels in zip(images[mine].split(size), labels[mine].split(size), strict=True):
+                if len(part):  # a team may be larger than the last batch
+                    losses = self.loss(part, part_labels, point, generator)
+                    (losses.total * (len(part) / len(images))).backward()
+                    self.sums.add(losses, len(part))
         _add_up_gradients(self.team, weights)
         norm = length_of_gradients(weights, self.recipe.gradient_clip)
         optimizer.step()

@@ -15,7 +15,11 @@ from etb_plugin.networks import clean_statistics, evaluating, measure_statistics
 from etb_plugin.objectives import Point, Ramp, Run, get_method
 from etb_plugin.training import Settings, train
 from etb_plugin.training.averaging import Average
+from etb_plugin.training.optimizers import optimizer_of
 from etb_plugin.training.schedule import Schedule
+from etb_plugin.training.state import Partial, State
+from etb_plugin.training.step import Step, Sums
+from etb_plugin.training.team import Team
 from tests.conftest import fully_connected
 
 
@@ -80,6 +84,30 @@ def test_measured_statistics_are_those_of_the_data():
     assert network.training
     for one, other in zip(network.parameters(), before.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("bn", ["clean", "running"])
+def test_a_batch_in_parts_is_normalised_as_a_whole(bn):
+    x, labels = torch.rand(24, 1, 8, 8).double(), torch.arange(24) % 10
+    found = {}
+    for size in (None, 7):
+        network = normalised().train()
+        method = get_method("ibp").changed({"bn": bn, "micro_batch": size, "kappa": 0.5})
+        state = State(network, optimizer_of(method.recipe, network.parameters(), 0.0), torch.Generator())
+        sums = Sums(x.device, Team())
+        sums.begin(1, Partial(torch.arange(24)))
+        Step(state, method.prepare(network, (1, 8, 8), 10), method.recipe, sums, Team())(
+            x, labels, Point(0.05, 0.5), torch.Generator()
+        )
+        sums.images, sums.batches = 24, 1
+        found[size] = (sums.read()[:4], network[1].running_mean.clone(), int(network[1].num_batches_tracked))
+        assert all(layer.training for layer in network.modules())
+    losses = [found[size][0] for size in (None, 7)]
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-9)  # the clean loss
+    if bn == "clean":
+        assert losses[0][2] == pytest.approx(losses[1][2], rel=1e-9)  # the robust one too
+    torch.testing.assert_close(found[None][1], found[7][1])
+    assert found[None][2] == found[7][2] == 1
 
 
 def test_the_average_of_weights_is_their_mean():
