@@ -148,7 +148,7 @@ def test_a_grid_without_images_to_choose_on_is_refused(tmp_path):
         ("ibp:eps=3", "method 'ibp': eps: 3 is in the wrong units"),
         ("ibp:mix={start", "'{start' is no value"),
         ("ibp:decay_at=50 epochs", "decay_at: '50 epochs' does not do"),
-        ([{"ibp": {"decay_at": ["50 epochs"]}}], "decay_at 50 epochs ends after 100 steps, and the run has 6"),
+        ([{"ibp": {"decay_at": ["50 epochs"]}}], "decay_at 50 epochs is reached after 100 steps, and the run has 6"),
         ([{"ibp": {"name": "a"}}, {"pgd": {"name": "a"}}], "methods: 'a' is there twice"),
         ([3], "3 is no method"),
     ],

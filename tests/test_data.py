@@ -77,7 +77,7 @@ def test_idx_files_are_read_from_both_layouts_plain_or_compressed(tmp_path):
         assert (loaded.test.labels.numpy() == content["y_test"]).all()
     path = tmp_path / "b/MNIST/raw/t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte holds 1279 bytes where its header says 1280"):
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte holds 1,279 bytes where its header says 1,280"):
         data.load("mnist", data_dir=tmp_path / "b")
 
 

@@ -10,6 +10,7 @@ What has a reader of its own (`digits`, `har`, `imagenet64`) has its own file he
 
 import gzip
 import hashlib
+import math
 import os
 import struct
 import zipfile
@@ -29,6 +30,9 @@ from etb_plugin.registry import Registry
 Arrays = dict[str, np.ndarray]
 """x_train and x_test, uint8 [n, height, width] or [n, height, width, channels]; y_train and y_test [n]."""
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+_MOST_CLASSES = 100_000
+_EXPANDS, _SMALL = 200, 2**26
+"""How many times its size an archive may unpack to, and what it may at any rate, in bytes."""
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -295,8 +299,11 @@ def _read_npz(path: Path) -> Arrays:
             missing = [key for key in _KEYS if key not in file]
             if missing:
                 raise DataError(f"{path} lacks {', '.join(missing)}; it needs {', '.join(_KEYS)}")
+            size = sum(entry.file_size for entry in file.zip.infolist())
+            if size > max(_EXPANDS * path.stat().st_size, _SMALL):
+                raise DataError(f"{path} would unpack to {size / 2**20:,.0f} MiB, more than {_EXPANDS} times its size")
             arrays = {key: file[key] for key in _KEYS}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, MemoryError) as error:
         raise DataError(f"{path} is truncated or is no .npz file: {error}") from error
     return _checked(arrays, path)
 
@@ -313,11 +320,15 @@ def _checked(arrays: Arrays, path: Path) -> Arrays:
             raise DataError(
                 f"{path}: images need shape [n, height, width] or [n, height, width, 1 or 3]; got {images.shape}"
             )
+        if not len(images) or not labels.size:
+            raise DataError(f"{path}: there are no images in x_{part}, or no labels in y_{part}")
         labels = labels.reshape(len(labels), -1)
         if labels.shape[1:] != (1,) or len(labels) != len(images) or not len(labels):
             raise DataError(f"{path}: y_{part} needs one label for each of the {len(images)} images")
         if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
             raise DataError(f"{path}: y_{part} needs integer labels from 0")
+        if labels.max() >= _MOST_CLASSES:
+            raise DataError(f"{path}: y_{part} has the label {labels.max()}; up to {_MOST_CLASSES:,} classes are taken")
         arrays[f"y_{part}"] = labels[:, 0]
     return arrays
 
@@ -350,17 +361,29 @@ def _read_idx(path: Path) -> np.ndarray:
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
-            content = file.read()
+            start = file.read(4)
+            dimensions = start[3] if len(start) == 4 and start[:3] == b"\0\0\x08" else 0
+            sizes = file.read(4 * dimensions)
+            if dimensions not in (1, 3) or len(sizes) < 4 * dimensions:
+                raise DataError(f"{path} is no IDX file of unsigned bytes, of images or of labels")
+            shape = struct.unpack(f">{dimensions}I", sizes)
+            wanted = math.prod(shape)
+            content = _read_at_most(file, wanted + 1)  # one more, to see that there is no more
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path} is truncated or damaged: {error}") from error
-    dimensions = content[3] if len(content) >= 4 and content[:3] == b"\0\0\x08" else 0
-    header = 4 + 4 * dimensions
-    if not dimensions or len(content) < header:
-        raise DataError(f"{path} is no IDX file of unsigned bytes")
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
-    if len(content) - header != int(np.prod(shape)):
-        raise DataError(f"{path} holds {len(content) - header} bytes where its header says {int(np.prod(shape))}")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
+    if len(content) != wanted:
+        found = "more" if len(content) > wanted else f"{len(content):,}"
+        raise DataError(f"{path} holds {found} bytes where its header says {wanted:,}")
+    return np.frombuffer(content, np.uint8).reshape(shape).copy()
+
+
+def _read_at_most(file: Any, count: int) -> bytes:
+    """Read up to `count` bytes, by and by: a header may ask for more than there is."""
+    parts, left = [], count
+    while left and (part := file.read(min(left, 2**24))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def _read_torchvision(name: str, loader: str, folder: Path) -> Arrays | None:

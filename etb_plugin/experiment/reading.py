@@ -208,7 +208,9 @@ def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
         if "\t" in "".join(text.splitlines()[line - 1 : line]):
             problem = "a tab; YAML is indented by spaces"
         raise ConfigError(f"{file}, line {line}: {problem}") from None
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise ConfigError(f"{file} is nested too deeply; an experiment is a page of text") from None
+    except (yaml.YAMLError, ValueError) as error:  # a number of thousands of digits
         raise ConfigError(f"{file} is no YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds no keys; write lines such as `dataset: digits`")

@@ -18,6 +18,12 @@ from etb_plugin.files import write_file
 
 Weights = dict[str, Tensor]
 
+UNREADABLE = (
+    *(RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError),
+    *(EOFError, OSError, MemoryError, pickle.UnpicklingError),
+)
+"""What torch.load raises of files that are no tensors, or were."""
+
 
 def save_weights(network: nn.Module, path: Path, about: Mapping[str, Any]) -> None:
     """Write the network's weights and buffers to `path` (safetensors), whole or not at all.
@@ -42,7 +48,7 @@ def read_weights(path: Path) -> tuple[list[Weights], dict[str, Any]]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of protocols that torch.save would not have written
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"{path} is damaged, or holds more than tensors (a whole pickled network, say): save its state_dict"
         ) from error
@@ -63,7 +69,7 @@ def _read_safetensors(path: Path) -> tuple[Weights, dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("etb", "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or is no safetensors file: {error}") from error
 
 

@@ -38,12 +38,14 @@ def read_run(path: Path) -> Run:
     try:
         content = json.loads(file.read_text())
         schema = content.get("schema")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
     if schema != SCHEMA:
         raise CheckpointError(f"{file} has schema {schema}, and this version of etb reads {SCHEMA}")
     if not isinstance(content.get("cells"), list) or not content["cells"]:
         raise CheckpointError(f"{file} holds no results of a comparison")
+    if not all(isinstance(content.get(key, {}), dict) for key in ("experiment", "environment")):
+        raise CheckpointError(f"{file}: experiment and environment are mappings")
     results = [_row(file, number, row) for number, row in enumerate(content["cells"])]
     name = file.resolve().parent.name if file.name == "results.json" else file.stem
     return Run(name, file.parent, content.get("experiment", {}), content.get("environment", {}), results)

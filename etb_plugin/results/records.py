@@ -62,7 +62,7 @@ class Result:
         least = pgd if self.autoattack_accuracy is None else ("AutoAttack", self.autoattack_accuracy)
         pairs = [((f"certified by {name}", value), least) for name, value in self.certified_accuracy.items()]
         for (lower, small), (upper, large) in [*pairs, (least, pgd), (pgd, ("clean", self.clean_accuracy))]:
-            if small > large:
+            if not small <= large:
                 raise SoundnessError(
                     f"{self.method} at eps {self.eps_test:g}: accuracy {lower} {small} exceeds {upper} {large}; "
                     f"this is a bug in the code: please report it"

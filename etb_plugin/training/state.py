@@ -1,7 +1,6 @@
 """The state of a run: everything that the next batch depends on, so that a resumed run equals an unbroken one."""
 
 import io
-import pickle
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +11,10 @@ from torch import Tensor, nn
 
 from etb_plugin.errors import CheckpointError
 from etb_plugin.files import write_file
+from etb_plugin.networks.checkpoints import UNREADABLE
 from etb_plugin.training.averaging import Average
 from etb_plugin.training.optimizers import restore
 
-_UNREADABLE = (
-    *(RuntimeError, ValueError, KeyError, TypeError, AttributeError),
-    *(EOFError, OSError, pickle.UnpicklingError),
-)
 VERSION = 3
 """Of the layout of a state; a state of another one is refused."""
 
@@ -93,7 +89,7 @@ class State:
                 self.average = Average.of(self.network)
                 self.average.load(average)
             self.partial = None if partial is None else Partial(**partial)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise CheckpointError(
                 f"{path} cannot be resumed from: it is damaged, or of another run; delete it to start afresh"
             ) from error

@@ -5,6 +5,7 @@ outputs), put together by `and` and `or`. Every assertion has to bound one X_i, 
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from etb_plugin.errors import ConfigError
 from etb_plugin.verification.problem import Problem, Unsafe
 
 _TOKEN = re.compile(r"\s+|;[^\n]*|([()]|[^\s();]+)")
+_DEEPEST = 100
+"""Brackets within brackets that a property may have."""
 _MOST_CLAUSES = 100_000
 """Alternatives that a property may have once its assertions are multiplied out."""
 
@@ -101,6 +104,8 @@ def _parsed(path: Path, text: str) -> list[_Term]:
         token, column = match[1], match.start() - start + 1
         if token == "(":
             stack.append(([], line, column))
+            if len(stack) > _DEEPEST:
+                raise ConfigError(f"{path}, line {line}, column {column}: brackets stand more than {_DEEPEST} deep")
         elif token == ")":
             if len(stack) == 1:
                 raise ConfigError(f"{path}, line {line}, column {column}: ')' closes nothing")
@@ -163,7 +168,7 @@ class _Property:
 
     def _declare(self, term: _Term) -> None:
         name = self._word(term)
-        found = re.fullmatch(r"([XY])_(\d+)", name)
+        found = re.fullmatch(r"([XY])_(\d{1,9})", name)
         if found is None or int(found[2]) >= self.sizes[found[1]]:
             raise self.wrong(
                 term,
@@ -180,7 +185,10 @@ class _Property:
             for part in rest:
                 yield from self._alternatives(part)
         elif word == "and":
-            for parts in itertools.product(*(list(self._alternatives(part)) for part in rest)):
+            choices = [list(self._alternatives(part)) for part in rest]
+            if math.prod(map(len, choices)) > _MOST_CLAUSES:
+                raise self.wrong(term, f"more than {_MOST_CLAUSES:,} alternatives once multiplied out")
+            for parts in itertools.product(*choices):
                 yield tuple(itertools.chain.from_iterable(parts))
         elif word in ("<=", ">=") and len(rest) == 2:
             left, right = (self._linear(part) for part in rest)
