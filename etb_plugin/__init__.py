@@ -3,6 +3,7 @@
 >>> from etb_plugin import Box, bound, margin_spec
 >>> box = Box.around(images, eps=0.1)
 >>> interval = bound("expected", network, box, margin_spec(labels, 10))
+>>> loss = objective("ibp", network, (1, 28, 28), 10, eps=0.1, epochs=20, batches=len(loader))
 
 Importing the package also adds `method="expected"` to auto_LiRPA's `BoundedModule.compute_bounds`, whenever that is
 imported. The rooms, from the bottom: `graph`, `networks`, `bounds`, `objectives`, `training`, `evaluation`,
@@ -16,9 +17,10 @@ from etb_plugin.registry import announce
 
 if TYPE_CHECKING:
     from etb_plugin.bounds import Ball, Box, Interval, bound, margin_spec
+    from etb_plugin.training import objective
 
 __version__ = "0.1.0"
-__all__ = ["Ball", "Box", "Interval", "__version__", "bound", "margin_spec", "register"]
+__all__ = ["Ball", "Box", "Interval", "__version__", "bound", "margin_spec", "objective", "register"]
 
 announce("etb_plugin.bounds", "etb_plugin.lirpa.bounds")
 register()
@@ -28,6 +30,10 @@ def __getattr__(name: str) -> Any:
     """Import torch, and what stands on it, once something of it is asked for: `etb --help` needs none of that."""
     if name not in __all__:
         raise AttributeError(f"module 'etb_plugin' has no attribute {name!r}")
+    if name == "objective":
+        from etb_plugin.training import objective
+
+        return objective
     from etb_plugin import bounds
 
     return getattr(bounds, name)

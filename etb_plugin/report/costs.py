@@ -17,13 +17,13 @@ def save_costs(found: Sequence[BoundCost], path: Path) -> None:
     made, axes = figure(len(models))
     for axis, model in zip(axes, models, strict=True):
         for cost in (cost for cost in found if cost.model == model):
-            number = names.index(cost.bound)
+            number, name = names.index(cost.bound), cost.bound if cost.sound else f"{cost.bound} (no proof)"
             colour = COLOURS[number % 6]
             axis.plot(
                 cost.ratio, cost.ratio_to_ibp, MARKERS[number % 6], color=colour, markersize=7,
                 markerfacecolor=colour if cost.sound else "none",
             )  # fmt: skip
-            axis.annotate(cost.bound, (cost.ratio, cost.ratio_to_ibp), (6, 6), textcoords="offset points", fontsize=8)
+            axis.annotate(name, (cost.ratio, cost.ratio_to_ibp), (6, 6), textcoords="offset points", fontsize=8)
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:g}")

@@ -1,0 +1,123 @@
+"""A method's loss for a training loop of one's own: to put where `F.cross_entropy` stood."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from etb_plugin.errors import ConfigError
+from etb_plugin.networks import evaluating
+from etb_plugin.objectives import Losses, Method, Run, get_method
+from etb_plugin.training.schedule import Schedule
+
+
+class TrainingLoss:
+    """Call it with a batch of images, [batch, *input] in [0, 1], and labels, [batch]: it gives the loss, a scalar.
+    Every call takes a step of the method's schedule; beyond its end the last point holds.
+
+    `rate` is the schedule's learning rate for the next step, `last` the parts of the last loss.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        network: nn.Module,
+        input_shape: tuple[int, ...],
+        classes: int,
+        schedule: Schedule,
+        seed: int,
+    ) -> None:
+        self._loss = method.prepare(network, input_shape, classes)
+        self._network, self._shape, self._classes = network, torch.Size(input_shape), classes
+        self.schedule, self.step = schedule, 0
+        self.last: Losses | None = None
+        device = next(network.parameters()).device
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate at the next step."""
+        return self.schedule.rate(self._at)
+
+    @property
+    def eps(self) -> float:
+        """The radius at the next step, in pixel units."""
+        return float(self.schedule.point(self._at).eps)
+
+    @property
+    def _at(self) -> int:
+        return min(self.step, self.schedule.run.steps - 1)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        if self.last is None:
+            self._check(images, labels)
+        self.last = self._loss(images, labels, self.schedule.point(self._at), self.generator)
+        self.step += 1
+        return self.last.total
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed loop goes on from."""
+        return {"step": self.step, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.step = state["step"]
+        self.generator.set_state(state["generator"])
+
+    def _check(self, images: Tensor, labels: Tensor) -> None:
+        """Raise ConfigError for a batch that the loss would misunderstand. Once, as it waits for the device."""
+        if images.shape[1:] != self._shape or labels.shape != images.shape[:1]:
+            raise ConfigError(
+                f"the loss was made for images [batch, {', '.join(map(str, self._shape))}] and labels [batch]; "
+                f"got {list(images.shape)} and {list(labels.shape)}"
+            )
+        if not bool(((images >= 0) & (images <= 1)).all()):
+            raise ConfigError(
+                "images have to lie in [0, 1]: put the normalisation into the network, as its first layer"
+            )
+        if not bool(((labels >= 0) & (labels < self._classes)).all()):
+            raise ConfigError(
+                f"labels run from 0 to {self._classes - 1}; got {int(labels.min())} to {int(labels.max())}"
+            )
+        if not any(layer.training for layer in self._network.modules()):
+            raise ConfigError("the network is in eval mode: call network.train() before training it")
+
+
+def objective(
+    name: str,
+    network: nn.Module,
+    input_shape: tuple[int, ...],
+    classes: int,
+    *,
+    eps: float,
+    epochs: int,
+    batches: int,
+    seed: int = 0,
+    **changes: Any,
+) -> TrainingLoss:
+    """Return the loss of the method `name` for a loop of one's own, of `epochs` epochs of `batches` steps.
+
+    `eps` is the final radius in pixel units, `changes` are those of `etb methods NAME` (`coefficient=0.02`,
+    `kappa={"end": 0.0}`, ...). The network maps [batch, *input_shape] to logits [batch, classes]; it is read at every
+    call and never changed. Optimizer and learning rate are the loop's: the recipe's is `loss.rate`. Raises ConfigError
+    for an unknown name or change, and UnsupportedLayer, naming the layer, where the method cannot take the network.
+
+    >>> loss = objective("mtl-ibp", network, (1, 28, 28), 10, eps=0.1, epochs=20, batches=len(loader))
+    >>> for images, labels in loader:
+    ...     optimizer.zero_grad()
+    ...     loss(images, labels).backward()
+    ...     optimizer.step()
+    """
+    method = get_method(name).changed(changes)
+    if method.pair:
+        raise ConfigError(f"method {name!r} trains a pair of networks; etb train does that")
+    if eps < 0:
+        raise ConfigError(f"eps is a radius in pixel units, from 0 on; got {eps}")
+    schedule = Schedule(method.recipe, eps, method.recipe.learning_rate, Run(epochs, batches))
+    like = next(network.parameters())
+    with torch.no_grad(), evaluating(network):
+        found = network(torch.zeros(2, *input_shape, dtype=like.dtype, device=like.device))
+    if tuple(getattr(found, "shape", ())) != (2, classes):
+        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ConfigError(f"the network has to give logits [batch, {classes}]; for a batch of 2 it gives {got}")
+    return TrainingLoss(method, network, input_shape, classes, schedule, seed)

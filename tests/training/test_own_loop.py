@@ -1,0 +1,103 @@
+"""A method's loss in a loop of one's own: the points of its schedule, what it gives, and what it refuses."""
+
+import pytest
+import torch
+from torch import nn
+
+import etb_plugin
+from etb_plugin.data import load, pixels
+from etb_plugin.errors import ConfigError, UnsupportedLayer
+from etb_plugin.objectives import Point, get_method
+from tests.conftest import fully_connected
+
+
+class Own(nn.Module):
+    """A network as users write them: no Sequential, batch norm, a skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Linear(32, 10)
+
+    def forward(self, x):
+        hidden = torch.relu(self.norm(self.first(x.flatten(1))))
+        return self.last(hidden + torch.relu(hidden - 0.1))
+
+
+@pytest.mark.parametrize("name", ["ibp", "mtl-expected", "sabr"])
+def test_a_plain_loop_trains_what_the_method_says(name):
+    torch.manual_seed(0)
+    digits, network = load("digits"), Own()
+    images, labels = pixels(digits.train.images), digits.train.labels
+    epochs, size = 12, 100
+    batches = -(-len(labels) // size)
+    loss = etb_plugin.objective(name, network, (1, 8, 8), 10, eps=0.03, epochs=epochs, batches=batches)
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    radii = []
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(labels)).split(size):
+            radii.append(loss.eps)
+            optimizer.zero_grad()
+            loss(images[chosen], labels[chosen]).backward()
+            optimizer.step()
+    assert loss.step == epochs * batches == len(radii)
+    assert radii[0] == 0
+    assert radii[-1] == pytest.approx(0.03)
+    assert radii == sorted(radii)
+    assert loss.rate < get_method(name).recipe.learning_rate
+    network.eval()
+    test = pixels(digits.test.images)
+    assert (network(test).argmax(1) == digits.test.labels).double().mean() > 0.8
+    margins = etb_plugin.bound(
+        "crown", network, etb_plugin.Box.around(test, 0.03), etb_plugin.margin_spec(digits.test.labels, 10)
+    )
+    assert (margins.lower > 0).all(1).double().mean() > 0.4
+
+
+def test_it_is_the_methods_loss_and_resumes():
+    network, x, labels = fully_connected(6, 8, 3), torch.rand(5, 6), torch.tensor([0, 1, 2, 0, 1])
+    make = lambda: etb_plugin.objective(  # noqa: E731
+        "mtl-ibp", network, (6,), 3, eps=0.1, epochs=2, batches=3, coefficient=0.3, regulariser=0.0, l1=0.0
+    )
+    whole, first = make(), make()
+    values = [float(whole(x, labels).detach()) for _ in range(8)]
+    assert [float(first(x, labels).detach()) for _ in range(2)] == values[:2]
+    resumed = make()
+    resumed.load_state_dict(first.state_dict())
+    assert [float(resumed(x, labels).detach()) for _ in range(6)] == values[2:]
+    method = get_method("mtl-ibp").changed({"coefficient": 0.3, "regulariser": 0.0, "l1": 0.0})
+    generator = torch.Generator().manual_seed(0)
+    state = whole.schedule
+    want = [
+        float(method.prepare(network, (6,), 3)(x, labels, state.point(min(i, 5)), generator).total.detach())
+        for i in range(8)
+    ]
+    assert want == values
+    assert state.point(5) == Point(pytest.approx(0.1), 0.0)
+
+
+def test_what_it_cannot_do_is_refused_in_a_line():
+    network, numbers = fully_connected(6, 8, 3), {"eps": 0.1, "epochs": 2, "batches": 3}
+    for call, message in (
+        (lambda: etb_plugin.objective("ipb", network, (6,), 3, **numbers), "did you mean ibp"),
+        (lambda: etb_plugin.objective("ibp", network, (6,), 3, **numbers, kapa=1), "did you mean kappa"),
+        (lambda: etb_plugin.objective("ibp", network, (6,), 5, **numbers), r"logits \[batch, 5\]; .* \[2, 3\]"),
+        (lambda: etb_plugin.objective("ibp", network, (6,), 3, eps=-1, epochs=1, batches=1), "from 0 on; got -1"),
+        (lambda: etb_plugin.objective("robustra", network, (6,), 3, **numbers), "trains a pair"),
+    ):
+        with pytest.raises(ConfigError, match=message) as refused:
+            call()
+        assert str(refused.value).count("\n") <= 1
+    with pytest.raises(UnsupportedLayer, match="layer '2'"):
+        etb_plugin.objective("ibp", nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Softsign(), nn.Linear(4, 3)),
+                             (6,), 3, **numbers)  # fmt: skip
+    x, labels = torch.rand(5, 6), torch.tensor([0, 1, 2, 0, 1])
+    for images, wanted, message in (
+        (x - 1, labels, r"lie in \[0, 1\]"),
+        (x, labels + 1, "labels run from 0 to 2; got 1 to 3"),
+        (x[:, :4], labels, r"images \[batch, 6\]"),
+        (x, labels[:2], r"labels \[batch\]"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            etb_plugin.objective("ibp", network.train(), (6,), 3, **numbers)(images, wanted)
+    with pytest.raises(ConfigError, match=r"call network.train\(\)"):
+        etb_plugin.objective("ibp", network.eval(), (6,), 3, **numbers)(x, labels)
