@@ -15,7 +15,7 @@ from etb_plugin.errors import CheckpointError, ConfigError
 
 LAYOUT = 2
 """Of a run folder; one of another layout is refused."""
-_APART = ("data_dir", "out", "training.tensorboard", "engine", "report")
+_APART = ("data_dir", "out", "training.tensorboard", "training.capture", "engine", "report")
 """Keys of an experiment that have no say in its results: where files lie, what runs it, how it is shown."""
 
 

@@ -19,7 +19,7 @@ Keys = tuple[str | int, ...]
 """Where a value stands: the keys, and numbers in lists, that lead to it."""
 Schema = TypeVar("Schema", bound=BaseModel)
 
-_LARGEST = 2**20
+_LARGEST = 2**18
 """Bytes of an experiment file."""
 _MOST_NODES = 20_000
 """Values of an experiment file, those that aliases repeat included."""

@@ -28,7 +28,7 @@ from etb_plugin.training.diagnosis import Diagnosis
 from etb_plugin.training.estimates import Estimate
 from etb_plugin.training.optimizers import optimizer_of, set_rate
 from etb_plugin.training.schedule import Schedule
-from etb_plugin.training.state import Partial, State
+from etb_plugin.training.state import Partial, State, forget_before, read_state
 from etb_plugin.training.step import Step, Sums
 from etb_plugin.training.team import Team
 
@@ -158,8 +158,7 @@ def train(
     writes = folder if team.leads else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
-        kept = None if writes is None or not (writes / "state.pt").exists() else (writes / "state.pt").read_bytes()
-        kept = team.shared(kept)
+        kept = team.shared(None if writes is None else read_state(writes / "state.pt", _say))
         if kept is not None:
             state.load(kept, f"{folder}/state.pt")
         else:
@@ -193,6 +192,8 @@ def train(
             done, pace = len(state.epochs) * len(batches), len(data.train) / epoch.seconds
             left = cost.left(done) * epoch.seconds / (cost.left(done - len(batches)) - cost.left(done))
             watch(Progress(epoch.epoch, done, schedule.run.steps, epoch.loss, epoch.accuracy, epoch.eps, pace, left))
+    if writes is not None:
+        forget_before(writes / "state.pt")
     if state.average is not None:
         network.load_state_dict(state.average.network.state_dict())
     network.eval()

@@ -1,7 +1,11 @@
 """The state of a run: everything that the next batch depends on, so that a resumed run equals an unbroken one."""
 
+import contextlib
+import hashlib
 import io
+import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,9 @@ from etb_plugin.networks.checkpoints import UNREADABLE
 from etb_plugin.training.averaging import Average
 from etb_plugin.training.optimizers import restore
 
+_SEAL = b"etb state\n"
+_HEAD = len(_SEAL) + hashlib.sha256().digest_size
+_BEFORE = "state.before.pt"
 VERSION = 3
 """Of the layout of a state; a state of another one is refused."""
 
@@ -65,10 +72,21 @@ class State:
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        write_file(path, buffer.getvalue())
+        aside = path.with_name(f".{_BEFORE}")
+        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is none yet, or a file system without links
+            os.link(path, aside)
+        try:
+            write_file(path, sealed(buffer.getvalue()))
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        if aside.exists():
+            aside.replace(path.with_name(_BEFORE))
 
     def load(self, saved: bytes, path: str) -> None:
-        """Put the state `saved` in `path` back. Raises CheckpointError where it cannot be read or does not fit."""
+        """Put the state back that `saved` holds, which `read_state` read from `path`. Raises CheckpointError where it
+        does not fit."""
         try:
             with warnings.catch_warnings(action="ignore"):  # what is no state is refused below
                 content: dict[str, Any] = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
@@ -93,3 +111,32 @@ class State:
             raise CheckpointError(
                 f"{path} cannot be resumed from: it is damaged, or of another run; delete it to start afresh"
             ) from error
+
+
+def sealed(content: bytes) -> bytes:
+    """Return `content` behind its checksum."""
+    return _SEAL + hashlib.sha256(content).digest() + content
+
+
+def read_state(path: Path, tell: Callable[[str], None]) -> bytes | None:
+    """Return the state in `path`; where that is damaged, the one before it, and `tell` says so. None where there is
+    none. Raises CheckpointError where both are damaged.
+    """
+    if not path.exists():
+        return None
+    before = path.with_name(_BEFORE)
+    for place in (path, before):
+        content = place.read_bytes() if place.exists() else b""
+        seal, digest, rest = content[: len(_SEAL)], content[len(_SEAL) : _HEAD], content[_HEAD:]
+        if seal == _SEAL and digest == hashlib.sha256(rest).digest():
+            if place == before:
+                tell(f"{path} is damaged: going on from the epoch before, {before.name}")
+            return rest
+    raise CheckpointError(
+        f"{path} cannot be resumed from: it is damaged, or of another version; delete it to start afresh"
+    )
+
+
+def forget_before(path: Path) -> None:
+    """Delete the state before the one in `path`: its run is done."""
+    path.with_name(_BEFORE).unlink(missing_ok=True)

@@ -269,16 +269,21 @@ def results_files() -> Iterator[tuple[str, bytes]]:
 def state_files() -> Iterator[tuple[str, bytes]]:
     import torch
 
+    from etb_plugin.training.state import sealed
+
     def saved(content: object) -> bytes:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         return buffer.getvalue()
 
-    yield from damaged(saved({"version": 3, "network": {}}))
-    yield "code", saved(Harm())
-    yield "list", saved([1, 2])
-    yield "no-version", saved({"network": {}})
-    yield "strings", saved({"version": 3, **dict.fromkeys(("network", "optimizer", "generator", "torch"), "x")})
+    good = saved({"version": 3, "network": {}})
+    yield from damaged(sealed(good))
+    for name, content in damaged(good):
+        yield f"sealed-{name}", sealed(content)
+    yield "code", sealed(saved(Harm()))
+    yield "list", sealed(saved([1, 2]))
+    yield "no-version", sealed(saved({"network": {}}))
+    yield "strings", sealed(saved({"version": 3, **dict.fromkeys(("network", "optimizer", "generator", "torch"), "x")}))
 
 
 def idx_files() -> Iterator[tuple[str, bytes]]:
@@ -301,7 +306,7 @@ def readers(folder: Path) -> dict[str, tuple[str, Callable[[Path], object], Call
     from etb_plugin.objectives import Recipe
     from etb_plugin.report.runs import read_run
     from etb_plugin.training.optimizers import optimizer_of
-    from etb_plugin.training.state import State
+    from etb_plugin.training.state import State, read_state
     from etb_plugin.verification.instances import read_instances
     from etb_plugin.verification.vnnlib import read_vnnlib
 
@@ -319,7 +324,7 @@ def readers(folder: Path) -> dict[str, tuple[str, Callable[[Path], object], Call
 
     def state(path: Path) -> object:
         optimizer = optimizer_of(Recipe("a test"), network.parameters(), 0.1)
-        return State(network, optimizer, torch.Generator()).load(path.read_bytes(), str(path))
+        return State(network, optimizer, torch.Generator()).load(read_state(path, print) or b"", str(path))
 
     def mnist(path: Path) -> object:
         root = path.parent / "mnist"

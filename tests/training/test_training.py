@@ -1,5 +1,6 @@
 """The loop: schedules, repeatability, resume to the last bit, and failures that say where."""
 
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from etb_plugin.networks import build
 from etb_plugin.objectives import Losses, Method, Ramp, Recipe, Run, get_method
 from etb_plugin.training import Settings, train
 from etb_plugin.training.schedule import Schedule
+from etb_plugin.training.state import read_state, sealed
 from etb_plugin.training.tensorboard import TensorBoard
 
 TIMES = ("seconds", "step_ms")
@@ -227,8 +229,9 @@ def test_a_run_stopped_between_batches_goes_on_to_the_same_bits(digits, name, st
 
 def test_a_state_of_another_layout_is_refused(digits, tmp_path):
     train(network(digits), get_method("nominal"), digits, settings(epochs=1), folder=tmp_path)
-    content = torch.load(tmp_path / "state.pt", weights_only=True)
-    torch.save({**content, "version": 99}, tmp_path / "state.pt")
+    content = torch.load(io.BytesIO(read_state(tmp_path / "state.pt", pytest.fail)), weights_only=True)
+    torch.save({**content, "version": 99}, changed := io.BytesIO())
+    (tmp_path / "state.pt").write_bytes(sealed(changed.getvalue()))
     with pytest.raises(CheckpointError, match=r"has layout 99, and this version of etb reads 3"):
         train(network(digits), get_method("nominal"), digits, settings(epochs=2), folder=tmp_path)
 
@@ -264,6 +267,30 @@ def test_a_damaged_state_is_refused_by_name(digits, tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match=r"state\.pt cannot be resumed from: .*delete it to start afresh"):
         train(network(digits), get_method("nominal"), digits, settings(epochs=2), folder=tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda _: b"", lambda b: b[:5000] + b"?" + b[5001:]])
+def test_behind_a_damaged_state_the_one_before_goes_on_to_the_same_bits(digits, tmp_path, damage, capsys):
+    def stopped(progress):
+        if progress.epoch == 3:
+            raise Stopped(2)
+
+    whole, parts = network(digits), network(digits)
+    want = train(whole, get_method("ibp"), digits, settings(), folder=tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(parts, get_method("ibp"), digits, settings(), folder=tmp_path / "parts", watch=stopped)
+    path = tmp_path / "parts" / "state.pt"
+    good = path.read_bytes()
+    path.write_bytes(damage(good))
+    assert path.read_bytes() != good
+    resumed = network(digits, seed=8)
+    found = train(resumed, get_method("ibp"), digits, settings(), folder=tmp_path / "parts")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "going on from the epoch before" in said
+    assert torch.equal(weights(resumed), weights(whole))
+    assert records(found) == records(want)
+    assert not (tmp_path / "parts" / "state.before.pt").exists()
 
 
 @dataclass(frozen=True)
