@@ -195,7 +195,7 @@ def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
     """Return the file's values, and "file, line, key" of each. A hyphen in a key does for an underscore."""
     try:
         if file.stat().st_size > _LARGEST:
-            raise ConfigError(f"{file} has {file.stat().st_size / 2**20:.0f} MiB; an experiment is a page of text")
+            raise ConfigError(f"{file} has {file.stat().st_size / 2**10:,.0f} KiB; an experiment is a page of text")
         text = file.read_text()
         root = yaml.compose(text, yaml.SafeLoader)
         places = {} if root is None else dict(_places(root, file))
