@@ -189,7 +189,7 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path):
 
 
 def test_a_file_that_is_no_experiment_by_its_size_is_refused_unread(tmp_path):
-    with pytest.raises(ConfigError, match=r"e\.yaml has 10 MiB; an experiment is a page of text"):
+    with pytest.raises(ConfigError, match=r"e\.yaml has 10,240 KiB; an experiment is a page of text"):
         from_file(tmp_path, "#" * 10 * 2**20)
     deep = "a: &a [x, x, x, x, x, x, x, x]\n"
     deep += "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 8)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True))
