@@ -11,12 +11,26 @@ from typing import Any
 
 import yaml
 
-from etb_plugin.errors import CheckpointError, ConfigError
+from etb_plugin.errors import CheckpointError, ConfigError, unknown_name
 
+_ZOO_PREFIX, _ZOO = "zoo:", Path(__file__).parents[1] / "compare" / "models"
+"""Networks that a clone brings along, one file of weights and one card each."""
 LAYOUT = 2
 """Of a run folder; one of another layout is refused."""
 _APART = ("data_dir", "out", "training.tensorboard", "training.capture", "engine", "report")
 """Keys of an experiment that have no say in its results: where files lie, what runs it, how it is shown."""
+
+
+def in_zoo(path: Path) -> Path:
+    """Return the file of weights that zoo:NAME stands for, and any other path as it is. Raises ConfigError for a name
+    that is not there."""
+    if not path.name.startswith(_ZOO_PREFIX):
+        return path
+    known = {file.stem: file for file in _ZOO.glob("*.safetensors")}
+    name = path.name.removeprefix(_ZOO_PREFIX)
+    if name not in known:
+        raise unknown_name("network of the zoo", name, known)
+    return known[name]
 
 
 def write_file(path: Path, content: bytes | str) -> None:

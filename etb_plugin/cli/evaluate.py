@@ -11,7 +11,8 @@ from etb_plugin.cli import options as o
 def command(
     context: typer.Context,
     weights: Annotated[
-        Path, typer.Argument(help="A run folder, .safetensors, or a state_dict by torch.save.", show_default=False)
+        Path,
+        typer.Argument(help="A run folder, .safetensors, a state_dict, or zoo:NAME.", show_default=False),
     ],
     dataset: o.Dataset = None,
     model: o.Model = None,

@@ -23,6 +23,7 @@ from etb_plugin.experiment import (
     read_experiment,
     read_verification,
 )
+from etb_plugin.files import in_zoo
 
 _WIDTH = 120
 """Columns where the output is no terminal."""
@@ -126,7 +127,7 @@ File = Annotated[Path | None, typer.Argument(help="A YAML file with the same key
 def check_there(*paths: Path) -> None:
     """Raise ConfigError for the first path that there is not."""
     for path in paths:
-        if not path.exists():
+        if not in_zoo(path).exists():
             raise ConfigError(f"there is no file or folder {path}")
 
 

@@ -26,7 +26,8 @@ _LEAST_MEMORY = 0.5
 def command(
     context: typer.Context,
     weights: Annotated[
-        Path | None, typer.Argument(help="A run folder, .safetensors, a state_dict, or .onnx.", show_default=False)
+        Path | None,
+        typer.Argument(help="A run folder, .safetensors, state_dict, .onnx or zoo:NAME.", show_default=False),
     ] = None,
     property_: Annotated[
         Path | None,

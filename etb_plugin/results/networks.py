@@ -11,6 +11,7 @@ from etb_plugin import networks
 from etb_plugin.data import Dataset, load
 from etb_plugin.errors import CheckpointError, ConfigError
 from etb_plugin.experiment import Evaluated, resolve_device
+from etb_plugin.files import in_zoo
 from etb_plugin.networks.checkpoints import load_weights, read_weights
 from etb_plugin.networks.onnx import read_onnx
 
@@ -48,7 +49,8 @@ def untrained(data: Dataset, model: str, seed: int, pair: bool = False) -> nn.Mo
 
 
 def restore(path: Path, request: Evaluated, *, cascades: bool = False) -> tuple[Dataset, list[Trained]]:
-    """Return the networks in `path`, a file of weights, a run folder or an ONNX file, in eval mode, and their data.
+    """Return the networks in `path`, a file of weights, a run folder, an ONNX file or zoo:NAME, in eval mode, and their
+    data.
 
     Our files say which architecture and data set they are for. Others need `model` and `dataset` (an ONNX file needs
     no model), and their network sees pixels in [0, 1], not normalised. A file of several networks is a cascade, for
@@ -106,6 +108,7 @@ def _check_fit(file: Path, shape: tuple[int, ...], classes: int, dataset: str, d
 
 
 def _files(path: Path) -> list[Path]:
+    path = in_zoo(path)
     if not path.is_dir():
         return [path]
     files = sorted([*path.glob("cells/*/last.safetensors"), *path.glob("last.safetensors")])
