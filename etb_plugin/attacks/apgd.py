@@ -62,8 +62,7 @@ def climbed(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Run APGD (algorithm 1) on `loss` of the logits and `along`, from a random point of the box."""
-    like = box.lower
-    x = like + (box.upper - like) * torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    x = box.drawn(generator)
     shape = (-1, *[1] * (x.ndim - 1))
     size = 2 * box.radius.flatten(1).amax(1)
     gradient, logits = gradient_of(network, x, along, loss)
@@ -76,9 +75,9 @@ def climbed(
     checkpoints = set(_checkpoints(steps))
     last = 0
     for step in range(1, steps + 1):
-        stepped = _inside(x + size.view(shape) * gradient.sign(), box)
+        stepped = box.nearest(x + size.view(shape) * gradient.sign())
         share = 1.0 if step == 1 else _MOMENTUM
-        x, before = _inside(x + share * (stepped - x) + (1 - share) * (x - before), box), x
+        x, before = box.nearest(x + share * (stepped - x) + (1 - share) * (x - before)), x
         gradient, logits = gradient_of(network, x, along, loss)
         now = loss(logits, along)
         wrong = (logits.argmax(1) != labels) & ~broken
@@ -106,7 +105,3 @@ def _checkpoints(steps: int) -> Iterator[int]:
     while now <= 1:
         yield math.ceil(now * steps)
         before, now = now, now + max(now - before - 0.03, 0.06)
-
-
-def _inside(x: Tensor, box: Box) -> Tensor:
-    return torch.minimum(torch.maximum(x, box.lower), box.upper)

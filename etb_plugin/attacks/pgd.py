@@ -121,7 +121,7 @@ def perturb(network: nn.Module, box: Box, labels: Tensor, settings: Pgd, generat
 
     Nothing is dropped and nothing waits for the device.
     """
-    x = _random_point(box, generator)
+    x = box.drawn(generator)
     for i in range(settings.steps):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.bfloat16):
             gradient, _ = gradient_of(network, x, labels, LOSSES[settings.losses[0]])
@@ -148,7 +148,7 @@ def reach(
         return (logits * targets).sum(1)
 
     for _ in range(settings.restarts):
-        x = _random_point(everywhere, generator)
+        x = everywhere.drawn(generator)
         for i in range(settings.steps + 1):
             gradient, logits = gradient_of(network, x, targets, value)
             best = torch.maximum(best, value(logits, targets))
@@ -189,7 +189,7 @@ def _climb(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """One run from a random point for the examples at `places` of the batch. Broken examples leave it."""
-    x = _random_point(box, generator)
+    x = box.drawn(generator)
     points, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     active = torch.arange(len(x), device=x.device)
     for i in range(settings.steps + 1):
@@ -207,7 +207,7 @@ def _climb_all(
     network: nn.Module, box: Box, goal: Goal, broken_by: Goal, settings: Pgd, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """`_climb` for the whole batch and to the end: the first broken point of each example is kept, and none leaves."""
-    x = _random_point(box, generator)
+    x = box.drawn(generator)
     points, broken = x, torch.zeros(len(x), dtype=torch.bool, device=x.device)
     every = torch.arange(len(x), device=x.device)
     for i in range(settings.steps + 1):
@@ -223,15 +223,9 @@ def _like(flags: Tensor, points: Tensor) -> Tensor:
     return flags.view(-1, *[1] * (points.ndim - 1))
 
 
-def _random_point(box: Box, generator: torch.Generator) -> Tensor:
-    like = box.lower
-    weights = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-    return like + (box.upper - like) * weights
-
-
 def _moved(x: Tensor, gradient: Tensor, box: Box, step: float) -> Tensor:
     """Climb along the gradient's sign by `step` times the box's radius, and back into the box."""
-    return torch.minimum(torch.maximum(x + step * box.radius * gradient.sign(), box.lower), box.upper)
+    return box.nearest(x + step * box.radius * gradient.sign())
 
 
 def gradient_of(

@@ -74,6 +74,16 @@ class Box:
         """The variance of each element of a point drawn uniformly, [batch, *input]."""
         return self.radius.square() / 3
 
+    def nearest(self, points: Tensor) -> Tensor:
+        """Return the points of the box that are nearest to `points`, [batch, *input]."""
+        return torch.minimum(torch.maximum(points, self.lower), self.upper)
+
+    def drawn(self, generator: torch.Generator) -> Tensor:
+        """Draw a point of each box, evenly, [batch, *input]."""
+        like = self.lower
+        shares = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+        return like + (self.upper - like) * shares
+
     def mapped(self, increasing: Callable[[Tensor], Tensor]) -> "Box":
         """Return the image of the box under an elementwise increasing map, such as normalisation."""
         return Box(increasing(self.lower), increasing(self.upper), ordered=True)

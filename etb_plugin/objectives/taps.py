@@ -25,7 +25,7 @@ class Taps(Objective):
     IBP gives between two blocks of a Sequential, for each other class by itself.
 
     The second block begins at the layer named `second`, by default at the first fully connected one. The points that
-    PGD finds pass their gradients on to the box (`link`, with its `threshold`), and the second loss's gradient counts
+    PGD finds pass their gradients on to the box (`Link`, with its `threshold`), and the second loss's gradient counts
     `scale` times the first's. With a `share` below 1 both see SABR's small box (STAPS). The loss is weighed against
     the clean one as in `WorstCase`'s convex form.
     """
@@ -99,9 +99,7 @@ def latent_logits(
     def margins(outputs: Tensor, places: Tensor) -> Tensor:
         return (outputs * rows[places]).sum(1, keepdim=True)
 
-    weights = torch.rand(low.shape, generator=generator, dtype=low.dtype, device=low.device)
-    start = latent.lower + (latent.upper - latent.lower) * weights
-    found = polished(second, latent, start, margins, attack)
+    found = polished(second, latent, latent.drawn(generator), margins, attack)
     linked = Link.apply(low, high, found, threshold)
     return margin_logits((second(linked) * rows).sum(1).view(-1, others), labels, classes)
 

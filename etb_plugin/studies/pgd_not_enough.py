@@ -70,7 +70,7 @@ def _landscape(network: nn.Module, data: Dataset, image: int, case: Decided, eps
     rows: list[Tensor] = []
     for b in steps:
         points = center + steps.view(-1, 1, 1, 1) * (case.witness - center) + b * eps * across
-        points = torch.minimum(torch.maximum(points, case.problem.box.lower), case.problem.box.upper)
+        points = case.problem.box.nearest(points)
         rows.append(margin(network(points), data.test.labels[image].repeat(_GRID)))
     return torch.stack(rows).tolist()
 

@@ -75,7 +75,7 @@ class Decider:
         output: [1, *input]."""
         box = self.problem.box
         inside = points.to(box.lower).reshape(-1, *box.shape)
-        inside = torch.minimum(torch.maximum(inside, box.lower), box.upper)
+        inside = box.nearest(inside)
         with torch.no_grad():
             found = self.problem.broken(self.network(inside)).nonzero()[:, 0]
         return inside[found[:1]] if len(found) else None

@@ -150,7 +150,7 @@ class _Split:
 
     def look(self, points: Tensor) -> None:
         """Keep the first of `points` [points, *input] that is unsafe."""
-        points = torch.minimum(torch.maximum(points, self.problem.box.lower), self.problem.box.upper)
+        points = self.problem.box.nearest(points)
         found = self.problem.broken(self.network(points)).nonzero()[:, 0]
         if len(found):
             self.witness = points[found[:1]]
