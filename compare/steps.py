@@ -10,16 +10,16 @@ import argparse
 import copy
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etb_plugin import Box
+from etb_plugin.bench.turns import in_turns, milliseconds
+from etb_plugin.errors import EtbError
 from etb_plugin.networks import build
 from etb_plugin.objectives import Point
 from etb_plugin.objectives.expected import ExpectedBound
@@ -104,19 +104,6 @@ def held(step: Step) -> float:
     return most / 2**20
 
 
-def paired(steps: dict[str, Step], seconds: float) -> dict[str, float]:
-    for step in steps.values():
-        step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    begun = time.perf_counter()
-    while len(times[next(iter(steps))]) < 5 or time.perf_counter() - begun < seconds:
-        for name, step in steps.items():
-            at = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - at)
-    return {name: 1000 * median(taken) for name, taken in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", default="small,medium")
@@ -135,7 +122,7 @@ def main() -> None:
         for what, (mine, other, equal) in PAIRS.items():
             try:
                 steps = {"ours": Step(mine, network, images, labels), "theirs": Step(other, network, images, labels)}
-            except Exception as error:
+            except EtbError as error:  # a toolkit that is not installed
                 print(f"{name:8} {what}: left out, {error}")
                 continue
             losses = {side: step() for side, step in steps.items()}
@@ -144,7 +131,8 @@ def main() -> None:
             if equal and not (abs(losses["ours"] - losses["theirs"]) < 1e-4 * losses["theirs"] and apart < 1e-3):
                 sys.exit(f"{name}, {what}: losses {losses}, gradients {apart:.1e} apart: these are not the same step")
             memory = {side: held(step) for side, step in steps.items()}
-            ms = paired(steps, asked.seconds)
+            taken = in_turns(steps, 5, asked.seconds, torch.device("cpu"))
+            ms = {side: milliseconds(seconds)["median_ms"] for side, seconds in taken.items()}
             rows.append({"network": name, "pair": what, "ms": ms, "ratio": ms["theirs"] / ms["ours"], "mib": memory})
             print(
                 f"{name:8} {what}: {ms['ours']:.1f} against {ms['theirs']:.1f} ms, {rows[-1]['ratio']:.2f} x; "

@@ -1,21 +1,19 @@
 """Bounds: their time, memory and tightness on the margins of a batch, beside a forward pass of the network."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import Any
 
 import torch
 
 from etb_plugin.bench.steps import SHAPES
+from etb_plugin.bench.turns import in_turns, milliseconds
 from etb_plugin.bounds import Box, Interval, margin_spec, prepare
 from etb_plugin.networks import build
 from etb_plugin.registry import named_options
-from etb_plugin.training.cost import PeakMemory, timed
+from etb_plugin.training.cost import PeakMemory
 
 _LEAST = 3
-_MILLI = 1000.0
+"""Calls that are counted at least."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +65,11 @@ def measure_bounds(
         memory = PeakMemory(place)
         interval = call()
         mib, width = memory.mib(), float(interval.width.mean())
-        times: dict[str, list[float]] = {"forward": [], "bound": []}
-        work: dict[str, Callable[[], Any]] = {"forward": lambda: network(x), "bound": call}
-        begun = time.perf_counter()
-        while len(times["bound"]) < _LEAST or time.perf_counter() - begun < seconds:
-            for kind, one in work.items():
-                times[kind].append(timed(one, place))
-        taken = times["bound"]
+        taken = in_turns({"forward": lambda: network(x), "bound": call}, _LEAST, seconds, place)
         yield BoundCost(
-            name, interval.sound, model, dataset, images, classes, eps, len(taken),
-            median_ms=_MILLI * median(taken),
-            least_ms=_MILLI * min(taken),
-            most_ms=_MILLI * max(taken),
-            forward_ms=_MILLI * median(times["forward"]),
+            name, interval.sound, model, dataset, images, classes, eps, len(taken["bound"]),
+            **milliseconds(taken["bound"]),
+            forward_ms=milliseconds(taken["forward"])["median_ms"],
             mib=mib,
             width=width,
             ratio_to_ibp=width / reference,

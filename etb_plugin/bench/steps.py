@@ -6,10 +6,8 @@ products, forward and backward, as torch counts them): what the ratio of times w
 """
 
 import copy
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -17,16 +15,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from etb_plugin.bench.turns import in_turns, milliseconds
 from etb_plugin.networks import build
 from etb_plugin.objectives import Method, get_method
-from etb_plugin.training import last_point, optimizer_of
-from etb_plugin.training.cost import PeakMemory, timed
+from etb_plugin.training import last_point
+from etb_plugin.training.cost import PeakMemory
+from etb_plugin.training.step import Step
 
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 """Shapes of images, without their data."""
 _WARM_UP, _LEAST = 2, 5
 """Steps that are not counted, and how many are counted at least."""
-_MILLI = 1000.0
 
 
 @dataclass(frozen=True)
@@ -79,23 +78,16 @@ def measure_steps(
         memory = PeakMemory(place)
         step()
         mib = memory.mib()
-        times: dict[str, list[float]] = {"nominal": [], "step": []}
-        begun = time.perf_counter()
-        while len(times["step"]) < _LEAST or time.perf_counter() - begun < seconds:
-            times["nominal"].append(timed(nominal, place))
-            times["step"].append(timed(step, place))
-        taken = times["step"]
+        taken = in_turns({"nominal": nominal, "step": step}, _LEAST, seconds, place)
         yield StepCost(
             name,
             model,
             dataset,
             batch_size,
             classes,
-            len(taken),
-            median_ms=_MILLI * median(taken),
-            least_ms=_MILLI * min(taken),
-            most_ms=_MILLI * max(taken),
-            nominal_ms=_MILLI * median(times["nominal"]),
+            len(taken["step"]),
+            **milliseconds(taken["step"]),
+            nominal_ms=milliseconds(taken["nominal"])["median_ms"],
             mib=mib,
             floor=_arithmetic(step) / _arithmetic(nominal),
         )
@@ -104,23 +96,11 @@ def measure_steps(
 def _step(
     method: Method, network: nn.Module, images: Tensor, labels: Tensor, eps: float, classes: int
 ) -> Callable[[], None]:
-    """Return a whole training step: gradients, micro-batches, clipping and the optimizer."""
-    recipe = method.recipe
-    loss = method.prepare(network, tuple(images.shape[1:]), classes)
-    optimizer = optimizer_of(recipe, network.parameters(), 1e-5)  # too small to leave where the weights are
-    point = last_point(recipe, eps)
-    generator = torch.Generator(images.device).manual_seed(0)
-    size = recipe.micro_batch or len(images)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        for part, part_labels in zip(images.split(size), labels.split(size), strict=True):
-            (loss(part, part_labels, point, generator).total * (len(part) / len(images))).backward()
-        if recipe.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
-        optimizer.step()
-
-    return step
+    """Return a whole training step, as the loop takes it."""
+    generator, point = torch.Generator(images.device).manual_seed(0), last_point(method.recipe, eps)
+    rate = 1e-5  # too small to leave where the weights are
+    step = Step.of(network, method, tuple(images.shape[1:]), classes, rate, generator)
+    return lambda: step(images, labels, point, generator)
 
 
 class _Counter(TorchDispatchMode):

@@ -1,6 +1,7 @@
 """`etb bench`: what training steps and attacks cost, as ratios within one run."""
 
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -78,8 +79,7 @@ def command(
         given = bounds.split(",")
         bounded = [
             cost
-            for name in names
-            for number in numbers
+            for name, number in product(names, numbers)
             for cost in measure_bounds(given, name, dataset, radius, batch_size, number, seconds, place)
         ]
         o.stdout().print(bounds_table(bounded, f"{dataset} shapes, {batch_size} images, eps {eps}, {place}"))
@@ -93,8 +93,7 @@ def command(
         wanted = {v.label: v.at(v.points()[0], radius)[0] for v in variants}
         found = [
             cost
-            for name in names
-            for number in numbers
+            for name, number in product(names, numbers)
             for cost in measure_steps(wanted, name, dataset, radius, batch_size, seconds, place, number)
         ]
         o.stdout().print(steps_table(found, f"{dataset} shapes, batch {batch_size}, eps {eps}, {place}"))

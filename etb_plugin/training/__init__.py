@@ -6,7 +6,6 @@ differs between runs is in `Settings`.
 
 from etb_plugin.training.estimates import Estimate, estimate
 from etb_plugin.training.loop import Epoch, Progress, Settings, Training, check_training, schedule_of, train
-from etb_plugin.training.optimizers import optimizer_of
 from etb_plugin.training.own_loop import TrainingLoss, objective
 from etb_plugin.training.schedule import last_point
 from etb_plugin.training.team import Team, joined
@@ -24,7 +23,6 @@ __all__ = [
     "joined",
     "last_point",
     "objective",
-    "optimizer_of",
     "schedule_of",
     "train",
 ]

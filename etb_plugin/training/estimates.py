@@ -18,8 +18,8 @@ from etb_plugin.data import Dataset
 from etb_plugin.objectives import Method, Phase, Point
 from etb_plugin.shapes import fixed_shapes
 from etb_plugin.training.cost import PeakMemory, timed
-from etb_plugin.training.optimizers import optimizer_of
 from etb_plugin.training.schedule import Schedule
+from etb_plugin.training.step import Step
 
 _LONG = 0.5
 """Seconds from which a step of a part of the batch is enough to go by."""
@@ -57,9 +57,9 @@ class Estimate:
 def estimate(network: nn.Module, method: Method, data: Dataset, schedule: Schedule, batch_size: int) -> Estimate:
     """Return what training the network by the schedule costs. It is left as it was, and so are torch's generators."""
     trial = copy.deepcopy(network).train()
-    loss = method.prepare(trial, data.input_shape, data.classes)
     device = data.train.images.device
-    optimizer = optimizer_of(method.recipe, trial.parameters(), schedule.learning_rate)
+    generator = torch.Generator(device).manual_seed(0)
+    whole = Step.of(trial, method, data.input_shape, data.classes, schedule.learning_rate, generator)
     batch = min(batch_size, len(data.train))
     images, labels = next(data.train.batches(min(batch, method.recipe.micro_batch or batch)))
     known: dict[Phase, tuple[float, float]] = {}
@@ -68,12 +68,9 @@ def estimate(network: nn.Module, method: Method, data: Dataset, schedule: Schedu
     last: Phase | None = None
 
     def step(point: Point, count: int) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss(images[:count], labels[:count], point, generator).total.backward()
-        optimizer.step()
+        whole(images[:count], labels[:count], point, generator)
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        generator = torch.Generator(device).manual_seed(0)
         total = schedule.run.steps
         for number in sorted({n * total // min(_LOOKS, total) for n in range(min(_LOOKS, total))}):
             point = schedule.point(number)

@@ -168,7 +168,7 @@ def train(
         memory = PeakMemory(device)
         network.train()
         sums = Sums(device, team)
-        take_step = stepper(Step(state, loss, method.recipe, sums, team), settings)
+        take_step = _taken(Step(state, loss, method.recipe, sums, team), settings)
         if settings.compile:
             network.compile()
         while len(state.epochs) < settings.epochs:
@@ -300,7 +300,7 @@ def _told(watch: Callable[[Progress], None], report: Progress, team: Team, devic
     return stopped or Stopped(signal.SIGTERM) if team.any(stopped is not None, device) else None
 
 
-def stepper(step: Step, settings: Settings) -> TakeStep:
+def _taken(step: Step, settings: Settings) -> TakeStep:
     """Return the step as it is taken: replayed as a CUDA graph where there is a GPU, and one process for it."""
     device = step.sums.tensors[0].device
     if not settings.capture or device.type != "cuda" or step.team.size > 1:
@@ -318,10 +318,8 @@ def _nominal_step_ms(network: nn.Module, data: Dataset, settings: Settings) -> f
     generator = torch.Generator(device).manual_seed(settings.seed)
     batches = Batches.of(data, settings.batch_size, generator)
     trial, nominal = copy.deepcopy(network).train(), get_method("nominal")
-    state = State(trial, optimizer_of(nominal.recipe, trial.parameters(), nominal.recipe.learning_rate), generator)
-    loss = nominal.prepare(trial, data.input_shape, data.classes)
-    team = Team()
-    take_step = stepper(Step(state, loss, nominal.recipe, Sums(device, team), team), settings)
+    rate = nominal.recipe.learning_rate
+    take_step = _taken(Step.of(trial, nominal, data.input_shape, data.classes, rate, generator), settings)
     begun, done, timer = time.perf_counter(), 0, StepTimer(device)
     while done < _PROBE_STEPS and (done < 5 or time.perf_counter() - begun < _PROBE_SECONDS):
         for images, labels in batches:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from etb_plugin.errors import TrainingError
 from etb_plugin.networks import whole_batch_statistics
-from etb_plugin.objectives import Loss, Losses, Point, Recipe
+from etb_plugin.objectives import Loss, Losses, Method, Point, Recipe
+from etb_plugin.training.optimizers import optimizer_of
 from etb_plugin.training.state import Partial, State
 from etb_plugin.training.team import Team
 
@@ -84,6 +85,22 @@ class Step:
     recipe: Recipe
     sums: Sums
     team: Team
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        method: Method,
+        input_shape: tuple[int, ...],
+        classes: int,
+        rate: float,
+        generator: torch.Generator,
+    ) -> "Step":
+        """Return a method's step on `network` by itself, with an optimizer and sums of its own: to be measured."""
+        optimizer, team = optimizer_of(method.recipe, network.parameters(), rate), Team()
+        state = State(network, optimizer, generator)
+        loss = method.prepare(network, input_shape, classes)
+        return cls(state, loss, method.recipe, Sums(generator.device, team), team)
 
     def __call__(self, images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> None:
         """Take the step. Shapes: images [batch, *input], labels [batch], both the whole team's."""
