@@ -1,5 +1,7 @@
 """The bound `ibp`."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -27,16 +29,17 @@ def ibp(network: nn.Module, input_shape: torch.Size, *, shrinkage: float | None 
         raise ConfigError(f"shrinkage is a factor beyond 0 and up to 1; got {shrinkage}")
     graph = trace(network, input_shape)
 
-    def shrunk(i: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        return low, torch.where((low < 0) & (high > 0), high * (shrinkage or 1.0), high)
-
-    tighten = None if shrinkage is None else shrunk
+    tighten = None if shrinkage is None else partial(_shrunk, shrinkage)
 
     def apply(region: Region, spec: Tensor | None) -> tuple[Tensor, Tensor]:
         check_spec(spec, graph.classes)
         return spec_interval(graph, region, graph.intervals(region, tighten), spec)
 
     return apply
+
+
+def _shrunk(factor: float, i: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    return low, torch.where((low < 0) & (high > 0), high * factor, high)
 
 
 def spec_interval(

@@ -323,7 +323,7 @@ def _checked(arrays: Arrays, path: Path) -> Arrays:
         if not len(images) or not labels.size:
             raise DataError(f"{path}: there are no images in x_{part}, or no labels in y_{part}")
         labels = labels.reshape(len(labels), -1)
-        if labels.shape[1:] != (1,) or len(labels) != len(images) or not len(labels):
+        if labels.shape[1:] != (1,) or len(labels) != len(images):
             raise DataError(f"{path}: y_{part} needs one label for each of the {len(images)} images")
         if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
             raise DataError(f"{path}: y_{part} needs integer labels from 0")

@@ -118,7 +118,7 @@ def evaluate(
             sums[name] += int(verdict.sum())
         done += len(labels)
         watch(done, len(split))
-    share = {name: sums[name] / len(split) for name in (*verdicts, *sums)}
+    share = {name: count / len(split) for name, count in sums.items()}
     return Evaluation(
         eps=eps,
         images=len(split),

@@ -1,7 +1,7 @@
 """What batch norm normalises by: a batch's statistics in the passes beside it, or those of a whole training set."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -41,6 +41,30 @@ def _record(layer: Any, inputs: tuple[Tensor]) -> None:
 
 
 @contextlib.contextmanager
+def _normalising_by(recorded: Mapping[Any, Mapping[str, Tensor]]) -> Iterator[None]:
+    """Put the statistics in `recorded` in the place of some layers' running ones."""
+    running = {layer: dict(layer._buffers) for layer in recorded}
+    for layer, statistics in recorded.items():
+        layer._buffers.update(statistics)
+    try:
+        yield
+    finally:
+        for layer, buffers in running.items():
+            layer._buffers.update(buffers)
+
+
+@contextlib.contextmanager
+def _modes_kept(network: nn.Module) -> Iterator[None]:
+    """Put every layer back into the mode that it is in, afterwards."""
+    modes = {layer: layer.training for layer in network.modules()}
+    try:
+        yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
+
+
+@contextlib.contextmanager
 def whole_batch_statistics(network: nn.Module, images: Tensor) -> Iterator[None]:
     """Normalise every pass in here by the statistics of `images`, as numbers: for a batch worked through in parts.
     The running ones are updated by them once."""
@@ -52,34 +76,20 @@ def whole_batch_statistics(network: nn.Module, images: Tensor) -> Iterator[None]
         with torch.no_grad():
             network(images)
         recorded = {layer: layer.__dict__[_RECORDED] for layer in layers}
-    running = {layer: dict(layer._buffers) for layer in layers}
-    for layer in layers:
-        layer.eval()
-        layer._buffers.update(recorded[layer])
-    try:
-        yield
-    finally:
+    with _modes_kept(network), _normalising_by(recorded):
         for layer in layers:
-            layer.train()
-            layer._buffers.update(running[layer])
+            layer.eval()
+        yield
 
 
 @contextlib.contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Put `network` into eval mode, and every layer back into its own mode afterwards. Batch norm's statistics are the
     running ones, or those that `clean_statistics` recorded."""
-    modes = {layer: layer.training for layer in network.modules()}
-    running = {layer: dict(layer._buffers) for layer in modes if _RECORDED in layer.__dict__}
-    network.eval()
-    for layer in running:
-        layer._buffers.update(layer.__dict__[_RECORDED])
-    try:
+    recorded = {m: m.__dict__[_RECORDED] for m in network.modules() if _RECORDED in m.__dict__}
+    with _modes_kept(network), _normalising_by(recorded):
+        network.eval()
         yield
-    finally:
-        for layer, mode in modes.items():
-            layer.training = mode
-        for layer, buffers in running.items():
-            layer._buffers.update(buffers)
 
 
 @torch.no_grad()
@@ -88,14 +98,13 @@ def measure_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     layers = normalisations(network)
     if not layers:
         return
-    momenta, modes = [layer.momentum for layer in layers], {m: m.training for m in network.modules()}
-    network.train()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # torch's word for the mean over all batches
-    for images in batches:
-        network(images)
+    momenta = [layer.momentum for layer in layers]
+    with _modes_kept(network):
+        network.train()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # torch's word for the mean over all batches
+        for images in batches:
+            network(images)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
-    for module, mode in modes.items():
-        module.training = mode

@@ -70,8 +70,8 @@ def combined(between: Between, coefficient: float, worst: Tensor, inner: Tensor,
     if between == "losses":
         return (coefficient * ours + (1 - coefficient) * theirs).mean()
     tiny = torch.finfo(ours.dtype).tiny  # a loss of 0 has no logarithm
-    logarithms = (loss.clamp_min(tiny).log() for loss in (ours, theirs))
-    return (coefficient * next(logarithms) + (1 - coefficient) * next(logarithms)).exp().mean()
+    outer, inner = (loss.clamp_min(tiny).log() for loss in (ours, theirs))
+    return (coefficient * outer + (1 - coefficient) * inner).exp().mean()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from etb_plugin.objectives.registry import Loss, Losses, Point
 
 Form = Literal["convex", "additive"]
 Worst = Callable[[Box, Tensor], Tensor]
+"""(box, labels [batch]) -> worst-case logits, [batch, classes]."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class WorstCase:
     (z_y = 0). Without, z takes the lower end of the true logit and the upper ends of the others. z is divided by
     `temperature`, and with `relative` by max |z| of its image too (what the code of Alsubaihi et al. does).
 
-    Batch norm takes its statistics from the clean images; the bound sees the running ones, as at evaluation.
+    Batch norm takes its statistics from the clean images; the bound sees the running ones, as at evaluation, or with
+    the recipe's `bn` "clean" the same.
     Where the bound has no weight, or eps is 0 and every bound is the network itself, it is not computed.
     """
 

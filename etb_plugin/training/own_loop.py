@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.errors import ConfigError
+from etb_plugin.graph.tracing import example_input
 from etb_plugin.networks import evaluating
 from etb_plugin.objectives import Losses, Method, Run, get_method
 from etb_plugin.training.schedule import Schedule
@@ -114,10 +115,12 @@ def objective(
     if eps < 0:
         raise ConfigError(f"eps is a radius in pixel units, from 0 on; got {eps}")
     schedule = Schedule(method.recipe, eps, method.recipe.learning_rate, Run(epochs, batches))
-    like = next(network.parameters())
+    like = example_input(network, torch.Size(input_shape))
     with torch.no_grad(), evaluating(network):
-        found = network(torch.zeros(2, *input_shape, dtype=like.dtype, device=like.device))
-    if tuple(getattr(found, "shape", ())) != (2, classes):
+        found = network(like)
+    if tuple(getattr(found, "shape", ())) != (len(like), classes):
         got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ConfigError(f"the network has to give logits [batch, {classes}]; for a batch of 2 it gives {got}")
+        raise ConfigError(
+            f"the network has to give logits [batch, {classes}]; for a batch of {len(like)} it gives {got}"
+        )
     return TrainingLoss(method, network, input_shape, classes, schedule, seed)
