@@ -16,7 +16,6 @@ from torch import nn
 
 from etb_plugin.data import Dataset
 from etb_plugin.objectives import Method, Phase, Point
-from etb_plugin.shapes import fixed_shapes
 from etb_plugin.training.cost import PeakMemory, timed
 from etb_plugin.training.schedule import Schedule
 from etb_plugin.training.step import Step
@@ -95,8 +94,6 @@ def _measured(step: Callable[[int], None], images: int, device: torch.device) ->
         took = [timed(partial(step, size), device)]
         while len(took) < _REPEATS and sum(took) < _LONG:
             took.append(timed(partial(step, size), device))
-        with fixed_shapes():  # a network that is trained may have to be bounded at units that are stable now
-            step(size)
         found.append((size, median(took), memory.mib()))
         if size == images:
             return found[-1][1:]
