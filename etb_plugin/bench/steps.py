@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from etb_plugin.bench.turns import in_turns, milliseconds
-from etb_plugin.networks import build
+from etb_plugin.networks import Pair, build
 from etb_plugin.objectives import Method, get_method
 from etb_plugin.training import last_point
 from etb_plugin.training.cost import PeakMemory
@@ -69,8 +69,9 @@ def measure_steps(
     images = torch.rand(batch_size, *shape, generator=generator, device=device)
     labels = torch.randint(classes, (batch_size,), generator=generator, device=device)
     for name, method in wanted.items():
-        network = build(model, shape, classes, seed=0).to(device).train()
-        nominal = _step(get_method("nominal"), copy.deepcopy(network), images, labels, eps, classes)
+        one = build(model, shape, classes, seed=0).to(device).train()
+        nominal = _step(get_method("nominal"), copy.deepcopy(one), images, labels, eps, classes)
+        network = Pair(one, copy.deepcopy(one)).train() if method.pair else one
         step = _step(method, network, images, labels, eps, classes)
         for _ in range(_WARM_UP):
             nominal()

@@ -1,7 +1,6 @@
 """convex_adversarial's own dual, `dual:by=convex_adversarial`: what ours is held against, and random projections."""
 
 from collections import Counter
-from collections.abc import Callable
 
 import torch
 from convex_adversarial import Dense, DenseSequential, DualNetwork
@@ -38,59 +37,22 @@ def dual_by_convex_adversarial(
     much cheaper, random (torch's global generator), and NOT a certificate. `lower_only` spares
     the upper side, +inf there.
     """
-    solve, _, classes = _prepared(network, input_shape, projections)
+    if projections is not None and projections < 1:
+        raise ConfigError(f"dual needs projections >= 1, got {projections}")
+    normalize, rest = split_normalization(network)
+    graph = trace(rest, input_shape)
+    dense_sequential(graph)  # refuses what it cannot take, before any work
+    classes = graph.classes
 
     def apply(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]:
         check_spec(spec, classes)
-        solved = solve(box)
+        solved = _dual_network(dense_sequential(graph), box.mapped(normalize), projections)
         if spec is None:
             spec = identity_rows(box.lower, classes).expand(len(box), -1, -1)
         lower = solved(spec)
         return lower, torch.full_like(lower, torch.inf) if lower_only else -solved(-spec)
 
     return apply
-
-
-LinearBound = Callable[[Box, Tensor], tuple[Tensor, Tensor]]
-"""(box, spec) -> coefficients [batch, rows, inputs] and constants [batch, rows]: on the box each row of the spec is at
-least coefficients . x + constant, x being the normalised input, flat."""
-
-
-def prepare_linear(
-    network: nn.Module, input_shape: torch.Size, *, projections: int | None = None
-) -> tuple[LinearBound, nn.Module]:
-    """Make ready the linear function of the input behind the dual bound, and return it with the network's
-    normalisation. Raises like `dual`; its least value over the box is the dual bound."""
-    solve, normalize, _ = _prepared(network, input_shape, projections)
-
-    def linear(box: Box, spec: Tensor) -> tuple[Tensor, Tensor]:
-        solved = solve(box)
-        layers = [*solved.dual_net, solved.last_layer]
-        nus = [-spec]
-        for layer in reversed(layers[1:]):
-            nus.append(layer.T(*nus))
-        constants = sum(
-            (layer.objective(*nus[: len(layers) - i + 1]) for i, layer in enumerate(layers) if i), spec.new_zeros(())
-        )
-        return -nus[-1].flatten(2), constants
-
-    return linear, normalize
-
-
-def _prepared(
-    network: nn.Module, input_shape: torch.Size, projections: int | None
-) -> tuple[Callable[[Box], DualNetwork], nn.Module, int]:
-    """Return what makes the dual network over a box, the network's normalisation, and its number of classes."""
-    if projections is not None and projections < 1:
-        raise ConfigError(f"dual needs projections >= 1, got {projections}")
-    normalize, rest = split_normalization(network)
-    graph = trace(rest, input_shape)
-    dense_sequential(graph)  # refuses what it cannot take, before any work
-
-    def solve(box: Box) -> DualNetwork:
-        return _dual_network(dense_sequential(graph), box.mapped(normalize), projections)
-
-    return solve, normalize, graph.nodes[-1].shape[0]
 
 
 def _dual_network(dense: nn.Sequential, box: Box, projections: int | None) -> DualNetwork:

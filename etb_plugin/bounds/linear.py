@@ -39,14 +39,16 @@ def by_rows(
     return in_blocks(graph, bounded)
 
 
-def in_blocks(graph: Graph, bounded: Callable[[Region, Tensor], tuple[Tensor, Tensor]]) -> BoundFunction:
+def in_blocks(
+    graph: Graph, bounded: Callable[[Region, Tensor], tuple[Tensor, Tensor]], *, columns: int | None = None
+) -> BoundFunction:
     """Return (region, spec or None) -> lower and upper by `bounded`, which takes (region, rows), for as many examples
-    at a time as memory holds."""
+    at a time as memory holds; `columns` for each are what hidden units take in place of rows of their own."""
 
     def apply(region: Region, spec: Tensor | None) -> tuple[Tensor, Tensor]:
         check_spec(spec, graph.classes)
         rows = identity_rows(region.center, graph.classes) if spec is None else spec.to(region.center.dtype)
-        at_once = examples_at_once(graph, region, 2 * rows.shape[1])
+        at_once = examples_at_once(graph, region, max(2 * rows.shape[1], columns or 0), units=columns is None)
         parts = []
         for i in range(0, len(region), at_once):
             check_time()

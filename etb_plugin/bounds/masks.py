@@ -9,25 +9,22 @@ The paper's:
   per unit, so quadratic in their number. Equal to "ibp" on a network of two layers.
 Ours:
 - "sketch": equation 6 with |G_{i-1}| r estimated from random projections, pushed forward through the masked network
-  for all layers at once. For a box the projections are Cauchy and the estimate is the median of their sizes
-  (Wong et al. 2018, scaling, section 3.2); for an l2 ball Gaussian, with their root mean square.
+  for all layers at once: `graph/projections.py`.
 - "center": the value at the region's centre, so that what is left is the local linear map there.
 - "slope": the mean slope over the region, P(z >= 0) for a ReLU, by moments: a point drawn uniformly, every unit taken
   as normal and independent (the central-limit argument of propositions 1 and 2, applied to the mask).
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from etb_plugin.errors import ConfigError
 from etb_plugin.graph.activations import Activation
 from etb_plugin.graph.affine import Affine
 from etb_plugin.graph.graph import Graph, Through
-from etb_plugin.graph.regions import Ball, Region
+from etb_plugin.graph.projections import columns_of, estimate, forget
+from etb_plugin.graph.regions import Region
 from etb_plugin.graph.rows import Rows
 
 Points = dict[int, tuple[Tensor, Tensor | None]]
@@ -94,22 +91,19 @@ def sketch(graph: Graph, region: Region, projections: int, seed: int) -> Points:
     points: Points = {}
     pieces: Pieces = {}
     values = [region.center]
-    columns = {0: _projections(region, projections, seed)}
+    columns = {0: columns_of(region, projections, seed)}
     uses = Counter(j for node in graph.nodes for j in node.inputs)
     for i, node in enumerate(graph.nodes[1:], start=1):
         operation, inputs = node.operation, [columns[j] for j in node.inputs]
         if isinstance(operation, Activation):
-            points[i] = values[node.inputs[0]] + _estimate(inputs[0], region), None
+            points[i] = values[node.inputs[0]] + estimate(inputs[0], region), None
             pieces[i] = operation.piece(*points[i])
             columns[i] = inputs[0] * pieces[i][0].unsqueeze(1)
         else:
             assert isinstance(operation, Affine)
             columns[i] = operation.push(*inputs)
         values.append(step(graph, i, values, pieces))
-        uses.subtract(node.inputs)
-        for j in node.inputs:
-            if not uses[j]:
-                columns.pop(j, None)
+        forget(columns, node.inputs, uses)
     return points
 
 
@@ -134,28 +128,6 @@ def slope(graph: Graph, region: Region, projections: int, seed: int) -> Points:
             mean = node.operation.forward(*(mean for mean, _ in inputs))
             moments.append((mean, node.operation.squared(*(variance for _, variance in inputs))))
     return points
-
-
-def _projections(region: Region, number: int, seed: int) -> Tensor:
-    """Return random columns [batch, number, *input] whose images under A are spread as wide as A's deviation."""
-    like = region.center
-    shape = (1, number, *like.shape[1:])
-    generator = torch.Generator(like.device).manual_seed(seed)
-    if isinstance(region, Ball):
-        if region.norm == 1:
-            raise ConfigError("masks='sketch' has no projections for l1 balls, whose dual norm is a maximum")
-        columns = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-    else:
-        uniform = torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
-        columns = torch.tan(math.pi * (uniform - 0.5))
-    return region.radius.unsqueeze(1) * columns
-
-
-def _estimate(columns: Tensor, region: Region) -> Tensor:
-    """Return the deviation that pushed columns [batch, number, *features] tell of, [batch, *features]."""
-    if isinstance(region, Ball):
-        return columns.square().mean(1).sqrt()
-    return columns.abs().median(1).values
 
 
 MASKS: dict[str, Callable[[Graph, Region, int, int], Points]] = {

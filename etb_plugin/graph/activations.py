@@ -35,6 +35,11 @@ class Activation(ABC):
         """
 
     @abstractmethod
+    def parallel(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a slope, and the intercepts of a line below and of one above with that slope, on [low, high]: chords'
+        slopes, as in Wong and Kolter's dual."""
+
+    @abstractmethod
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance of the function of a normal variable."""
 
@@ -71,6 +76,16 @@ class PiecewiseLinear(Activation):
             slope = slope + change * beyond
             intercept = intercept - change * knot * beyond
         return slope, intercept
+
+    def parallel(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        slope = torch.zeros_like(low) + self.first()
+        below = above = torch.full_like(low, self.offset)
+        for knot, change in self.hinges():
+            steep, rise = chord(low - knot, high - knot)
+            slope = slope + change * steep
+            shift, reach = -change * steep * knot, change * rise
+            below, above = below + shift - torch.relu(-reach), above + shift + torch.relu(reach)
+        return slope, below, above
 
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         # f = first z + offset + sum of change h, and E[h h'] = E[h_max^2] + |knot - knot'| E[h_max].
@@ -110,6 +125,14 @@ def leaky(slope: Callable[[], Number]) -> PiecewiseLinear:
 def clipped(low: float, high: float) -> PiecewiseLinear:
     """Return z cut to [low, high]."""
     return PiecewiseLinear(lambda: 0.0, low, lambda: ((low, 1.0), (high, -1.0)))
+
+
+def chord(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return slope and value at 0 of the chord of max(z, 0) over [low, high]; 1 and 0 where on, 0 and 0 where off."""
+    # relu in place of clamp, whose gradient is many times slower.
+    before, beyond = torch.relu(-low), torch.relu(high)
+    steep = beyond / (beyond + before + torch.finfo(low.dtype).tiny)
+    return steep, steep * before
 
 
 def _beyond(z: Tensor, deviation: Tensor | None) -> Tensor:

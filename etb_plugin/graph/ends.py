@@ -67,10 +67,11 @@ def row_size(graph: Graph, position: int, like: Tensor) -> int:
     return graph.row_sizes[position]
 
 
-def examples_at_once(graph: Graph, region: Region, rows: int) -> int:
-    """Return for how many examples `rows` of the output each, and the windows of every unit, fit in a block."""
+def examples_at_once(graph: Graph, region: Region, rows: int, *, units: bool = True) -> int:
+    """Return for how many examples `rows` as wide as a node each, and with `units` the windows of every unit, fit in a
+    block."""
     largest = rows * graph.widest
-    for i in graph.activations:
+    for i in graph.activations if units else ():
         source = graph.nodes[i].inputs[0]
         if source not in graph.affine_prefix:
             image = graph.nodes[source].shape[1:]

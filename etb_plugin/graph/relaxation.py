@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etb_plugin.graph.activations import Activation, PiecewiseLinear
+from etb_plugin.graph.activations import Activation, PiecewiseLinear, chord
 from etb_plugin.graph.graph import Ends, Graph, reach
 from etb_plugin.graph.regions import Box, Region
 from etb_plugin.graph.rows import Rows, Tables, dot, summed, weighed_sum
@@ -96,10 +96,7 @@ def crown_slope(low: Tensor, high: Tensor) -> Tensor:
 
 
 def _hinge(low: Tensor, high: Tensor) -> _Hinge:
-    # relu in place of clamp, whose gradient is many times slower.
-    before, beyond = torch.relu(-low), torch.relu(high)
-    steep = beyond / (beyond + before + torch.finfo(low.dtype).tiny)
-    return _Hinge(low, high, steep, steep * before)
+    return _Hinge(low, high, *chord(low, high))
 
 
 @dataclass(frozen=True)

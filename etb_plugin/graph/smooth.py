@@ -99,7 +99,6 @@ class Smooth(Activation):
         return slope, self.intercept(slope, low, high, sign)
 
     def parallel(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the chord's slope, and the intercepts of the lines below and above with that slope."""
         run = high - low
         flat = run <= torch.finfo(run.dtype).eps * (low.abs() + high.abs())
         chord = (self.value(high) - self.value(low)) / torch.where(flat, torch.ones_like(run), run)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etb_plugin.bounds import Box, margin_spec
-from etb_plugin.bounds.convex import prepare_linear
+from etb_plugin.bounds.dual import prepare_linear
 from etb_plugin.networks import Pair, evaluating
 from etb_plugin.objectives.dual import RECIPE
 from etb_plugin.objectives.registry import Loss, Losses, Method, Objective, Point, register_method
@@ -59,8 +59,10 @@ class AgainstReference(Objective):
         assert isinstance(network, Pair)
         with evaluating(network):
             shape = torch.Size(input_shape)
-            first, normalize = prepare_linear(network.first, shape, projections=self.projections)
-            second, _ = prepare_linear(network.second, shape, projections=self.projections)
+            first, second = (
+                prepare_linear(member, shape, projections=self.projections)
+                for member in (network.first, network.second)
+            )
 
         def loss(images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> Losses:
             with evaluating(network), torch.no_grad():
@@ -68,9 +70,8 @@ class AgainstReference(Objective):
             box, spec = Box.around(images, point.eps), margin_spec(labels, classes, images.dtype)
             with evaluating(network):
                 f, g = Margins(*first(box, spec)), Margins(*second(box, spec))
-            inner = box.mapped(normalize)
             robust = [
-                F.cross_entropy(margin_logits(upper_among_attacks(own, other, inner), labels, classes), labels)
+                F.cross_entropy(margin_logits(upper_among_attacks(own, other, box), labels, classes), labels)
                 for own, other in ((f, g), (g, f))
             ]
             correct = (logits.argmax(1) == labels).sum()

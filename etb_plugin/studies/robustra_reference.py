@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from etb_plugin.attacks import Pgd, pgd
 from etb_plugin.bounds import Box, bound, margin_spec
-from etb_plugin.bounds.convex import prepare_linear
+from etb_plugin.bounds.dual import prepare_linear
 from etb_plugin.data import Dataset
 from etb_plugin.files import read_json, write_json
 from etb_plugin.networks import Pair, evaluating, members
@@ -110,14 +110,12 @@ def _paired(pair: nn.Module, data: Dataset, parameters: Parameters, eps: float) 
         certified = (bound("dual", network, final, spec, lower_only=True).lower > 0).all(1)
         found[f"LP error{which}"] = 1 - certified.double().mean().item()
         found[f"clean error{which}"] = (network(images).argmax(1) != labels).double().mean().item()
-        prepared, normalize = prepare_linear(network, torch.Size(data.input_shape))
-        linear[which] = Margins(*prepared(now, spec))
-    inner = now.mapped(normalize)
+        linear[which] = Margins(*prepare_linear(network, torch.Size(data.input_shape))(now, spec))
     for own, other in ((" f", " g"), (" g", " f")):
         mine, reference = linear[own], linear[other]
         eta = chosen_eta(mine.coefficients, reference.coefficients)
-        found[f"t{own}"] = slope(mine, reference, inner, eta).mean().item()
-        least, greatest = (slope(mine, reference, inner, torch.full_like(eta, end)) for end in (0.0, float("inf")))
+        found[f"t{own}"] = slope(mine, reference, now, eta).mean().item()
+        least, greatest = (slope(mine, reference, now, torch.full_like(eta, end)) for end in (0.0, float("inf")))
         shares = {"infeasible": greatest <= 0, "tight": (least < 0) & (greatest > 0), "loose": least >= 0}
         for name, share in shares.items():
             found[f"{name}{own}"] = share.double().mean().item()

@@ -115,9 +115,9 @@ class _Kept:
     """All that a step changes, as it was."""
 
     def __init__(self, step: Step, generator: torch.Generator) -> None:
-        self._step, self._generator = step, generator
+        self._step = step
         self._tensors = [(tensor, tensor.clone()) for tensor in self._now()]
-        self._drawn = generator.get_state()
+        self._drawn = [(one, one.get_state()) for one in (generator, _own_generator(generator.device))]
 
     def _now(self) -> list[Tensor]:
         network, optimizer = self._step.state.network, self._step.state.optimizer
@@ -133,4 +133,13 @@ class _Kept:
             for tensor in self._now():
                 if tensor.data_ptr() not in known:
                     tensor.zero_()
-        self._generator.set_state(self._drawn)
+        for generator, state in self._drawn:
+            generator.set_state(state)
+
+
+def _own_generator(device: torch.device) -> torch.Generator:
+    """Return torch's own generator of a device, which random projections are drawn from."""
+    if device.type == "cpu":
+        return torch.default_generator
+    torch.cuda.init()
+    return torch.cuda.default_generators[device.index or 0]

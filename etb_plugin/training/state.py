@@ -62,7 +62,7 @@ class State:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
-            # convex_adversarial draws its projections from torch's own generators.
+            # Random projections are drawn from torch's own generators.
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if self.generator.device.type == "cuda" else None,
             "epochs": self.epochs,
