@@ -34,6 +34,8 @@ bench: setup
 	$(BIN)/etb bench steps --model small,medium --seconds 8 --out compare/results/bench-steps.json \
 	  --methods nominal,pgd,ibp,ibp-fast,crown-ibp,sabr,mtl-ibp,mtl-expected,expected,expected:rows=top-3,expected:rows=fused
 	$(BIN)/etb bench bounds --model small --batch-size 10 --eps 0.01 --seconds 5 --out compare/results/bench-bounds.json
+	$(BIN)/etb bench epochs --methods ibp,crown-ibp,pgd,expected:rows=fused,mtl-ibp,mtl-expected \
+	  --out compare/results/bench-epochs.json
 	$(BIN)/python -W ignore compare/steps.py --out compare/results/steps.json
 
 # On a machine with a GPU: each line ends within minutes, or goes on where it stopped when it is called again.

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from etb_plugin.bench import AttackCost, BoundCost, StepCost
+from etb_plugin.bench import AttackCost, BoundCost, EpochCost, StepCost
 from etb_plugin.comparison import Overview, Planned, Workshop, planned
 from etb_plugin.comparison.tightness import Tightness
 from etb_plugin.evaluation.calibration import Calibration
@@ -154,6 +154,23 @@ def steps_table(found: Sequence[StepCost], heading: str) -> RenderableType:
     caption = (
         "A step of the last phase of each schedule (crown-ibp is IBP there). ratio: to a nominal step taken in turns\n"
         "with it; floor: the same in multiplications and additions."
+    )
+    return Group(Text(heading, "bold"), table, Text(caption, "dim"))
+
+
+def epochs_table(found: Sequence[EpochCost], heading: str) -> RenderableType:
+    """Return what whole epochs cost: time and memory, and the ratio to a nominal epoch."""
+    table = _table()
+    for name in ("network", "method"):
+        table.add_column(name, no_wrap=True)
+    for name in ("seconds", "least", "most", "nominal s", "ratio", "memory"):
+        table.add_column(name, justify="right")
+    for cost in found:
+        times = (cost.median_seconds, cost.least_seconds, cost.most_seconds, cost.nominal_seconds)
+        figures = [*(f"{value:.3g}" for value in times), f"{cost.ratio:.2f}", _memory(cost.mib)]
+        table.add_row(cost.model, Text(cost.method), *figures)
+    caption = (
+        "An epoch at the end of each schedule, what is measured and saved after it included. ratio: to a nominal one."
     )
     return Group(Text(heading, "bold"), table, Text(caption, "dim"))
 

@@ -34,6 +34,20 @@ def test_the_command_shows_a_table_and_writes_what_it_shows(tmp_path):
         assert f"{row['floor']:.2f}" in done.stdout
 
 
+def test_whole_epochs_are_measured_beside_nominal_ones(tmp_path):
+    methods = "ibp,robustra:projections=5,expected:rows=top-3"
+    arguments = ("bench", "epochs", "--model", "tiny", "--methods", methods, "--images", "64", "--batch-size", "20")
+    done = etb(*arguments, "--out", "epochs.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "epochs.json").read_text())["epochs"]
+    assert [row["method"] for row in rows] == ["ibp", "robustra projections=5", "expected rows=top-3"]
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["median_seconds"] / row["nominal_seconds"])
+        assert 0 < row["least_seconds"] <= row["median_seconds"] <= row["most_seconds"]
+        assert f"{row['ratio']:.2f}" in done.stdout
+    assert rows[1]["ratio"] > rows[0]["ratio"]  # two networks, each with projections
+
+
 def test_bounds_are_measured_beside_a_forward_pass_and_drawn(tmp_path):
     arguments = ("bench", "bounds", "--bounds", "ibp,crown,expected", "--model", "tiny", "--classes", "3,10")
     done = etb(*arguments, "--eps", "0.01", "--batch-size", "4", "--seconds", "0.1", "--out", "b.json", cwd=tmp_path)
