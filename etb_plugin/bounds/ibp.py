@@ -11,6 +11,7 @@ from etb_plugin.bounds.types import check_spec
 from etb_plugin.errors import ConfigError
 from etb_plugin.graph.graph import Graph, reach
 from etb_plugin.graph.regions import Region
+from etb_plugin.graph.rounding import are_rigorous, gamma
 from etb_plugin.graph.rows import Rows
 from etb_plugin.graph.tracing import trace
 
@@ -51,11 +52,18 @@ def spec_interval(
     """
     if spec is None:
         center, radius = values[-1]
+        if are_rigorous():
+            radius = radius + gamma() * (center.abs() + radius)
         return center - radius, center + radius
     rows = Rows(spec.to(region.center.dtype))
-    found, middle = graph.backward({graph.last: rows}, None, until=graph.activations)
+    slack = graph.slack(values) if are_rigorous() else None
+    found, middle = graph.backward({graph.last: rows}, None, until=graph.activations, slack=slack)
     deviation: Tensor | float = 0.0
     for i, folded in found.items():
         center, radius = folded.over(*values[i]) if i else reach(region, folded)
         middle, deviation = middle + center, deviation + radius
+        if slack is not None:
+            slack.reach(i, folded)
+    if slack is not None:
+        deviation = deviation + slack.total
     return middle - deviation, middle + deviation  # type: ignore[return-value]

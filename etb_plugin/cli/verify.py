@@ -46,6 +46,7 @@ def command(
     stages: o.Stages = None,
     time_limit: o.TimeLimit = None,
     solver: o.Solver = None,
+    rigorous: o.Rigorous = None,
     minimum_radius: Annotated[
         bool,
         typer.Option(
@@ -89,6 +90,8 @@ def command(
 
     A file with a list of state_dicts is a cascade of networks, verified as one: an image is answered by the first that
     is robust there, or else by the last.
+
+    With --rigorous proofs hold in real arithmetic: what rounding may have added is taken off every bound.
 
     With a PROPERTY, the answer is the verification competition's: sat and a counterexample, unsat, timeout or unknown.
 
@@ -191,6 +194,7 @@ def _run_instances(path: Path, out: str | None, workers: int, memory: int | None
 
     options = ["--seed", str(request.seed), "--solver", request.solver, "--device", request.device]
     options += ["--pgd-steps", str(request.pgd_steps), "--pgd-restarts", str(request.pgd_restarts)]
+    options += ["--rigorous"] if request.rigorous else []
     if request.stages is not None:
         options += ["--stages", ",".join(request.stages)]
     answers = run_instances(path, Path(out), workers, memory, options, told)

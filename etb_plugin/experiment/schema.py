@@ -96,6 +96,9 @@ class Verifying(_Section):
         Seconds, Field(description="Seconds for an image's inputs, bab, exact and lp in all, or for a property; 60.")
     ] = 60.0
     solver: Annotated[str, Field(description="highs, or gurobi where it is installed.")] = "highs"
+    rigorous: Annotated[
+        bool, Field(description="Proofs hold in real arithmetic: rounding is taken off every bound (on a CPU).")
+    ] = False
 
 
 class Engine(_Section):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from etb_plugin.errors import UnsupportedLayer
+
 Number = float | Tensor
 
 
@@ -38,6 +40,11 @@ class Activation(ABC):
     def parallel(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return a slope, and the intercepts of a line below and of one above with that slope, on [low, high]: chords'
         slopes, as in Wong and Kolter's dual."""
+
+    def magnitude(self, size: Tensor) -> Tensor:
+        """Return the sum of the sizes of all that a value is added up from, for inputs of at most `size`: what rounding
+        is relative to."""
+        raise UnsupportedLayer("rounding is known of piecewise linear activations only")
 
     @abstractmethod
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,6 +93,12 @@ class PiecewiseLinear(Activation):
             shift, reach = -change * steep * knot, change * rise
             below, above = below + shift - torch.relu(-reach), above + shift + torch.relu(reach)
         return slope, below, above
+
+    def magnitude(self, size: Tensor) -> Tensor:
+        total = (1 + torch.as_tensor(self.first()).abs()) * size + abs(self.offset)
+        for knot, change in self.hinges():
+            total = total + (1 + torch.as_tensor(change).abs()) * (size + abs(knot))
+        return total
 
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         # f = first z + offset + sum of change h, and E[h h'] = E[h_max^2] + |knot - knot'| E[h_max].

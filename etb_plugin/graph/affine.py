@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.graph.rows import Rows, Window
 from etb_plugin.memory import fitting
 from etb_plugin.stopping import check_time
@@ -27,6 +28,12 @@ class Affine(ABC):
     @abstractmethod
     def spread(self, *radii: Tensor) -> Tensor:
         """Return |A| r, the sum over the inputs, [batch, *out] for radii [batch, *in] >= 0."""
+
+    def magnitude(self, *sizes: Tensor) -> Tensor:
+        """Return the sum of the sizes of all that a value is added up from, [batch, *out], for inputs of at most
+        `sizes` [batch, *in]: what rounding is relative to."""
+        zeros = (torch.zeros_like(size[:1]) for size in sizes)
+        return self.spread(*sizes) + self.forward(*zeros).abs()
 
     @abstractmethod
     def squared(self, *values: Tensor) -> Tensor:
@@ -199,6 +206,9 @@ class Dense(Affine):
 
     function: Callable[..., Tensor]
 
+    def magnitude(self, *sizes: Tensor) -> Tensor:
+        raise UnsupportedLayer("rounding is not known of an affine map that is known by its function alone")
+
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.function(*inputs)
 
@@ -241,11 +251,16 @@ class Coherent(Dense):
 
     Reshaping, slicing, padding, concatenation, sums and differences, averages, and any elementwise scale and
     shift are such maps: |A| r is then |f(r) - f(0)|, input by input, and A^T comes from f's own derivative.
-    `homogeneous` says that f(0) = 0; `gathering` that an output may take several elements of one input.
+    `homogeneous` says that f(0) = 0; `gathering` that an output may take several elements of one input,
+    `opaque` that f(0) may be what is left of larger terms.
     """
 
     homogeneous: bool = False
     gathering: bool = False
+    opaque: bool = False
+
+    def magnitude(self, *sizes: Tensor) -> Tensor:
+        return super().magnitude(*sizes) if self.opaque else Affine.magnitude(self, *sizes)
 
     def spread(self, *radii: Tensor) -> Tensor:
         zeros = [torch.zeros_like(r) for r in radii]
@@ -318,12 +333,17 @@ class Scale(Affine):
     """An elementwise product and shift, as batch norm's in eval mode; both broadcast over the features.
 
     `factor()` and `offset()` are [1, *features] or of a shape that broadcasts; `channels` says that they differ
-    between channels only, and are [1, channels, 1, ...].
+    between channels only, and are [1, channels, 1, ...]. `terms()` is the sum of the sizes of what the offset was
+    computed from, where that is more than its own.
     """
 
     factor: Callable[[], Tensor]
     offset: Callable[[], Tensor | None]
     channels: bool = False
+    terms: Callable[[], Tensor] | None = None
+
+    def magnitude(self, *sizes: Tensor) -> Tensor:
+        return super().magnitude(*sizes) if self.terms is None else self.spread(*sizes) + self.terms()
 
     def forward(self, *inputs: Tensor) -> Tensor:
         value, offset = inputs[0] * self.factor(), self.offset()
@@ -357,6 +377,9 @@ class LargerOf(Affine):
 
     b has no coefficient of its own; it is there so that an interval is that of the larger value, and not of the sum.
     """
+
+    def magnitude(self, *sizes: Tensor) -> Tensor:
+        return sizes[0] + sizes[1] + sizes[2]
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return inputs[0] + inputs[2]

@@ -16,6 +16,7 @@ from etb_plugin.graph.affine import Linear
 from etb_plugin.graph.graph import Ends, Graph
 from etb_plugin.graph.regions import Region
 from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, optimized
+from etb_plugin.graph.rounding import are_rigorous, gamma
 from etb_plugin.graph.rows import Rows, Window
 from etb_plugin.graph.smooth import Smooth
 from etb_plugin.memory import fitting
@@ -255,7 +256,11 @@ def _of_units(
             value, mine = optimized(relaxation, both, steps=search.steps, start=mine, rate=search.rate)
         else:
             value = relaxation.below(both, mine).value
-        return torch.stack([value[:, 0], -value[:, 1]], 1) + constant, mine.slopes
+        found = torch.stack([value[:, 0], -value[:, 1]], 1) + constant
+        if are_rigorous():
+            pad = gamma() * (value.abs() + torch.as_tensor(constant).abs())
+            found = found + torch.stack([-pad[:, 0], pad[:, 1]], 1)
+        return found, mine.slopes
 
     parts: list[Tensor] = []
     kept: list[Mapping[Hinge, Tensor]] = []

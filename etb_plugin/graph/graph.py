@@ -7,7 +7,7 @@ bound: what becomes of a row at an activation is the caller's rule (`relaxation`
 Shapes: a value at a node is [batch, *features]; rows are as in `rows.Rows`.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from etb_plugin.graph.activations import Activation
 from etb_plugin.graph.affine import Affine, Conv, Linear
 from etb_plugin.graph.regions import Ball, Region
+from etb_plugin.graph.rounding import TINY, Slack, are_rigorous, check_rigorous, gamma
 from etb_plugin.graph.rows import Rows
 from etb_plugin.memory import fitting
 from etb_plugin.stopping import check_time
@@ -94,25 +95,51 @@ class Graph:
         """Return (centre, radius) at every node by interval arithmetic (Gowal et al. 2019, equation 6).
 
         For a ball the nodes before the first activations are bounded by the dual norm of their rows. `tighten` may
-        better the ends of each activation's input on the way.
+        better the ends of each activation's input on the way. Within `rounding.rigorous` radii take in what rounding
+        may have moved.
         """
+        check_rigorous(region.center, takes=not isinstance(region, Ball))
         values: list[tuple[Tensor, Tensor]] = [(region.center, region.radius)]
         for i, node in enumerate(self.nodes[1:], start=1):
             inputs = [values[j] for j in node.inputs]
             if isinstance(node.operation, Activation):
                 center, radius = inputs[0]
                 low, high = center - radius, center + radius
+                if are_rigorous():
+                    pad = gamma() * (center.abs() + radius)
+                    low, high = low - pad, high + pad
                 if tighten is not None:
                     low, high = tighten(i, low, high)
+                size = torch.maximum(low.abs(), high.abs())
                 low, high = node.operation.range(low, high)
-                values.append(((high + low) / 2, (high - low) / 2))
+                center, radius = (high + low) / 2, (high - low) / 2
+                if are_rigorous():
+                    radius = radius + gamma() * node.operation.magnitude(size)
+                values.append((center, radius))
                 continue
             assert node.operation is not None
             center, radius = node.operation.interval(*inputs)
+            if are_rigorous():
+                sizes = [one.abs() + reach for one, reach in inputs]
+                factor = gamma(*(size[0].numel() for size in sizes))
+                radius = radius + factor * node.operation.magnitude(*sizes)
             if isinstance(region, Ball) and i in self._read_behind_prefix:
                 radius = self.deviation_of_units(i, region, None)
             values.append((center, radius))
         return values
+
+    def slack(self, values: Sequence[tuple[Tensor, Tensor]], ends: Ends | None = None) -> Slack:
+        """Return what takes note of rounding in walks back, from (centre, radius) at every node, and the ends that
+        relaxations are made from."""
+        sizes = [center.abs() + radius + TINY for center, radius in values]
+        for i, (low, high) in (ends or {}).items():
+            source = self.nodes[i].inputs[0]
+            sizes[source] = torch.maximum(sizes[source], torch.maximum(low.abs(), high.abs()))
+        made = [sizes[0]]
+        for node in self.nodes[1:]:
+            assert node.operation is not None
+            made.append(node.operation.magnitude(*(sizes[j] for j in node.inputs)))
+        return Slack(sizes, made)
 
     @cached_property
     def _read_behind_prefix(self) -> set[int]:
@@ -140,12 +167,13 @@ class Graph:
         *,
         until: Collection[int] = (),
         shifts: bool = True,
+        slack: Slack | None = None,
     ) -> tuple[dict[int, Rows], Tensor | float]:
         """Take rows of some nodes, which are added up, back to the input, or to the nodes `until`.
 
         Activations are passed by the rule `through`. Returns the rows at the input (zero where nothing of it is
         reached) and at `until`, and the constants met on the way, [groups or 1, number]; without `shifts` those of
-        affine maps are left out.
+        affine maps are left out. `slack` takes note of rounding.
         """
         pending, found = dict(start), {}
         constant: Tensor | float = 0.0
@@ -168,6 +196,8 @@ class Graph:
                 shift = node.operation.shift(here, shapes) if shifts else None
             if shift is not None:
                 constant = constant + shift
+            if slack is not None:
+                slack.pass_node(i, here, parts, node.inputs)
             for j, part in zip(node.inputs, parts, strict=True):
                 pending[j] = pending[j].plus(part, self.nodes[j].shape) if j in pending else part
         if not found:  # no path from the input: the node is constant

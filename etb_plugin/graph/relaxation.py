@@ -20,6 +20,7 @@ from torch import Tensor
 from etb_plugin.graph.activations import Activation, PiecewiseLinear, chord
 from etb_plugin.graph.graph import Ends, Graph, reach
 from etb_plugin.graph.regions import Box, Region
+from etb_plugin.graph.rounding import Slack, are_rigorous, check_rigorous
 from etb_plugin.graph.rows import Rows, Tables, dot, summed, weighed_sum
 from etb_plugin.graph.smooth import Smooth
 from etb_plugin.stopping import check_time
@@ -119,6 +120,7 @@ class Relaxation:
         self._signed: dict[Hinge, _Hinge] = {}
         self._views: dict[tuple[Hinge, str], Tensor] | None = None
         self._tables: Tables | None = {}
+        self._values: list[tuple[Tensor, Tensor]] | None = None
         self._box = (region.center, region.radius) if isinstance(region, Box) else None
         # Made now: blocks of rows that are worked on twice, for a gradient, have to find the same both times.
         self._curves: dict[Hinge, _Line] = {}
@@ -167,13 +169,32 @@ class Relaxation:
             assert isinstance(activation, PiecewiseLinear)
             return self._through(i, activation, here, choice)
 
-        found, constant = self.graph.backward(start, through)
+        slack = self._slack() if are_rigorous() else None
+        found, constant = self.graph.backward(start, through, slack=slack)
         middle, deviation = self._reach(found[0])
-        return Lines(middle + constant - deviation, found[0], constant, arriving)
+        value = middle + constant - deviation
+        if slack is not None:
+            slack.reach(0, found[0])
+            value = value - slack.total
+        return Lines(value, found[0], constant, arriving)
+
+    def _slack(self) -> Slack:
+        """Return what takes note of rounding on the way of some rows."""
+        if self._values is None:
+            with torch.no_grad():
+                self._values = self.graph.intervals(self.region, self._known)
+        return self.graph.slack(self._values, self.ends)
+
+    def _known(self, i: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        if i not in self.ends:
+            return low, high
+        low, high = torch.maximum(low, self.ends[i][0]), torch.minimum(high, self.ends[i][1])
+        return torch.minimum(low, high), torch.maximum(low, high)  # of an empty branch they cross
 
     def between(self, rows: Tensor | Mapping[int, Rows]) -> tuple[Tensor, Tensor, Rows, Tensor]:
         """Return the least and the greatest value of `rows`, as of `below`, with the chord's slope on both sides
         (Wong and Kolter 2018), and the linear functions below them: rows at the input and constants."""
+        check_rigorous(self.region.center, takes=False)
         start = {self.graph.last: Rows(rows)} if isinstance(rows, Tensor) else rows
 
         def through(i: int, activation: Activation, here: Rows) -> tuple[Tensor, Tensor | None]:

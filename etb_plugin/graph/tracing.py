@@ -424,7 +424,11 @@ def _batch_norm(builder: _Builder, node: fx.Node, layer: Any) -> Affine:
         shift = -layer.running_mean.view(shape) * factor()
         return shift if layer.bias is None else shift + layer.bias.view(shape)
 
-    return Scale(factor, offset, channels=True)
+    def terms() -> Tensor:
+        size = (layer.running_mean.view(shape) * factor()).abs()
+        return size if layer.bias is None else size + layer.bias.view(shape).abs()
+
+    return Scale(factor, offset, channels=True, terms=terms)
 
 
 def _average(builder: _Builder, node: fx.Node, layer: Any) -> Affine:
@@ -654,7 +658,7 @@ def _interpolated(builder: _Builder, node: fx.Node, mode: str) -> Affine:
     return _gather(builder, node, None)
 
 
-def _scale_and_shift(builder: _Builder, node: fx.Node, _: Any) -> Affine:
+def _scale_and_shift(builder: _Builder, node: fx.Node, _: Any) -> Coherent:
     builder.features(node)
     return Coherent(builder.closure(node, tuple(n for n in node.all_input_nodes if n in builder.positions)))
 
@@ -662,7 +666,7 @@ def _scale_and_shift(builder: _Builder, node: fx.Node, _: Any) -> Affine:
 def _normalized_call(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
     if _argument(node, 5, "training", False) or len(inputs) != 1:
         raise UnsupportedLayer(f"layer {builder.name(node)} normalises by the batch's own statistics")
-    return _scale_and_shift(builder, node, inputs)
+    return replace(_scale_and_shift(builder, node, inputs), opaque=True)
 
 
 def _rearrange(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.attacks import Pgd, falsify
-from etb_plugin.bounds import PreparedBound, get_bound, prepare_lower
+from etb_plugin.bounds import Box, PreparedBound, get_bound, prepare_lower
 from etb_plugin.bounds.program import Maps, affine_maps, refuse_smooth
 from etb_plugin.bounds.solvers import check_solver
 from etb_plugin.errors import ConfigError, OutOfTime, SoundnessError, Stopped, UnsupportedLayer
 from etb_plugin.graph.ends import crown_ends, tightened
 from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.relaxation import Choice, Relaxation
+from etb_plugin.graph.rounding import rigorous
 from etb_plugin.graph.smooth import Smooth
 from etb_plugin.graph.tracing import trace
 from etb_plugin.memory import in_smaller_blocks
@@ -35,6 +36,9 @@ from etb_plugin.verification.problem import Problem, Verdict, proved_parts, stac
 
 STAGES = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown", "dual", "inputs", "bab", "exact", "lp")
 """The whole cascade, in order."""
+
+RIGOROUS_STAGES = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown")
+"""Those whose proofs can take rounding in."""
 
 _FEW_INPUTS = 20
 """Up to how many inputs that move are worth cutting, where the activations can be branched on too."""
@@ -49,13 +53,15 @@ _REFINING_STEPS = 20
 
 @dataclass(frozen=True)
 class Settings:
-    """How a case is decided: the stages' names in order, PGD's settings, seconds for a case's complete stages."""
+    """How a case is decided: the stages' names in order, PGD's settings, seconds for a case's complete stages, and
+    whether proofs have to hold in real arithmetic."""
 
     stages: tuple[str, ...] = STAGES
     attack: Pgd = field(default_factory=Pgd)
     seconds: float = 60.0
     solver: str = "highs"
     seed: int = 0
+    rigorous: bool = False
 
 
 @dataclass
@@ -100,6 +106,8 @@ class Cascade:
             for name in settings.stages
             if name != "pgd" and name not in _ALONE
         }
+        if settings.rigorous:
+            _check_rounding(self.network, shape)
         self._graph = trace(self.network, shape) if self.alone else None
         for name in self.alone:
             assert self._graph is not None
@@ -134,7 +142,10 @@ class Cascade:
                 continue
             begun, now = time.perf_counter(), time.monotonic()
             share = 1.0 if name == self.settings.stages[-1] else 0.5
-            with until(now + share * (deadline - now)):
+            with (
+                until(now + share * (deadline - now)),
+                rigorous() if self.settings.rigorous else contextlib.nullcontext(),
+            ):
                 if name == "pgd":
                     _tried(name, left, self._attack, left)
                 else:
@@ -255,10 +266,21 @@ def check_stages(settings: Settings) -> None:
             raise ConfigError(
                 f"bound {name!r} is not sound, so it cannot verify; stages are pgd, inputs, bab and sound bounds"
             )
+    beyond = [name for name in settings.stages if name.partition(":")[0] not in RIGOROUS_STAGES]
+    if settings.rigorous and beyond:
+        raise ConfigError(f"--rigorous knows no rounding in stage {beyond[0]!r}; leave {', '.join(RIGOROUS_STAGES)}")
     if not settings.seconds > 0:
         raise ConfigError(f"the time limit is {settings.seconds:g}; it must be positive, in seconds for each image")
     if set(settings.stages) & set(_ALONE):
         check_solver(settings.solver)
+
+
+def _check_rounding(network: nn.Module, input_shape: torch.Size) -> None:
+    """Raise UnsupportedLayer for a network with a layer of which no rounding is known, and ConfigError off a CPU."""
+    like = next((p for p in network.parameters()), torch.zeros((), dtype=torch.float64))
+    zeros = torch.zeros(1, *input_shape, dtype=torch.float64, device=like.device)
+    with rigorous():
+        trace(network, input_shape).intervals(Box.around(zeros, 0.0))
 
 
 def _tried(name: str, cases: Sequence[Case], stage: Callable[..., None], *arguments: Any) -> None:

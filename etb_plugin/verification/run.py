@@ -27,7 +27,7 @@ from etb_plugin.networks import NetworkCascade
 from etb_plugin.networks.checkpoints import weights_digest
 from etb_plugin.results import SCHEMA, environment
 from etb_plugin.results.networks import Trained, restore
-from etb_plugin.verification.cascade import STAGES, Cascade, Case, Settings, takers
+from etb_plugin.verification.cascade import RIGOROUS_STAGES, STAGES, Cascade, Case, Settings, takers
 from etb_plugin.verification.problem import Verdict, robustness
 from etb_plugin.verification.turns import Turns
 
@@ -119,7 +119,8 @@ class Watch(Protocol):
 def cascade_of(request: VerifyRequest, stages: tuple[str, ...]) -> Settings:
     """Return the cascade that a request asks for, of `stages` where it names none."""
     attack = Pgd(request.pgd_steps, request.pgd_restarts)
-    return Settings(request.stages or stages, attack, request.time_limit, request.solver, request.seed)
+    named = request.stages or (RIGOROUS_STAGES if request.rigorous else stages)
+    return Settings(named, attack, request.time_limit, request.solver, request.seed, request.rigorous)
 
 
 class Verification:
@@ -156,6 +157,7 @@ class Verification:
         return (
             f"{about['dataset']}, {about['model']}, test images {self.images[0]}:{self.images[1]}; "
             f"PGD {s.attack.steps} steps x {s.attack.restarts}, {s.seconds:g} s for inputs, bab, exact and lp"
+            + (", rigorous" if s.rigorous else "")
         )
 
     @cached_property

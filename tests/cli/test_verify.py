@@ -98,6 +98,20 @@ def test_a_signal_stops_and_the_same_command_goes_on(trained):
     assert before < set(kept.glob("*/findings/*"))
 
 
+def test_rigorous_proofs_are_some_of_the_proofs(verified):
+    folder, _, results = verified
+    done = etb("verify", "mine", "--images", "0:60", "--rigorous", "--out", "rigorous", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "rigorous" in done.stdout
+    (result,) = json.loads((folder / "rigorous/results.json").read_text())["verifications"]
+    (before,) = results["verifications"]
+    pairs = [(a["verdict"], b["verdict"]) for a, b in zip(result["findings"], before["findings"], strict=True)]
+    assert pairs.count(("robust", "robust")) > 10
+    assert ("robust", "falsified") not in pairs
+    assert all(finding["by"] in (None, "misclassified", "pgd", "ibp", "crown-ibp", "crown", "alpha-crown")
+               for finding in result["findings"])  # fmt: skip
+
+
 def test_properties_from_files_have_the_verdicts_of_the_run(verified):
     folder, _, results = verified
     assert etb("export", "mine", "--onnx", "p.onnx", "--vnnlib", "p", "--images", "0:60", cwd=folder).returncode == 0
@@ -165,6 +179,7 @@ def test_a_folder_of_another_networks_verdicts_is_refused(verified):
         (("verify", "mine", "--stages", "pgd,expected"), "'expected' is not sound"),
         (("verify", "mine", "--stages", "crwon"), "did you mean crown"),
         (("verify", "mine", "--eps-test", "8"), "write 8/255"),
+        (("verify", "mine", "--rigorous", "--stages", "crown,bab"), "knows no rounding in stage .bab."),
         (("verify", "mine", "--solver", "cplex"), "unknown solver 'cplex'"),
         (("verify", "mine", "mine/experiment.yaml"), "a property is about an ONNX network"),
         (("verify", "mine", "--minimum-radius", "--precision", "0"), "0 < precision < largest"),

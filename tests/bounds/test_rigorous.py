@@ -1,0 +1,149 @@
+"""Bounds in real arithmetic: held against exact fractions, and against networks made to fool by rounding."""
+
+from fractions import Fraction
+from itertools import pairwise, product
+
+import pytest
+import torch
+from torch import nn
+
+from etb_plugin import Ball, Box, bound, margin_spec
+from etb_plugin.errors import ConfigError, UnsupportedLayer
+from etb_plugin.graph.rounding import rigorous
+from etb_plugin.networks import build
+from etb_plugin.verification.cascade import Cascade, Settings
+from etb_plugin.verification.problem import Verdict, robustness
+from tests.conftest import Branching
+
+BOUNDS = ("ibp", "crown-ibp", "crown", "alpha-crown")
+
+
+def exactly(network, x):
+    """Return the outputs of fully connected ReLU layers at `x`, as fractions."""
+    values = [Fraction(v) for v in x.flatten().tolist()]
+    for layer in network:
+        if isinstance(layer, nn.Linear):
+            rows = [[Fraction(w) for w in row] for row in layer.weight.tolist()]
+            biases = [Fraction(b) for b in layer.bias.tolist()]
+            values = [sum(map(Fraction.__mul__, row, values), b) for row, b in zip(rows, biases, strict=True)]
+        elif isinstance(layer, nn.ReLU):
+            values = [max(v, Fraction(0)) for v in values]
+    return values
+
+
+def cancelling(seed, *sizes):
+    """Return layers whose weights are of all sizes and cancel."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = [nn.Flatten()]
+    for into, out in pairwise(sizes):
+        layer = nn.Linear(into, out).double()
+        with torch.no_grad():
+            size = 10.0 ** torch.randint(-6, 7, (out, into), generator=generator).double()
+            layer.weight.copy_(torch.randn(out, into, generator=generator, dtype=torch.float64) * size)
+            layer.weight[1::2] = -layer.weight[::2][: out // 2] * (1 + 2**-50)
+            layer.bias.copy_(torch.randn(out, generator=generator, dtype=torch.float64) * 1e5)
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bounds_enclose_the_exact_outputs_where_rounding_moves_them(name):
+    outside = 0
+    for seed in range(12):
+        network = cancelling(seed, 3, 6, 5, 2)
+        center = torch.rand(1, 1, 1, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        box = Box.around(center, 2.0**-48 if seed % 2 else 0.0)
+        plain = bound(name, network, box)
+        with rigorous():
+            sure = bound(name, network, box)
+        corners = [torch.stack(c) for c in product(*zip(box.lower.flatten(), box.upper.flatten(), strict=True))]
+        for corner in corners:
+            for k, value in enumerate(exactly(network, corner)):
+                assert Fraction(sure.lower[0, k].item()) <= value <= Fraction(sure.upper[0, k].item())
+                outside += not Fraction(plain.lower[0, k].item()) <= value <= Fraction(plain.upper[0, k].item())
+    assert outside > 20  # what is taken off is needed
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [*product(("tiny", "small"), ("ibp", "crown-ibp", "crown")), ("mlp-20x2", "alpha-crown"), ("wk-resnet", "ibp"),
+     pytest.param("wk-resnet", "crown", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_little_is_lost_on_networks_of_usual_weights(network, name):
+    shape = (3, 8, 8) if network == "wk-resnet" else (1, 28, 28)
+    net = build(network, shape, 10, seed=0).double()
+    box = Box.around(torch.rand(1, *shape, dtype=torch.float64), 0.01)
+    spec = margin_spec(torch.tensor([3]), 10, torch.float64)
+    plain = bound(name, net, box, spec)
+    with rigorous():
+        sure = bound(name, net, box, spec)
+    assert (sure.lower <= plain.lower).all()
+    assert (plain.lower - sure.lower).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_batch_norm_pooling_branches_and_clamps_are_known(name):
+    network = nn.Sequential(Branching(), nn.Hardtanh(-0.5, 0.7), nn.Linear(5, 4), nn.LeakyReLU(0.1), nn.Linear(4, 3))
+    network = network.double().eval()
+    box = Box.around(torch.rand(2, 1, 6, 6, dtype=torch.float64), 0.02)
+    plain = bound(name, network, box)
+    with rigorous():
+        sure = bound(name, network, box)
+    assert (sure.lower < plain.lower).all()
+    assert (sure.upper > plain.upper).all()
+    assert (plain.lower - sure.lower).max() < 1e-9
+
+
+def fooling(big, depth, into):
+    """Return a network of two classes, of float32 numbers, that says 0 in floating point and 1 in truth: a sum with
+    `big` swallows the input (Jia and Rinard 2021, Zombori et al. 2021)."""
+    parts = [nn.Linear(into, 1), *(nn.Linear(1, 1) for _ in range(depth + 1)), nn.Linear(1, 2)]
+    with torch.no_grad():
+        for layer in parts:
+            layer.weight.fill_(1.0)
+            layer.bias.zero_()
+        parts[0].bias.fill_(big)
+        parts[-2].bias.fill_(-big)
+        parts[-1].weight[0] = 0.0
+        parts[-1].bias[0] = 0.25
+    return nn.Sequential(nn.Flatten(), *(layer for part in parts for layer in (part, nn.ReLU())))[:-1]
+
+
+FOOLING = [(big, depth, into) for big in (2.0**55, 2.0**70, 2.0**100) for depth in (0, 1, 3) for into in (1, 4)]
+
+
+def verdicts(settings):
+    found = []
+    for big, depth, into in FOOLING:
+        network = fooling(big, depth, into)
+        x = torch.full((1, 1, 1, into), 0.5, dtype=torch.float64)
+        assert exactly(network, x)[1] > exactly(network, x)[0]  # in truth class 1, at the centre already
+        cascade = Cascade(network, (1, 1, into), settings)
+        found.append(cascade.decide(robustness(Box.around(x, 0.1), 0, 2)).verdict)
+    return found
+
+
+def test_networks_made_to_fool_by_rounding_are_not_certified():
+    stages = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown")
+    without = verdicts(Settings(stages))
+    assert without.count(Verdict.ROBUST) == len(FOOLING)  # that is what rounding does
+    assert Verdict.ROBUST not in verdicts(Settings(stages, rigorous=True))
+
+
+def test_what_cannot_be_rigorous_is_refused():
+    network, box = build("tiny", (1, 8, 8), 10, seed=0), Box.around(torch.rand(1, 1, 8, 8), 0.1)
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    wide = Box(box.lower.double(), box.upper.double())
+    with rigorous():
+        with pytest.raises(ConfigError, match="in float64 on a CPU"):
+            bound("crown", network, box)
+        with pytest.raises(ConfigError, match="rigorous bounds are ibp"):
+            bound("dual", network.double(), wide)
+        with pytest.raises(ConfigError, match="of boxes"):
+            bound("crown", network.double(), Ball(wide.center, 0.1, 2))
+        with pytest.raises(UnsupportedLayer, match="piecewise linear"):
+            bound("crown", smooth, wide)
+    with pytest.raises(ConfigError, match="knows no rounding in stage 'bab'"):
+        Cascade(network, (1, 8, 8), Settings(("crown", "bab"), rigorous=True))
+    with pytest.raises(UnsupportedLayer, match="piecewise linear"):
+        Cascade(smooth, (1, 8, 8), Settings(("crown",), rigorous=True))
