@@ -25,7 +25,7 @@ FLOORS = (
     {"comparison"},
     {"bench"},
     {"report"},
-    {"studies"},
+    {"studies", "selftest"},
     {"cli", "__main__"},
 )
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

@@ -1,6 +1,7 @@
 """Soundness is tested, not believed: every sound bound on random networks, and laws that hold between bounds.
 
-A failing network prints its seed, shrunk to the blocks that matter; `python -m tests.fuzz.check` goes on from there.
+A failing network prints its seed, shrunk to the blocks that matter; `python -m etb_plugin.selftest.fuzz` goes on from
+there.
 """
 
 import copy
@@ -12,9 +13,9 @@ from torch import nn
 
 from etb_plugin import Box, bound
 from etb_plugin.bounds import bounds, register_bound, registry
+from etb_plugin.selftest.fuzz import OPTIONS, arithmetic, fault, reached, told
+from etb_plugin.selftest.networks import drawn
 from tests.conftest import fully_connected
-from tests.fuzz.check import OPTIONS, arithmetic, fault, reached, told
-from tests.fuzz.networks import drawn
 
 CASES_AT_ONCE = 10
 

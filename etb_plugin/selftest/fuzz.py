@@ -2,7 +2,7 @@
 
 Run by itself it tells of the toolkits' own bounds what the tests tell of ours:
 
-    python -m tests.fuzz.check --pairs 500 --by auto_LiRPA
+    python -m etb_plugin.selftest.fuzz --pairs 500 --by auto_LiRPA
 """
 
 import argparse
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from etb_plugin import bound
 from etb_plugin.errors import EtbError
 from etb_plugin.graph.activations import PiecewiseLinear
+from etb_plugin.graph.affine import Affine
 from etb_plugin.graph.regions import Ball, Box, Region
 from etb_plugin.graph.smooth import Smooth
 from etb_plugin.graph.tracing import trace
-from tests.fuzz.networks import Case, corners, drawn
+from etb_plugin.selftest.networks import Case, corners, drawn
 
 OPTIONS: dict[str, dict[str, object]] = {
     "ibp": {},
@@ -51,6 +52,7 @@ def arithmetic(network: nn.Module, region: Region) -> Tensor:
             shift = abs(node.operation.offset) + sum(abs(knot) * torch.as_tensor(c).abs().max() for knot, c in hinges)
             sizes.append(inputs[0] * slope + shift)
         else:
+            assert isinstance(node.operation, Affine)
             zeros = [torch.zeros_like(value) for value in inputs]
             sizes.append(node.operation.spread(*inputs) + node.operation.forward(*zeros).abs())
             longest += max(value[0].numel() for value in inputs)
@@ -108,27 +110,35 @@ def in_ball(region: Region, directions: Tensor) -> Tensor:
     return region.center.double() + region.eps * (1 - 1e-12) * flat.view_as(directions)
 
 
-def fault(case: Case, name: str, options: dict[str, object]) -> str | None:
-    """Return what is wrong with a bound on a case, in one line; None where nothing is."""
+def fault(case: Case, name: str, options: dict[str, object], device: str = "cpu") -> str | None:
+    """Return what is wrong with a bound on a case, in one line; None where nothing is. The bound is computed on the
+    device, and what it is held against on the CPU."""
     network, region = case.network, case.around()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     spec = torch.cat([torch.eye(3), torch.tensor([[1.0, -1.0, 0.0], [-0.5, 2.0, 1.0]])]).to(case.dtype).expand(2, 5, 3)
     try:
-        got = bound(name, network, region, spec, **options)
+        got = bound(name, copy.deepcopy(network).to(device), moved(region, device), spec.to(device), **options)
     except EtbError:
         raise
     except Exception as error:
         return f"untyped failure: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     slack = torch.einsum("brk,bk->br", spec.abs(), arithmetic(network, region)).double()
     low, high = reached(network, region, spec, case.seed)
-    lower, upper = got.lower.double(), got.upper.double()
+    lower, upper = got.lower.double().cpu(), got.upper.double().cpu()
     if not bool((lower <= low + slack).all() and (upper >= high - slack).all()):  # also where it is no number
         out = torch.maximum(lower - low, high - upper)
         return f"outside by {float(out.max()):.3g} (rounding explains {float(slack.max()):.3g})"
     if case.eps == 0 and bool(((upper - lower) > 2 * slack).any()):
         return f"a point has width {float((upper - lower).max()):.3g}"
     return None
+
+
+def moved(region: Region, device: str) -> Region:
+    """Return the region on a device."""
+    if isinstance(region, Ball):
+        return Ball(region.center.to(device), region.eps, region.norm)
+    return Box(region.lower.to(device), region.upper.to(device))
 
 
 def shrunk(case: Case, name: str, options: dict[str, object]) -> Case:

@@ -72,6 +72,9 @@ class Residual(nn.Module):
 class Shift(nn.Module):
     """A constant added and a factor, of the features' shape."""
 
+    by: Tensor
+    factor: Tensor
+
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()
         self.register_buffer("by", torch.randn(shape))
@@ -121,6 +124,8 @@ def made(block: Block, shape: torch.Size) -> nn.Module | None:
         layer = Activation(draw.choice(PIECEWISE if draw.random() < 0.7 else tuple(SMOOTH)), channels)
     elif kind == "norm":
         layer = (nn.BatchNorm2d if image else nn.BatchNorm1d)(channels, affine=draw.random() < 0.8)
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
         nn.init.uniform_(layer.running_mean, -1, 1)
         nn.init.uniform_(layer.running_var, 0.2, 3)
         if layer.weight is not None:
