@@ -38,7 +38,7 @@ COMMANDS = {
         "export",
         "methods",
     ),
-    *("models", "cell"),
+    *("models", "selftest", "cell"),
 }
 QUICK = ("--model", "mlp-12x2", "--epochs", "2", "--train-limit", "200", "--test-limit", "30", "--pgd-steps", "3")
 
@@ -354,8 +354,10 @@ def test_truncated_data_is_named(refused, tmp_path):
 def test_a_method_that_cannot_take_the_network_is_refused_by_layer(refused, tmp_path):
     zeros = np.zeros((20, 12, 12), np.uint8)
     np.savez(tmp_path / "m.npz", x_train=zeros, y_train=np.arange(20) % 10, x_test=zeros, y_test=np.arange(20) % 10)
-    said = refused("compare", "--dataset", "m.npz", "--model", "wide-resnet-10-10", "--methods", "ibp,robustra")
-    assert re.search(r"method 'robustra' cannot take network 'wide-resnet-10-10': layer \S+", said)
+    said = refused(
+        "compare", "--dataset", "m.npz", "--model", "wide-resnet-10-10", "--methods", "ibp,dual:by=convex_adversarial"
+    )
+    assert re.search(r"method 'dual' cannot take network 'wide-resnet-10-10': layer \S+", said)
 
 
 def test_a_folder_of_another_experiment_is_refused(refused, tmp_path):
