@@ -12,9 +12,9 @@ import torch
 
 from etb_plugin.bench.steps import SHAPES
 from etb_plugin.data import Dataset, Split, sources
-from etb_plugin.networks import Pair, build
 from etb_plugin.objectives import Method, get_method
 from etb_plugin.objectives.recipe import Ramp
+from etb_plugin.results.networks import untrained
 from etb_plugin.training import Settings, train
 
 _EPOCHS = 4
@@ -75,8 +75,7 @@ def _trained(
     eps_ramp, kappa, mix = (Ramp(ramp.end, ramp.end) for ramp in (recipe.eps_ramp, recipe.kappa, recipe.mix))
     at_end = replace(recipe, eps_ramp=eps_ramp, kappa=kappa, mix=mix, decay_at=(), swa_from=None)
     method = replace(method, recipe=at_end)
-    networks = [build(model, data.input_shape, data.classes, seed=seed).to(device) for seed in range(1 + method.pair)]
-    network = Pair(*networks) if method.pair else networks[0]
+    network = untrained(data, model, 0, method.pair).to(device)
     ends_at: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(eps, _EPOCHS, batch_size, learning_rate=1e-5)

@@ -27,9 +27,10 @@ _EPOCHS = 20
 
 @dataclass(frozen=True)
 class AttackCost:
-    """At a radius (pixel units): the share of images that stands under the whole attack, its seconds, and those of the
-    same attack that drops nothing."""
+    """At a radius (pixel units), on a network: the share of images that stands under the whole attack, its seconds,
+    and those of the same attack that drops nothing."""
 
+    model: str
     eps: float
     standing: float
     seconds: float
@@ -57,7 +58,7 @@ def measure_attacks(model: str, attack: Pgd, device: str) -> Iterator[AttackCost
         standing, seconds = _attacked(network, images, labels, low, attack)
         with fixed_shapes():
             _, whole = _attacked(network, images, labels, low, attack)
-        yield AttackCost(low, standing, seconds, whole)
+        yield AttackCost(model, low, standing, seconds, whole)
 
 
 def _attacked(network: nn.Module, images: Tensor, labels: Tensor, eps: float, attack: Pgd) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from etb_plugin.bounds.types import check_spec
 from etb_plugin.errors import ConfigError
 from etb_plugin.graph.graph import Graph, reach
 from etb_plugin.graph.regions import Region
-from etb_plugin.graph.rounding import are_rigorous, gamma
+from etb_plugin.graph.rounding import Slack, are_rigorous, gamma
 from etb_plugin.graph.rows import Rows
 from etb_plugin.graph.tracing import trace
 
@@ -56,7 +56,7 @@ def spec_interval(
             radius = radius + gamma() * (center.abs() + radius)
         return center - radius, center + radius
     rows = Rows(spec.to(region.center.dtype))
-    slack = graph.slack(values) if are_rigorous() else None
+    slack = Slack(graph.sizes(values)) if are_rigorous() else None
     found, middle = graph.backward({graph.last: rows}, None, until=graph.activations, slack=slack)
     deviation: Tensor | float = 0.0
     for i, folded in found.items():

@@ -18,13 +18,15 @@ Ours:
 from collections import Counter
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+from etb_plugin.errors import ConfigError
 from etb_plugin.graph.activations import Activation
 from etb_plugin.graph.affine import Affine
 from etb_plugin.graph.graph import Graph, Through
 from etb_plugin.graph.projections import columns_of, estimate, forget
-from etb_plugin.graph.regions import Region
+from etb_plugin.graph.regions import Ball, Region
 from etb_plugin.graph.rows import Rows
 
 Points = dict[int, tuple[Tensor, Tensor | None]]
@@ -91,7 +93,9 @@ def sketch(graph: Graph, region: Region, projections: int, seed: int) -> Points:
     points: Points = {}
     pieces: Pieces = {}
     values = [region.center]
-    columns = {0: columns_of(region, projections, seed)}
+    if isinstance(region, Ball) and region.norm == 1:
+        raise ConfigError("masks='sketch' has no projections for l1 balls, whose dual norm is a maximum")
+    columns = {0: columns_of(region, projections, torch.Generator(region.center.device).manual_seed(seed))}
     uses = Counter(j for node in graph.nodes for j in node.inputs)
     for i, node in enumerate(graph.nodes[1:], start=1):
         operation, inputs = node.operation, [columns[j] for j in node.inputs]

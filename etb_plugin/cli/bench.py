@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,46 +72,35 @@ def command(
         raise ConfigError(f"--classes {classes}: write numbers of at least 2, such as 10,100") from None
     keep_freed_memory()
     place, names = resolve_device(device), (model or ("tiny" if what == "evaluation" else "small")).split(",")
+    costs: list[Any] = []
     if what == "evaluation":
         attack = Pgd(pgd_steps, pgd_restarts)
-        attacks = {name: list(measure_attacks(name, attack, place)) for name in names}
-        for name, costs in attacks.items():
+        for name in names:
+            found = list(measure_attacks(name, attack, place))
             heading = f"digits, {name}, PGD {pgd_steps} steps x {pgd_restarts}, {place}"
-            o.stdout().print(attacks_table(costs, heading))
-        rows = [asdict(cost) | {"model": name, "ratio": cost.ratio} for name in names for cost in attacks[name]]
+            o.stdout().print(attacks_table(found, heading))
+            costs += found
     elif what == "bounds":
-        given = bounds.split(",")
-        bounded = [
-            cost
-            for name, number in product(names, numbers)
-            for cost in measure_bounds(given, name, dataset, radius, batch_size, number, seconds, place)
-        ]
-        o.stdout().print(bounds_table(bounded, f"{dataset} shapes, {batch_size} images, eps {eps}, {place}"))
-        rows = [asdict(cost) | {"ratio": cost.ratio} for cost in bounded]
+        for name, number in product(names, numbers):
+            costs += measure_bounds(bounds.split(","), name, dataset, radius, batch_size, number, seconds, place)
+        o.stdout().print(bounds_table(costs, f"{dataset} shapes, {batch_size} images, eps {eps}, {place}"))
         if out is not None:
             from etb_plugin.report.costs import save_costs
 
-            save_costs(bounded, out.with_suffix(""))
+            save_costs(costs, out.with_suffix(""))
     else:
         variants = read_experiment(None, {"methods": methods}).methods
         wanted = {v.label: v.at(v.points()[0], radius)[0] for v in variants}
         heading = f"{dataset} shapes, batch {batch_size}, eps {eps}, {place}"
         if what == "epochs":
-            epochs = [
-                cost
-                for name in names
-                for cost in measure_epochs(wanted, name, dataset, radius, images, batch_size, place)
-            ]
-            o.stdout().print(epochs_table(epochs, f"{heading}, {images:,} images"))
-            rows = [asdict(cost) | {"ratio": cost.ratio} for cost in epochs]
+            for name in names:
+                costs += measure_epochs(wanted, name, dataset, radius, images, batch_size, place)
+            o.stdout().print(epochs_table(costs, f"{heading}, {images:,} images"))
         else:
-            found = [
-                cost
-                for name, number in product(names, numbers)
-                for cost in measure_steps(wanted, name, dataset, radius, batch_size, seconds, place, number)
-            ]
-            o.stdout().print(steps_table(found, heading))
-            rows = [asdict(cost) | {"ratio": cost.ratio} for cost in found]
+            for name, number in product(names, numbers):
+                costs += measure_steps(wanted, name, dataset, radius, batch_size, seconds, place, number)
+            o.stdout().print(steps_table(costs, heading))
     if out is not None:
+        rows = [asdict(cost) | {"ratio": cost.ratio} for cost in costs]
         write_json(out, {"environment": environment(place), what: rows})
         o.stdout().print(f"Written: {out}", soft_wrap=True)

@@ -15,7 +15,7 @@ from etb_plugin.graph.activations import Activation
 from etb_plugin.graph.affine import Linear
 from etb_plugin.graph.graph import Ends, Graph
 from etb_plugin.graph.regions import Region
-from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, optimized
+from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, cut, optimized, ordered
 from etb_plugin.graph.rounding import are_rigorous, gamma
 from etb_plugin.graph.rows import Rows, Window
 from etb_plugin.graph.smooth import Smooth
@@ -107,15 +107,14 @@ def crown_ends(
     def tighten(i: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal relaxation
         if within is not None:
-            low, high = torch.maximum(low, within[i][0]), torch.minimum(high, within[i][1])
-            low, high = _ordered(low, high)
+            low, high = cut(low, high, within[i])
         if exact.get(graph.nodes[i].inputs[0], 2) > 1:
             unstable = _unstable(graph.activations[i], i, low, high, search.choice)
             relaxation = relaxation.over(ends)
             low, high, found = _of_units(relaxation, i, low, high, unstable, search)
             if found is not None:
                 slopes[i] = found
-            low, high = _ordered(low, high)
+            low, high = ordered(low, high)
         ends[i] = low, high
         return low, high
 
@@ -148,13 +147,8 @@ def tightened(relaxation: Relaxation, choice: Choice, *, steps: int, start: Tigh
         if found is not None:
             slopes[i] = found
         empty |= (low > high + _ROUNDING * (1 + high.abs())).flatten(1).any(1)
-        ends[i] = _ordered(low, high)
+        ends[i] = ordered(low, high)
     return Tightened(ends, empty, slopes)
-
-
-def _ordered(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two ends in their order: where a range is a point they may have been rounded apart."""
-    return torch.minimum(low, high), torch.maximum(low, high)
 
 
 def dual_ends(graph: Graph, region: Region) -> dict[int, tuple[Tensor, Tensor]]:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from etb_plugin.graph.activations import Activation
 from etb_plugin.graph.affine import Affine, Conv, Linear
 from etb_plugin.graph.regions import Ball, Region
-from etb_plugin.graph.rounding import TINY, Slack, are_rigorous, check_rigorous, gamma
+from etb_plugin.graph.rounding import TINY, Sizes, Slack, are_rigorous, check_rigorous, gamma
 from etb_plugin.graph.rows import Rows
 from etb_plugin.memory import fitting
 from etb_plugin.stopping import check_time
@@ -110,11 +110,11 @@ class Graph:
                     low, high = low - pad, high + pad
                 if tighten is not None:
                     low, high = tighten(i, low, high)
-                size = torch.maximum(low.abs(), high.abs())
+                before = low, high
                 low, high = node.operation.range(low, high)
                 center, radius = (high + low) / 2, (high - low) / 2
                 if are_rigorous():
-                    radius = radius + gamma() * node.operation.magnitude(size)
+                    radius = radius + gamma() * node.operation.magnitude(torch.maximum(*map(torch.abs, before)))
                 values.append((center, radius))
                 continue
             assert node.operation is not None
@@ -128,8 +128,8 @@ class Graph:
             values.append((center, radius))
         return values
 
-    def slack(self, values: Sequence[tuple[Tensor, Tensor]], ends: Ends | None = None) -> Slack:
-        """Return what takes note of rounding in walks back, from (centre, radius) at every node, and the ends that
+    def sizes(self, values: Sequence[tuple[Tensor, Tensor]], ends: Ends | None = None) -> Sizes:
+        """Return what rounding is relative to in walks back, from (centre, radius) at every node, and the ends that
         relaxations are made from."""
         sizes = [center.abs() + radius + TINY for center, radius in values]
         for i, (low, high) in (ends or {}).items():
@@ -139,7 +139,7 @@ class Graph:
         for node in self.nodes[1:]:
             assert node.operation is not None
             made.append(node.operation.magnitude(*(sizes[j] for j in node.inputs)))
-        return Slack(sizes, made)
+        return Sizes(sizes, made)
 
     @cached_property
     def _read_behind_prefix(self) -> set[int]:

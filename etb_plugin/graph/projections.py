@@ -12,7 +12,6 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from etb_plugin.errors import ConfigError
 from etb_plugin.graph.activations import Activation
 from etb_plugin.graph.affine import Affine
 from etb_plugin.graph.graph import Graph
@@ -27,16 +26,14 @@ def cauchy(like: Tensor, number: int, generator: torch.Generator | None = None) 
     return torch.tan(math.pi * (uniform - 0.5))
 
 
-def columns_of(region: Region, number: int, seed: int) -> Tensor:
+def columns_of(region: Region, number: int, generator: torch.Generator | None = None) -> Tensor:
     """Return random columns [batch, number, *input] whose images under A are spread as wide as A's deviation: Cauchy
-    for a box, Gaussian for an l2 ball."""
+    for a box, Gaussian for an l2 ball. Without a `generator` they are drawn from torch's own."""
     like = region.center
-    generator = torch.Generator(like.device).manual_seed(seed)
     if not isinstance(region, Ball):
         columns = cauchy(like, number, generator)
-    elif region.norm == 1:
-        raise ConfigError("masks='sketch' has no projections for l1 balls, whose dual norm is a maximum")
     else:
+        assert region.norm == 2  # an l1 ball's dual norm is a maximum
         shape = (1, number, *like.shape[1:])
         columns = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
     return region.radius.unsqueeze(1) * columns
@@ -57,7 +54,7 @@ def projected_ends(graph: Graph, box: Box, number: int) -> dict[int, tuple[Tenso
     """
     ends: dict[int, tuple[Tensor, Tensor]] = {}
     middles: dict[int, Tensor] = {0: box.center}
-    columns: dict[int, Tensor] = {0: box.radius.unsqueeze(1) * cauchy(box.center, number)}
+    columns: dict[int, Tensor] = {0: columns_of(box, number)}
     uses = Counter(j for node in graph.nodes for j in node.inputs)
     last = max(graph.activations, default=0)  # nothing is asked about what comes behind
     for i, node in enumerate(graph.nodes[1 : last + 1], start=1):

@@ -20,7 +20,7 @@ from torch import Tensor
 from etb_plugin.graph.activations import Activation, PiecewiseLinear, chord
 from etb_plugin.graph.graph import Ends, Graph, reach
 from etb_plugin.graph.regions import Box, Region
-from etb_plugin.graph.rounding import Slack, are_rigorous, check_rigorous
+from etb_plugin.graph.rounding import Sizes, Slack, are_rigorous, check_rigorous
 from etb_plugin.graph.rows import Rows, Tables, dot, summed, weighed_sum
 from etb_plugin.graph.smooth import Smooth
 from etb_plugin.stopping import check_time
@@ -96,6 +96,16 @@ def crown_slope(low: Tensor, high: Tensor) -> Tensor:
     return torch.gt(high + low, 0, out=torch.empty_like(low))  # into numbers: as booleans it takes ten times as long
 
 
+def ordered(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two ends in their order: where a range is a point they may have been rounded apart."""
+    return torch.minimum(low, high), torch.maximum(low, high)
+
+
+def cut(low: Tensor, high: Tensor, known: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the ends of what lies between two ends and between others that are known to hold too."""
+    return ordered(torch.maximum(low, known[0]), torch.minimum(high, known[1]))
+
+
 def _hinge(low: Tensor, high: Tensor) -> _Hinge:
     return _Hinge(low, high, *chord(low, high))
 
@@ -120,7 +130,7 @@ class Relaxation:
         self._signed: dict[Hinge, _Hinge] = {}
         self._views: dict[tuple[Hinge, str], Tensor] | None = None
         self._tables: Tables | None = {}
-        self._values: list[tuple[Tensor, Tensor]] | None = None
+        self._sizes: Sizes | None = None
         self._box = (region.center, region.radius) if isinstance(region, Box) else None
         # Made now: blocks of rows that are worked on twice, for a gradient, have to find the same both times.
         self._curves: dict[Hinge, _Line] = {}
@@ -169,7 +179,7 @@ class Relaxation:
             assert isinstance(activation, PiecewiseLinear)
             return self._through(i, activation, here, choice)
 
-        slack = self._slack() if are_rigorous() else None
+        slack = Slack(self._rounded()) if are_rigorous() else None
         found, constant = self.graph.backward(start, through, slack=slack)
         middle, deviation = self._reach(found[0])
         value = middle + constant - deviation
@@ -178,18 +188,16 @@ class Relaxation:
             value = value - slack.total
         return Lines(value, found[0], constant, arriving)
 
-    def _slack(self) -> Slack:
-        """Return what takes note of rounding on the way of some rows."""
-        if self._values is None:
-            with torch.no_grad():
-                self._values = self.graph.intervals(self.region, self._known)
-        return self.graph.slack(self._values, self.ends)
+    @torch.no_grad()
+    def _rounded(self) -> Sizes:
+        """Return what rounding is relative to, all rows alike."""
+        if self._sizes is None:
 
-    def _known(self, i: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        if i not in self.ends:
-            return low, high
-        low, high = torch.maximum(low, self.ends[i][0]), torch.minimum(high, self.ends[i][1])
-        return torch.minimum(low, high), torch.maximum(low, high)  # of an empty branch they cross
+            def known(i: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+                return cut(low, high, self.ends[i]) if i in self.ends else (low, high)
+
+            self._sizes = self.graph.sizes(self.graph.intervals(self.region, known), self.ends)
+        return self._sizes
 
     def between(self, rows: Tensor | Mapping[int, Rows]) -> tuple[Tensor, Tensor, Rows, Tensor]:
         """Return the least and the greatest value of `rows`, as of `below`, with the chord's slope on both sides

@@ -11,6 +11,7 @@ bounded is the network with its weights as they are stored, and the box whose en
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,10 +28,10 @@ TINY = 1e-290
 
 
 @contextlib.contextmanager
-def rigorous() -> Iterator[None]:
-    """Within the context bounds hold in real arithmetic: `ibp`, `crown-ibp`, `crown` and `alpha-crown`, of boxes, in
-    float64 on a CPU. Raises ConfigError for others as they are called."""
-    token = _rigorous.set(True)
+def rigorous(wanted: bool = True) -> Iterator[None]:
+    """Within the context, where that is `wanted`, bounds hold in real arithmetic: `ibp`, `crown-ibp`, `crown` and
+    `alpha-crown`, of boxes, in float64 on a CPU. Raises ConfigError for others as they are called."""
+    token = _rigorous.set(wanted or are_rigorous())
     try:
         yield
     finally:
@@ -53,14 +54,18 @@ def gamma(*counts: int) -> float:
     return 2 * (sum(counts) + _FIXED) * torch.finfo(torch.float64).eps
 
 
+class Sizes(NamedTuple):
+    """Bounds of every node's value, and of what its operation adds up, both [batch or 1, *features]."""
+
+    values: Sequence[Tensor]
+    made: Sequence[Tensor]
+
+
 class Slack:
-    """What rounding may have added to rows on their way back: `total` [groups or 1, number].
+    """What rounding may have added to rows on one way back: `total` [groups or 1, number]."""
 
-    `sizes` bounds every node's value, [batch or 1, *features], and `made` what each node's operation adds up.
-    """
-
-    def __init__(self, sizes: Sequence[Tensor], made: Sequence[Tensor]) -> None:
-        self._sizes, self._made = sizes, made
+    def __init__(self, sizes: Sizes) -> None:
+        self._sizes, self._made = sizes
         self.total: Tensor | float = 0.0
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from etb_plugin.graph.rounding import rigorous
 from etb_plugin.networks import build
 from etb_plugin.objectives import get_method
 from etb_plugin.selftest.fuzz import OPTIONS, fault, told
-from etb_plugin.selftest.networks import drawn
+from etb_plugin.selftest.networks import deceiving, drawn
 from etb_plugin.training import Progress, Settings, train
 
 _REFEREES = {
@@ -108,14 +108,7 @@ def beside(name: str, device: str) -> str | None:
 
 def rounding() -> str:
     """See that a network made to deceive by rounding is not certified rigorously."""
-    layers = [nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 2)]
-    with torch.no_grad():
-        for layer, weight, bias in zip(layers, (1.0, 1.0, 1.0), (2.0**60, -(2.0**60), 0.0), strict=True):
-            layer.weight.fill_(weight)
-            layer.bias.fill_(bias)
-        layers[2].weight[0] = 0.0
-        layers[2].bias[0] = 0.25
-    network = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]).double()
+    network = deceiving(2.0**60, 0, 1).double()
     box = Box.around(torch.full((1, 1), 0.5, dtype=torch.float64), 0.1)
     spec = margin_spec(torch.tensor([0]), 2, torch.float64)
     for name in ("ibp", "crown-ibp", "crown", "alpha-crown"):

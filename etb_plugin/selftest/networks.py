@@ -248,6 +248,22 @@ def drawn(seed: int) -> Case:
     )
 
 
+def deceiving(big: float, depth: int, features: int) -> nn.Sequential:
+    """Return a network of two classes, of float32 numbers, that says 0 in floating point and 1 in truth: a sum with
+    `big` swallows the input (Jia and Rinard 2021, Zombori et al. 2021)."""
+    parts = [nn.Linear(features, 1), *(nn.Linear(1, 1) for _ in range(depth + 1)), nn.Linear(1, 2)]
+    with torch.no_grad():
+        for layer in parts:
+            layer.weight.fill_(1.0)
+            layer.bias.zero_()
+        parts[0].bias.fill_(big)
+        parts[-2].bias.fill_(-big)
+        parts[-1].weight[0] = 0.0
+        parts[-1].bias[0] = 0.25
+    between = [layer for part in parts[:-1] for layer in (part, nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *between, parts[-1])
+
+
 def corners(box: Box, number: int, generator: torch.Generator) -> Tensor:
     """Return random corners of a box, or all of them where there are few: [number, batch, *input]."""
     n = box.shape.numel()

@@ -142,10 +142,7 @@ class Cascade:
                 continue
             begun, now = time.perf_counter(), time.monotonic()
             share = 1.0 if name == self.settings.stages[-1] else 0.5
-            with (
-                until(now + share * (deadline - now)),
-                rigorous() if self.settings.rigorous else contextlib.nullcontext(),
-            ):
+            with until(now + share * (deadline - now)), rigorous(self.settings.rigorous):
                 if name == "pgd":
                     _tried(name, left, self._attack, left)
                 else:

@@ -11,6 +11,7 @@ from etb_plugin import Ball, Box, bound, margin_spec
 from etb_plugin.errors import ConfigError, UnsupportedLayer
 from etb_plugin.graph.rounding import rigorous
 from etb_plugin.networks import build
+from etb_plugin.selftest.networks import deceiving
 from etb_plugin.verification.cascade import Cascade, Settings
 from etb_plugin.verification.problem import Verdict, robustness
 from tests.conftest import Branching
@@ -94,28 +95,13 @@ def test_batch_norm_pooling_branches_and_clamps_are_known(name):
     assert (plain.lower - sure.lower).max() < 1e-9
 
 
-def fooling(big, depth, into):
-    """Return a network of two classes, of float32 numbers, that says 0 in floating point and 1 in truth: a sum with
-    `big` swallows the input (Jia and Rinard 2021, Zombori et al. 2021)."""
-    parts = [nn.Linear(into, 1), *(nn.Linear(1, 1) for _ in range(depth + 1)), nn.Linear(1, 2)]
-    with torch.no_grad():
-        for layer in parts:
-            layer.weight.fill_(1.0)
-            layer.bias.zero_()
-        parts[0].bias.fill_(big)
-        parts[-2].bias.fill_(-big)
-        parts[-1].weight[0] = 0.0
-        parts[-1].bias[0] = 0.25
-    return nn.Sequential(nn.Flatten(), *(layer for part in parts for layer in (part, nn.ReLU())))[:-1]
-
-
 FOOLING = [(big, depth, into) for big in (2.0**55, 2.0**70, 2.0**100) for depth in (0, 1, 3) for into in (1, 4)]
 
 
 def verdicts(settings):
     found = []
     for big, depth, into in FOOLING:
-        network = fooling(big, depth, into)
+        network = deceiving(big, depth, into)
         x = torch.full((1, 1, 1, into), 0.5, dtype=torch.float64)
         assert exactly(network, x)[1] > exactly(network, x)[0]  # in truth class 1, at the centre already
         cascade = Cascade(network, (1, 1, into), settings)
