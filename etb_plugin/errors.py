@@ -1,6 +1,7 @@
 """Errors that a user can act on. Each message says what is wrong, where, and what would be right."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -54,3 +55,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}."
     return ConfigError(f"unknown {kind} {name!r}; {hint}")
+
+
+def tell(line: str) -> None:
+    """Say on stderr what a user should know and what stops nothing."""
+    print(line, file=sys.stderr)

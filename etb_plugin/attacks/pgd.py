@@ -110,9 +110,9 @@ def polished(network: nn.Module, box: Box, points: Tensor, unsafety: Goal, setti
         gradient, outputs = gradient_of(network, x, places, largest)
         value = largest(outputs, places)
         better = value > most
-        best = torch.where(_like(better, x), x, best)
+        best = torch.where(like(better, x), x, best)
         most = torch.where(better, value, most)
-        x = _moved(x, gradient, box, settings.step_at(i))
+        x = moved(x, gradient, box, settings.step_at(i))
     return best
 
 
@@ -125,7 +125,7 @@ def perturb(network: nn.Module, box: Box, labels: Tensor, settings: Pgd, generat
     for i in range(settings.steps):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.bfloat16):
             gradient, _ = gradient_of(network, x, labels, LOSSES[settings.losses[0]])
-        x = _moved(x, gradient, box, settings.step_at(i))
+        x = moved(x, gradient, box, settings.step_at(i))
     return x
 
 
@@ -152,7 +152,7 @@ def reach(
         for i in range(settings.steps + 1):
             gradient, logits = gradient_of(network, x, targets, value)
             best = torch.maximum(best, value(logits, targets))
-            x = _moved(x, gradient, everywhere, settings.step_at(i))
+            x = moved(x, gradient, everywhere, settings.step_at(i))
     upper, negated = best.view(batch, 2, rows).unbind(1)
     return -negated, upper
 
@@ -167,7 +167,7 @@ def _attacked(
     for goal in goals * settings.restarts:
         if are_fixed():
             reached, hit = _climb_all(network, box, goal, broken_by, settings, generator)
-            points = torch.where(_like(broken, points), points, reached)
+            points = torch.where(like(broken, points), points, reached)
             broken = broken | hit
             continue
         remaining = (~broken).nonzero()[:, 0]
@@ -199,7 +199,7 @@ def _climb(
         active, x, gradient = active[~done], x[~done], gradient[~done]
         if i == settings.steps or not len(active):
             break
-        x = _moved(x, gradient, box[active], settings.step_at(i))
+        x = moved(x, gradient, box[active], settings.step_at(i))
     return points, broken
 
 
@@ -212,18 +212,18 @@ def _climb_all(
     every = torch.arange(len(x), device=x.device)
     for i in range(settings.steps + 1):
         gradient, outputs = gradient_of(network, x, every, goal)
-        points = torch.where(_like(broken, x), points, x)
+        points = torch.where(like(broken, x), points, x)
         broken = broken | broken_by(outputs, every)
-        x = _moved(x, gradient, box, settings.step_at(i))
+        x = moved(x, gradient, box, settings.step_at(i))
     return points, broken
 
 
-def _like(flags: Tensor, points: Tensor) -> Tensor:
+def like(flags: Tensor, points: Tensor) -> Tensor:
     """Return flags [batch] in a shape that goes with points [batch, *input]."""
     return flags.view(-1, *[1] * (points.ndim - 1))
 
 
-def _moved(x: Tensor, gradient: Tensor, box: Box, step: float) -> Tensor:
+def moved(x: Tensor, gradient: Tensor, box: Box, step: float | Tensor) -> Tensor:
     """Climb along the gradient's sign by `step` times the box's radius, and back into the box."""
     return box.nearest(x + step * box.radius * gradient.sign())
 

@@ -93,7 +93,8 @@ class Workshop:
     def exam(self, seed: int) -> Exam:
         """Return what networks of `seed` are put to."""
         evaluation = self.experiment.evaluation
-        return evaluation.exam(evaluation.eps_test, evaluation.certify, seed)
+        exam = evaluation.exam(evaluation.eps_test, evaluation.certify, seed)
+        return replace(exam, capture=self.experiment.training.capture == "auto")
 
     def network(self, model: str, seed: int, pair: bool = False) -> nn.Module:
         """Return a new network, or a pair."""

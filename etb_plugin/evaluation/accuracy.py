@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.attacks import Pgd, autoattack, fgsm, pgd
+from etb_plugin.attacks import CapturedPgd, Pgd, autoattack, fgsm, pgd
 from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepare, prepare_signs
 from etb_plugin.data import Split
-from etb_plugin.errors import ConfigError, SoundnessError
+from etb_plugin.errors import ConfigError, SoundnessError, tell
+from etb_plugin.recording import CudaGraphs
 from etb_plugin.registry import named_options
 
 _IMAGES_AT_ONCE = 25
@@ -20,13 +21,15 @@ _IMAGES_AT_ONCE = 25
 @dataclass(frozen=True)
 class Exam:
     """What every network of a comparison is put to: attack and certifiers at each eps, from equal random points. With
-    `autoattack` what PGD leaves standing is put to that as well."""
+    `autoattack` what PGD leaves standing is put to that as well. With `capture` PGD's steps are
+    replayed as CUDA graphs where there is a GPU."""
 
     eps_test: tuple[float, ...]
     attack: Pgd
     certify: tuple[str, ...]
     seed: int = 0
     autoattack: bool = False
+    capture: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def evaluate(
     certifiers = {name: prepare_certifier(name, network, shape) for name in exam.certify}
     expected = prepare("expected", network, shape)
     generator = torch.Generator(split.labels.device).manual_seed(exam.seed)
+    attack = _attack(network, exam, generator)
     sums = Counter[str]()
     done = 0
     for images, labels in split.batches(batch_size):
@@ -98,7 +102,7 @@ def evaluate(
         right = predicted == labels
         with torch.no_grad():
             fgsm_right = right & (network(fgsm(network, box, images, labels)).argmax(1) == labels)
-        _, changed = pgd(network, box, predicted, exam.attack, generator)
+        _, changed = attack(box, predicted)
         verdicts = {"clean": right, "fgsm": fgsm_right, "pgd": right & ~changed, "stable": ~changed}
         if exam.autoattack:
             standing = verdicts["pgd"].nonzero()[:, 0]
@@ -130,6 +134,15 @@ def evaluate(
         expected_accuracy=share["expected"],
         autoattack_accuracy=share["autoattack"] if exam.autoattack else None,
     )
+
+
+def _attack(
+    network: nn.Module, exam: Exam, generator: torch.Generator
+) -> Callable[[Box, Tensor], tuple[Tensor, Tensor]]:
+    """Return the exam's PGD: replayed as a CUDA graph where there is a GPU."""
+    if exam.capture and generator.device.type == "cuda":
+        return CapturedPgd(network, exam.attack, generator, CudaGraphs(generator), tell)
+    return lambda box, labels: pgd(network, box, labels, exam.attack, generator)
 
 
 @torch.no_grad()

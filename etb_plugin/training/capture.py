@@ -8,52 +8,17 @@ two differ, or where recording fails, steps are no longer recorded and one line 
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from etb_plugin.objectives import Phase, Point
+from etb_plugin.recording import Recorder, Work
 from etb_plugin.training.step import Step
 
-Work = Callable[[], None]
-
-_WARM_UPS = 3
 _AGREE = 1e-3
 """How far, relatively, the sums of a replayed step may lie from those of the step itself: atomic additions on a GPU
 come in any order."""
-
-
-class Recorder(Protocol):
-    """What records work: `CudaGraphs`, or a test's own."""
-
-    def warm(self, work: Work) -> None:
-        """Do the work a few times."""
-
-    def record(self, work: Work) -> Work:
-        """Return what does the work again, without doing it."""
-
-
-class CudaGraphs:
-    """torch's CUDA graphs in one pool of memory; draws from `generator` go on from one replay to the next."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self._generator, self._pool = generator, torch.cuda.graph_pool_handle()
-
-    def warm(self, work: Work) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UPS):
-                work()
-        torch.cuda.current_stream().wait_stream(side)
-
-    def record(self, work: Work) -> Work:
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self._generator)
-        with torch.cuda.graph(graph, pool=self._pool):
-            work()
-        return graph.replay
 
 
 class CapturedStep:

@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.data import Batches, Dataset, middle
-from etb_plugin.errors import Stopped
+from etb_plugin.errors import Stopped, tell
 from etb_plugin.files import write_file
 from etb_plugin.networks import initialize_for_ibp, measure_statistics
 from etb_plugin.networks.checkpoints import save_weights
 from etb_plugin.objectives import Method, Point, Run, get_method
+from etb_plugin.recording import CudaGraphs
 from etb_plugin.training.averaging import Average
-from etb_plugin.training.capture import CapturedStep, CudaGraphs
+from etb_plugin.training.capture import CapturedStep
 from etb_plugin.training.cost import PeakMemory, StepTimer
 from etb_plugin.training.diagnosis import Diagnosis
 from etb_plugin.training.estimates import Estimate
@@ -158,7 +158,7 @@ def train(
     writes = folder if team.leads else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
-        kept = team.shared(None if writes is None else read_state(writes / "state.pt", _say))
+        kept = team.shared(None if writes is None else read_state(writes / "state.pt", tell))
         if kept is not None:
             state.load(kept, f"{folder}/state.pt")
         else:
@@ -305,11 +305,7 @@ def _taken(step: Step, settings: Settings) -> TakeStep:
     device = step.sums.tensors[0].device
     if not settings.capture or device.type != "cuda" or step.team.size > 1:
         return step
-    return CapturedStep(step, settings.batch_size, CudaGraphs(step.state.generator), _say)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    return CapturedStep(step, settings.batch_size, CudaGraphs(step.state.generator), tell)
 
 
 def _nominal_step_ms(network: nn.Module, data: Dataset, settings: Settings) -> float:
