@@ -17,6 +17,8 @@ _ZOO_PREFIX, _ZOO = "zoo:", Path(__file__).parents[1] / "compare" / "models"
 """Networks that a clone brings along, one file of weights and one card each."""
 LAYOUT = 2
 """Of a run folder; one of another layout is refused."""
+UNFINISHED = ".part"
+"""How the name of a file ends that is being written."""
 _APART = ("data_dir", "out", "training.tensorboard", "training.capture", "engine", "report")
 """Keys of an experiment that have no say in its results: where files lie, what runs it, how it is shown."""
 
@@ -40,7 +42,7 @@ def write_file(path: Path, content: bytes | str) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(UNFINISHED, f".{path.name}.", path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -48,14 +50,30 @@ def write_file(path: Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+
+
+def forget_unfinished(folder: Path) -> None:
+    """Delete what processes that were killed were writing in `folder`, which this process holds, and below it; folders
+    with a lock of their own are left to whom holds that."""
+    for path in folder.iterdir():
+        if path.is_dir() and not (path / ".lock").exists():
+            forget_unfinished(path)
+        elif _unfinished(path):
+            path.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> bool:
+    return path.name.startswith(".") and path.suffix == UNFINISHED
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -84,7 +102,9 @@ def claimed(folder: Path, experiment: Mapping[str, Any], may_grow: Sequence[str]
         unlike = _differences(experiment, read_experiment_of(folder), may_grow)
         if unlike:
             raise ConfigError(f"{folder} holds another experiment ({'; '.join(unlike)}): choose another --out")
-    elif folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= {".lock"}):
+    elif folder.exists() and not (
+        folder.is_dir() and all(p.name == ".lock" or _unfinished(p) for p in folder.iterdir())
+    ):
         raise ConfigError(f"{folder} is not empty and holds no experiment.yaml: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
@@ -92,6 +112,7 @@ def claimed(folder: Path, experiment: Mapping[str, Any], may_grow: Sequence[str]
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"{folder} is in use by another process") from None
+        forget_unfinished(folder)
         write_file(ours, text)
         yield
 

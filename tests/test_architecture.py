@@ -55,6 +55,11 @@ def test_a_file_imports_only_what_stands_below_it(path):
     assert not above
 
 
+def test_no_deadline_or_pace_is_of_a_clock_that_can_be_set():
+    for path in FILES:
+        assert not re.search(r"time\.time\(|datetime\.now|from time import", path.read_text()), path
+
+
 def test_nothing_but_the_package_itself_imports_what_knows_auto_lirpa():
     """Delete the folder and its line in `etb_plugin/__init__.py`, and everything else works."""
     outside = [path for path in FILES if part_of(path) != "lirpa"]

@@ -96,6 +96,8 @@ def test_a_truncated_file_is_named(tmp_path):
         ({"x_test": np.zeros((20, 8, 8))}, "x_test needs uint8 images"),
         ({"y_train": np.zeros(29, int)}, "one label for each of the 30 images"),
         ({"y_train": np.full(30, -1)}, "integer labels from 0"),
+        ({"y_test": np.full(20, 10)}, "label 10, beyond all of y_train"),
+        ({"y_train": np.zeros(30, int), "y_test": np.zeros(20, int)}, "one class only"),
     ],
 )
 def test_arrays_that_cannot_be_meant_are_refused(tmp_path, change, message):

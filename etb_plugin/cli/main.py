@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -78,11 +79,14 @@ def main() -> None:
         status = build(arguments)(arguments, prog_name="etb", standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one, while this process ends, says nothing
         status = 130
     except BrokenPipeError:  # `etb ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except (EtbError, typer.TyperException) as error:
+        if isinstance(error, Stopped):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if debug:
             traceback.print_exc()
         text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
@@ -92,6 +96,14 @@ def main() -> None:
         if isinstance(error, Stopped):
             sys.exit(error.status)
         status = 2 if refused else 1
+    except OSError as error:  # a full disk, a folder that may not be written to
+        if debug:
+            traceback.print_exc()
+        what = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        Console(stderr=True, soft_wrap=True).print(
+            Text.assemble(("error: ", "bold red"), f"{what}\n  what is on disk is whole; the same command goes on")
+        )
+        status = 1
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from etb_plugin.errors import ConfigError
 from etb_plugin.experiment import eps_text
+from etb_plugin.files import UNFINISHED, forget_unfinished
 from etb_plugin.results import Result
 from etb_plugin.training import Progress, Training
 from etb_plugin.verification import Verdict
@@ -100,7 +101,7 @@ class Journal(Listener):
 def write_word(folder: Path, word: Word) -> None:
     """Write a cell's word: a rename, but no fsync, for what is worth nothing after a crash."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".progress.{os.getpid()}"
+    temporary = folder / f".progress.{os.getpid()}{UNFINISHED}"
     temporary.write_text(json.dumps(asdict(word)))
     temporary.replace(folder / "progress.json")
 
@@ -127,6 +128,7 @@ def held(folder: Path, name: str) -> Iterator[None]:
                 if not patience:
                     raise ConfigError(f"{name} is being run by another process") from None
                 time.sleep(0.1)
+        forget_unfinished(folder)
         yield
 
 

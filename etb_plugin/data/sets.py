@@ -260,6 +260,11 @@ def _classes(name: str, source: Source, arrays: Arrays) -> int:
     """Return the number of classes, from the whole data set: a limit must not change it."""
     seen = int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1
     if source is _OWN:
+        known = int(arrays["y_train"].max())
+        if seen < 2:
+            raise DataError(f"{name} has one class only; there is nothing to tell apart")
+        if seen > known + 1:
+            raise DataError(f"{name}: y_test has the label {seen - 1}, beyond all of y_train (up to {known})")
         return seen
     if seen > source.classes:
         raise DataError(f"{name} has {source.classes} classes; its files hold the label {seen - 1}")

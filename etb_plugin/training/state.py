@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.errors import CheckpointError
-from etb_plugin.files import write_file
+from etb_plugin.files import UNFINISHED, write_file
 from etb_plugin.networks.checkpoints import UNREADABLE
 from etb_plugin.training.averaging import Average
 from etb_plugin.training.optimizers import restore
@@ -72,7 +72,7 @@ class State:
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        aside = path.with_name(f".{_BEFORE}")
+        aside = path.with_name(f".{_BEFORE}{UNFINISHED}")
         aside.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # there is none yet, or a file system without links
             os.link(path, aside)

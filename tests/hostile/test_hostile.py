@@ -13,7 +13,6 @@ QUICK = ("experiment", "safetensors", "torch", "state", "vnnlib", "instances", "
 HARMLESS = {
     # files that are what they seem, however odd
     *(("experiment", case) for case in ("empty", "cut-0.99")),
-    ("data", "one-class"),
     *(("idx", f"changed-{i}") for i in range(3)),  # other pixels
     ("vnnlib", "empty-box"),
 }
