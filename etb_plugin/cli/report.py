@@ -56,6 +56,8 @@ def command(
 
     if against not in (None, "paper"):
         raise ConfigError(f"--against {against}: write --against paper")
+    if against is not None and format_ not in (Format.CONSOLE, Format.HTML):
+        raise ConfigError(f"--against paper with --format {format_}: published figures stand in console and html")
     if format_ is Format.HTML and out is None:
         raise ConfigError("--format html writes a file: name one by --out page.html")
     if format_ is Format.CONSOLE and out is not None:

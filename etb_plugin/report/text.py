@@ -12,11 +12,16 @@ from etb_plugin.report.sheet import Figure, Sheet
 def markdown(sheet: Sheet) -> str:
     """Return a heading, one table for all radii, and the notes."""
     header = ["eps", "method", *(column.title for column in sheet.columns)]
-    lines = [f"**{sheet.heading}**", "", _row(header), _row(["---", "---", *["---:"] * len(sheet.columns)])]
+    lines = [
+        f"**{sheet.heading}**",
+        "",
+        markdown_row(header),
+        markdown_row(["---", "---", *["---:"] * len(sheet.columns)]),
+    ]
     for group, rows in sheet.groups:
         for row in rows:
             figures = [_bold(figure, "**{}**") for figure in row.figures]
-            lines.append(_row([group.removeprefix("eps "), row.name, *figures]))
+            lines.append(markdown_row([group.removeprefix("eps "), row.name, *figures]))
     return "\n".join([*lines, "", *(f"{note}\n" for note in sheet.notes)])
 
 
@@ -68,7 +73,8 @@ def json_text(sheet: Sheet) -> str:
     return json.dumps({"heading": sheet.heading, "kinds": kinds, "rows": rows, "notes": sheet.notes}, indent=2) + "\n"
 
 
-def _row(cells: list[str]) -> str:
+def markdown_row(cells: list[str]) -> str:
+    """Return a row of a table in Markdown."""
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
