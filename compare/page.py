@@ -33,8 +33,8 @@ Everything here ran on two CPU cores, without a GPU. MNIST is the original data 
 ![Clean against certified accuracy, by the best sound bound, for each method](pareto.png)
 
 MNIST, small, trained and tested at 0.1, 20 epochs: the first comparison below as a picture, without `pgd` and
-`exp-ibp`, for whose networks far less is certified. Small marks are seeds. On 1,000 images an interval of 95 % reaches 1.4 to either
-side: most of these methods cannot be told apart by it.
+`exp-ibp`, for whose networks far less is certified. Small marks are seeds. On 1,000 images an interval of 95 %
+reaches 1.4 to either side: most of these methods cannot be told apart by it.
 """
 
 

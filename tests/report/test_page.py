@@ -125,6 +125,7 @@ def test_reports_and_a_leaderboard_are_written_by_the_command(folder):
         (("report", "runs/mine", "--format", "pdf"), "'pdf' is not one of 'console', 'markdown', 'latex'"),
         (("report", "runs/mine", "--format", "html"), "name one by --out"),
         (("report", "runs/mine", "--against", "me"), "write --against paper"),
+        (("report", "runs/mine", "--against", "paper", "--format", "csv"), "figures stand in console and html"),
         (("leaderboard", "none"), "there is no file or folder none"),
     ):
         done = etb(*wrong, cwd=folder)
