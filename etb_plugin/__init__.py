@@ -3,11 +3,14 @@
 >>> from etb_plugin import Box, bound, margin_spec
 >>> box = Box.around(images, eps=0.1)
 >>> interval = bound("expected", network, box, margin_spec(labels, 10))
+>>> train(network, (images, labels), method="mtl-expected", eps=0.1, epochs=20)
+>>> evaluate(network, (images, labels), eps=0.1, certify=["crown"])
+>>> verify(network, images[0], 7, eps=0.1).verdict
 >>> loss = objective("ibp", network, (1, 28, 28), 10, eps=0.1, epochs=20, batches=len(loader))
 
 Importing the package also adds `method="expected"` to auto_LiRPA's `BoundedModule.compute_bounds`, whenever that is
 imported. The rooms, from the bottom: `graph`, `networks`, `bounds`, `objectives`, `training`, `evaluation`,
-`comparison`, `cli`.
+`comparison`, `cli`; `api` is what is shown here.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,11 +19,24 @@ from etb_plugin.lirpa import register
 from etb_plugin.registry import announce
 
 if TYPE_CHECKING:
+    from etb_plugin.api import evaluate, train, verify
     from etb_plugin.bounds import Ball, Box, Interval, bound, margin_spec
     from etb_plugin.training import objective
 
 __version__ = "0.1.0"
-__all__ = ["Ball", "Box", "Interval", "__version__", "bound", "margin_spec", "objective", "register"]
+__all__ = [
+    "Ball",
+    "Box",
+    "Interval",
+    "__version__",
+    "bound",
+    "evaluate",
+    "margin_spec",
+    "objective",
+    "register",
+    "train",
+    "verify",
+]
 
 announce("etb_plugin.bounds", "etb_plugin.lirpa.bounds")
 register()
@@ -34,6 +50,6 @@ def __getattr__(name: str) -> Any:
         from etb_plugin.training import objective
 
         return objective
-    from etb_plugin import bounds
+    from etb_plugin import api, bounds
 
-    return getattr(bounds, name)
+    return getattr(api if name in api.__all__ else bounds, name)

@@ -22,6 +22,7 @@ FLOORS = (
     {"experiment"},
     {"results"},
     {"verification"},
+    {"api"},
     {"comparison"},
     {"bench"},
     {"report"},

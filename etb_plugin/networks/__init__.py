@@ -11,6 +11,7 @@ from etb_plugin.networks.pair import Pair, members
 from etb_plugin.networks.registry import (
     build,
     check_network,
+    classes_of,
     hidden_units,
     networks,
     parameters,
@@ -32,6 +33,7 @@ __all__ = [
     "Residual",
     "build",
     "check_network",
+    "classes_of",
     "clean_statistics",
     "evaluating",
     "hidden_units",

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from etb_plugin.errors import ConfigError, unknown_name
+from etb_plugin.graph.tracing import example_input
 from etb_plugin.networks.layers import Normalize
 from etb_plugin.networks.statistics import evaluating
 from etb_plugin.registry import Registry
@@ -129,3 +130,20 @@ def _find(name: str) -> tuple[Architecture, dict[str, int]]:
         if match:
             return architecture, {key: int(value) for key, value in match.groupdict().items()}
     raise unknown_name("network", name, _registry)
+
+
+def classes_of(network: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Return how many logits `network`, in eval mode, gives for [batch, *input_shape]. Raises ConfigError where it does
+    not give [batch, classes], with 2 classes or more."""
+    like = example_input(network, torch.Size(input_shape))
+    with torch.no_grad(), evaluating(network):
+        try:
+            found = network(like)
+        except (RuntimeError, ValueError, TypeError) as error:
+            why = str(error).partition("\n")[0]
+            raise ConfigError(f"the network does not take {list(like.shape)}: {why}") from error
+    shape = tuple(getattr(found, "shape", ()))
+    if len(shape) != 2 or shape[0] != len(like) or shape[1] < 2:
+        got = list(shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ConfigError(f"the network has to give logits [batch, classes]; for a batch of {len(like)} it gives {got}")
+    return int(shape[1])

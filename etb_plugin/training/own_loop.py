@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.errors import ConfigError
-from etb_plugin.graph.tracing import example_input
-from etb_plugin.networks import evaluating
+from etb_plugin.networks import classes_of
 from etb_plugin.objectives import Losses, Method, Run, get_method
 from etb_plugin.training.schedule import Schedule
 
@@ -115,12 +114,6 @@ def objective(
     if eps < 0:
         raise ConfigError(f"eps is a radius in pixel units, from 0 on; got {eps}")
     schedule = Schedule(method.recipe, eps, method.recipe.learning_rate, Run(epochs, batches))
-    like = example_input(network, torch.Size(input_shape))
-    with torch.no_grad(), evaluating(network):
-        found = network(like)
-    if tuple(getattr(found, "shape", ())) != (len(like), classes):
-        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ConfigError(
-            f"the network has to give logits [batch, {classes}]; for a batch of {len(like)} it gives {got}"
-        )
+    if (found := classes_of(network, input_shape)) != classes:
+        raise ConfigError(f"classes is {classes}; the network gives {found} logits")
     return TrainingLoss(method, network, input_shape, classes, schedule, seed)

@@ -7,7 +7,7 @@ verification competition reads and writes, `run` what happens to the test images
 for each image's own radius.
 """
 
-from etb_plugin.verification.cascade import STAGES, Cascade, Case, Settings
+from etb_plugin.verification.cascade import RIGOROUS_STAGES, STAGES, Cascade, Case, Settings, takers
 from etb_plugin.verification.competition import PropertyCheck
 from etb_plugin.verification.problem import Problem, Unsafe, Verdict, robustness
 from etb_plugin.verification.radius import RADIUS_STAGES, Radii, minimum_radii
@@ -16,6 +16,7 @@ from etb_plugin.verification.run import MISCLASSIFIED, Verification, Verified, c
 __all__ = [
     "MISCLASSIFIED",
     "RADIUS_STAGES",
+    "RIGOROUS_STAGES",
     "STAGES",
     "Cascade",
     "Case",
@@ -30,4 +31,5 @@ __all__ = [
     "cascade_of",
     "minimum_radii",
     "robustness",
+    "takers",
 ]

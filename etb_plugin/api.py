@@ -1,0 +1,193 @@
+"""The package from Python: train, evaluate and verify any network on any images, in a call each.
+
+`etb` does the same for networks by name, keeps what was done, and compares; for a loop of one's own there is
+`objective`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from etb_plugin import evaluation, training
+from etb_plugin.attacks import Pgd
+from etb_plugin.bounds import Box
+from etb_plugin.data import Dataset, Split, load
+from etb_plugin.errors import ConfigError, DataError, UnsupportedLayer
+from etb_plugin.evaluation import Evaluation, Exam
+from etb_plugin.files import claimed
+from etb_plugin.networks import classes_of, evaluating
+from etb_plugin.objectives import get_method
+from etb_plugin.training import Training
+from etb_plugin.verification import RIGOROUS_STAGES, STAGES, Cascade, Settings, Verdict, robustness, takers
+
+__all__ = ["Data", "Verified", "evaluate", "train", "verify"]
+
+Data = str | Dataset | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+"""A data set by name or by file, one that is loaded, a pair (images [n, *input], uint8 or float32 in [0, 1]; integer
+labels [n]), or batches of such pairs, which a DataLoader is: they are read once and kept on the network's device."""
+
+
+def train(
+    network: nn.Module,
+    data: Data,
+    *,
+    method: str,
+    eps: float,
+    epochs: int,
+    batch_size: int = 100,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    **changes: Any,
+) -> Training:
+    """Train `network`, [batch, *input] to logits [batch, classes], in place by a method's recipe; it ends in eval mode.
+
+    `eps` is the radius in pixel units, `changes` are those of `etb methods NAME`. With a `folder` every epoch leaves
+    its weights and its state there, and the same call goes on from them to the same bits; a call that asks for
+    anything else is refused. Of a data set the training images are used, augmented as it asks for. Raises ConfigError,
+    DataError or UnsupportedLayer, which name what is wrong.
+
+    >>> train(network, (images, labels), method="mtl-expected", eps=0.1, epochs=20)
+    """
+    chosen = get_method(method).changed(changes)
+    if chosen.pair:
+        raise ConfigError(f"method {method!r} trains a pair of networks; etb train does that")
+    _check_radius(eps)
+    if epochs < 1 or batch_size < 1:
+        raise ConfigError(f"epochs and batch_size are at least 1; got {epochs} and {batch_size}")
+    given = _dataset(network, data)
+    settings = training.Settings(eps, epochs, batch_size, learning_rate, seed)
+    if folder is None:
+        return training.train(network, chosen, given, settings)
+    described = {"method": method, "changes": changes, **asdict(settings), "data": given.digest()}
+    with claimed(Path(folder), described):
+        return training.train(network, chosen, given, settings, folder=Path(folder))
+
+
+def evaluate(
+    network: nn.Module,
+    data: Data,
+    *,
+    eps: float,
+    certify: Sequence[str] = ("ibp", "crown-ibp"),
+    pgd_steps: int = 40,
+    pgd_restarts: int = 1,
+    autoattack: bool = False,
+    seed: int = 0,
+) -> Evaluation:
+    """Return clean, attacked and certified accuracy of `network` at `eps` (pixel units), in eval mode.
+
+    Of a data set the test images are used. Raises ConfigError for a certifier that is not sound, UnsupportedLayer for
+    one that cannot take the network, and SoundnessError where a certificate and an attack contradict each other.
+
+    >>> evaluate(network, (images, labels), eps=0.1, certify=["crown"]).certified_accuracy["crown"]
+    """
+    _check_radius(eps)
+    given = _dataset(network, data)
+    exam = Exam((eps,), Pgd(pgd_steps, pgd_restarts), tuple(certify), seed, autoattack)
+    with evaluating(network):
+        return evaluation.evaluate(network, given.test, given.classes, exam, eps)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What is known of an image: the verdict, the stage that gave it, a counterexample [*input] in float64 where it is
+    falsified, the seconds of each stage, and what was left out and why."""
+
+    verdict: Verdict
+    by: str | None
+    counterexample: Tensor | None
+    seconds: dict[str, float]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def verify(
+    network: nn.Module,
+    image: Tensor,
+    label: int,
+    *,
+    eps: float,
+    stages: Sequence[str] | None = None,
+    seconds: float = 60.0,
+    rigorous: bool = False,
+    seed: int = 0,
+) -> Verified:
+    """Decide whether `label` has the largest logit for every point of [0, 1] within `eps` of `image`, [*input].
+
+    All is computed in float64, on a copy in eval mode. `stages` are those of `etb verify`, the whole cascade without
+    them; its complete stages have `seconds`. Raises ConfigError, DataError or UnsupportedLayer, which name what is
+    wrong.
+
+    >>> verify(network, images[0], 7, eps=0.1).verdict
+    <Verdict.ROBUST: 'robust'>
+    """
+    _check_radius(eps)
+    split, classes = _split(network, image[None], torch.tensor([label]))
+    shape = tuple(split.images.shape[1:])
+    whole = RIGOROUS_STAGES if rigorous else STAGES
+    named = whole if stages is None else tuple(stages)
+    settings = Settings(named, seconds=seconds, seed=seed, rigorous=rigorous)
+    settings, left_out = takers([network], shape, settings, drop=stages is None)
+    if left_out and set(settings.stages) <= {"pgd"}:
+        raise UnsupportedLayer(f"no verifier takes the network: {next(iter(left_out.values()))}")
+    cascade = Cascade(network, shape, settings)
+    (pixels, _), *_ = split.batches(1)
+    case = cascade.decide(robustness(Box.around(pixels.double(), eps), label, classes))
+    witness = None if case.witness is None else case.witness[0]
+    return Verified(case.verdict, case.by, witness, dict(case.seconds), left_out | case.failed)
+
+
+def _check_radius(eps: float) -> None:
+    if not 0 <= eps <= 1:
+        raise ConfigError(f"eps is a radius in pixel units, from 0 to 1; got {eps}")
+
+
+def _dataset(network: nn.Module, data: Data) -> Dataset:
+    """Return what was given as a data set on the network's device, which both its splits are where it has but one."""
+    if isinstance(data, str):
+        data = load(data, device=_device(network))
+    if isinstance(data, Dataset):
+        classes = classes_of(network, data.input_shape)
+        if classes != data.classes:
+            raise ConfigError(f"{data.name} has {data.classes} classes; the network gives {classes} logits")
+        return data
+    if isinstance(data, tuple):
+        images, labels = data
+    else:
+        pairs = list(data)
+        if not pairs:
+            raise DataError("there are no batches in the data")
+        images, labels = (torch.cat([torch.as_tensor(pair[place]) for pair in pairs]) for place in (0, 1))
+    split, classes = _split(network, images, labels)
+    return Dataset("given", split, split, classes)
+
+
+def _split(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Split, int]:
+    """Return images and labels on the network's device, and its number of classes. Raises DataError for what cannot be
+    meant."""
+    if images.dtype not in (torch.uint8, torch.float32):
+        raise DataError(f"images are uint8, or float32 in [0, 1]; got {images.dtype}")
+    if images.dim() < 2 or labels.shape != images.shape[:1] or not len(labels):
+        raise DataError(
+            f"images are [n, *input] and labels [n], n at least 1; got {list(images.shape)} and {list(labels.shape)}"
+        )
+    if images.dtype == torch.float32 and not bool(((images >= 0) & (images <= 1)).all()):
+        raise DataError("images have to lie in [0, 1]: put the normalisation into the network, as its first layer")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError(f"labels are integers; got {labels.dtype}")
+    classes = classes_of(network, tuple(images.shape[1:]))
+    if not bool(((labels >= 0) & (labels < classes)).all()):
+        raise DataError(
+            f"the network gives {classes} logits, so labels run from 0 to {classes - 1}; got {int(labels.min())} to "
+            f"{int(labels.max())}"
+        )
+    device = _device(network)
+    return Split(images.detach().to(device), labels.to(device, torch.int64)), classes
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
