@@ -151,6 +151,8 @@ def _dataset(network: nn.Module, data: Data) -> Dataset:
     if isinstance(data, str):
         data = load(data, device=_device(network))
     if isinstance(data, Dataset):
+        if (held := data.test.images.device) != (device := _device(network)):
+            raise ConfigError(f"{data.name} is on {held}, the network on {device}: load(..., device=network's)")
         classes = classes_of(network, data.input_shape)
         if classes != data.classes:
             raise ConfigError(f"{data.name} has {data.classes} classes; the network gives {classes} logits")

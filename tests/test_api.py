@@ -117,6 +117,8 @@ def test_networks_and_numbers_that_cannot_be_meant_are_refused():
         etb_plugin.evaluate(nn.Unflatten(1, (2, 3)), pair, eps=0.1)
     with pytest.raises(ConfigError, match="digits has 10 classes; the network gives 3 logits"):
         etb_plugin.evaluate(Own(64, 3), "digits", eps=0.1)
+    with pytest.raises(ConfigError, match="digits is on meta, the network on cpu"):
+        etb_plugin.evaluate(Own(), load("digits", device="meta"), eps=0.1)
     with pytest.raises(ConfigError, match="not sound"):
         etb_plugin.evaluate(Own(6, 3), pair, eps=0.1, certify=["expected"])
     with pytest.raises(ConfigError, match="from 0 to 1; got 8"):
