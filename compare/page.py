@@ -19,7 +19,7 @@ from etb_plugin.report.figures import draw
 from etb_plugin.report.published import Beside, beside
 from etb_plugin.report.runs import Run, by_dataset, merged, read_runs
 from etb_plugin.report.sheet import comparison_sheet, percent
-from etb_plugin.report.text import markdown, markdown_row
+from etb_plugin.report.text import markdown, markdown_table
 
 TOP = Path(__file__).parent
 RESULTS, PAGE, PLOT = TOP / "results", TOP.parent / "docs" / "results.md", TOP.parent / "docs" / "pareto.png"
@@ -67,7 +67,7 @@ def published(entries: list[dict[str, Any]]) -> Iterator[str]:
     """Yield a table of published verified errors and ours: ours is a match where the published one lies in its interval
     of 95 %, or above it."""
     header = ["source", "network", "eps", "here", "published: clean / PGD / verified", "ours", "by", "verdict"]
-    lines = [markdown_row(header), markdown_row(["---"] * len(header))]
+    rows = []
     for entry in entries:
         if "length" not in entry:
             continue
@@ -78,12 +78,8 @@ def published(entries: list[dict[str, Any]]) -> Iterator[str]:
             theirs = " / ".join("-" if e is None else f"{100 * e:.2f}" for e in (p.clean, p.pgd, p.verified))
             ours = f"{percent(one.clean)} / {percent(one.pgd)} / {percent(one.verified)}"
             length = f"{entry['length']}, {images:,} images"
-            lines.append(
-                markdown_row(
-                    [p.source, p.model, f"{p.eps:g}", length, theirs, ours, one.verified_by, verdict(one, images)]
-                )
-            )
-    yield "\n".join(lines) + "\n"
+            rows.append([p.source, p.model, f"{p.eps:g}", length, theirs, ours, one.verified_by, verdict(one, images)])
+    yield markdown_table(header, rows)
     yield (
         "Errors in percent. ✅: the published verified error lies in our interval of 95 % or above it; otherwise by "
         "how much ours lies above it, and half of our interval. PGD here has 40 steps; what the papers verified and "
@@ -115,11 +111,8 @@ def study(name: str, command: str) -> Iterator[str]:
     yield f"### {content['study']}\n"
     yield f"    {command}\n"
     yield f"{machine(content['environment'])}.\n"
-    yield markdown_row(["what", "source", "published", "here"])
-    yield markdown_row(["---"] * 4)
-    for claim in content["claims"]:
-        yield markdown_row([claim[key] for key in ("text", "source", "published", "measured")])
-    yield ""
+    rows = [[claim[key] for key in ("text", "source", "published", "measured")] for claim in content["claims"]]
+    yield markdown_table(["what", "source", "published", "here"], rows)
 
 
 def machine(environment: dict[str, Any]) -> str:

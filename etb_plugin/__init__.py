@@ -13,6 +13,7 @@ imported. The rooms, from the bottom: `graph`, `networks`, `bounds`, `objectives
 `comparison`, `cli`; `api` is what is shown here.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from etb_plugin.lirpa import register
@@ -38,6 +39,9 @@ __all__ = [
     "verify",
 ]
 
+_HOMES = {"evaluate": "api", "objective": "training", "train": "api", "verify": "api"}
+"""Where a name is from, if not from `bounds`."""
+
 announce("etb_plugin.bounds", "etb_plugin.lirpa.bounds")
 register()
 
@@ -46,10 +50,4 @@ def __getattr__(name: str) -> Any:
     """Import torch, and what stands on it, once something of it is asked for: `etb --help` needs none of that."""
     if name not in __all__:
         raise AttributeError(f"module 'etb_plugin' has no attribute {name!r}")
-    if name == "objective":
-        from etb_plugin.training import objective
-
-        return objective
-    from etb_plugin import api, bounds
-
-    return getattr(api if name in api.__all__ else bounds, name)
+    return getattr(importlib.import_module(f"etb_plugin.{_HOMES.get(name, 'bounds')}"), name)

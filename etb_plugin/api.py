@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from etb_plugin import evaluation, training
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box
-from etb_plugin.data import Dataset, Split, load
-from etb_plugin.errors import ConfigError, DataError, UnsupportedLayer
+from etb_plugin.data import Dataset, Split, beyond, load, pixels
+from etb_plugin.errors import ConfigError, DataError
 from etb_plugin.evaluation import Evaluation, Exam
 from etb_plugin.files import claimed
 from etb_plugin.networks import classes_of, evaluating
-from etb_plugin.objectives import get_method
+from etb_plugin.objectives import single_method
 from etb_plugin.training import Training
-from etb_plugin.verification import RIGOROUS_STAGES, STAGES, Cascade, Settings, Verdict, robustness, takers
+from etb_plugin.verification import RIGOROUS_STAGES, STAGES, Cascade, Settings, Verdict, provers, robustness
 
 __all__ = ["Data", "Verified", "evaluate", "train", "verify"]
 
@@ -53,9 +53,7 @@ def train(
 
     >>> train(network, (images, labels), method="mtl-expected", eps=0.1, epochs=20)
     """
-    chosen = get_method(method).changed(changes)
-    if chosen.pair:
-        raise ConfigError(f"method {method!r} trains a pair of networks; etb train does that")
+    chosen = single_method(method, changes)
     _check_radius(eps)
     if epochs < 1 or batch_size < 1:
         raise ConfigError(f"epochs and batch_size are at least 1; got {epochs} and {batch_size}")
@@ -131,12 +129,9 @@ def verify(
     whole = RIGOROUS_STAGES if rigorous else STAGES
     named = whole if stages is None else tuple(stages)
     settings = Settings(named, seconds=seconds, seed=seed, rigorous=rigorous)
-    settings, left_out = takers([network], shape, settings, drop=stages is None)
-    if left_out and set(settings.stages) <= {"pgd"}:
-        raise UnsupportedLayer(f"no verifier takes the network: {next(iter(left_out.values()))}")
+    settings, left_out = provers([network], shape, settings, drop=stages is None)
     cascade = Cascade(network, shape, settings)
-    (pixels, _), *_ = split.batches(1)
-    case = cascade.decide(robustness(Box.around(pixels.double(), eps), label, classes))
+    case = cascade.decide(robustness(Box.around(pixels(split.images).double(), eps), label, classes))
     witness = None if case.witness is None else case.witness[0]
     return Verified(case.verdict, case.by, witness, dict(case.seconds), left_out | case.failed)
 
@@ -177,16 +172,12 @@ def _split(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Split, i
         raise DataError(
             f"images are [n, *input] and labels [n], n at least 1; got {list(images.shape)} and {list(labels.shape)}"
         )
-    if images.dtype == torch.float32 and not bool(((images >= 0) & (images <= 1)).all()):
-        raise DataError("images have to lie in [0, 1]: put the normalisation into the network, as its first layer")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DataError(f"labels are integers; got {labels.dtype}")
     classes = classes_of(network, tuple(images.shape[1:]))
-    if not bool(((labels >= 0) & (labels < classes)).all()):
-        raise DataError(
-            f"the network gives {classes} logits, so labels run from 0 to {classes - 1}; got {int(labels.min())} to "
-            f"{int(labels.max())}"
-        )
+    floats = images if images.is_floating_point() else images[:0]  # any byte will do
+    if (wrong := beyond(floats, labels, classes)) is not None:
+        raise DataError(wrong)
     device = _device(network)
     return Split(images.detach().to(device), labels.to(device, torch.int64)), classes
 

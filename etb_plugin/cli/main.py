@@ -84,34 +84,28 @@ def main() -> None:
     except BrokenPipeError:  # `etb ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except Stopped as error:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _say(str(error), debug, label="")
+        sys.exit(error.status)
     except (EtbError, typer.TyperException) as error:
-        if isinstance(error, Stopped):
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if debug:
-            traceback.print_exc()
-        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        label = "" if isinstance(error, Stopped) else "error: "
-        Console(stderr=True, soft_wrap=True).print(Text.assemble((label, "bold red"), text))
-        refused = isinstance(error, (*_REFUSALS, typer.TyperException))
-        if isinstance(error, Stopped):
-            sys.exit(error.status)
-        status = 2 if refused else 1
+        _say(error.format_message() if isinstance(error, typer.TyperException) else str(error), debug)
+        status = 2 if isinstance(error, (*_REFUSALS, typer.TyperException)) else 1
     except OSError as error:  # a full disk, a folder that may not be written to
-        if debug:
-            traceback.print_exc()
         what = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-        Console(stderr=True, soft_wrap=True).print(
-            Text.assemble(("error: ", "bold red"), f"{what}\n  what is on disk is whole; the same command goes on")
-        )
+        _say(f"{what}\n  what is on disk is whole; the same command goes on", debug)
         status = 1
     except Exception as error:
-        if debug:
-            traceback.print_exc()
         line = f"{type(error).__name__}: {error}".partition("\n")[0]
-        Console(stderr=True, soft_wrap=True).print(
-            Text.assemble(("error: ", "bold red"), f"{line}\n  this was not foreseen: --debug shows where it happened")
-        )
+        _say(f"{line}\n  this was not foreseen: --debug shows where it happened", debug)
         status = 1
     if status == 130:
         Console(stderr=True).print("interrupted; the same command goes on from the last finished epoch")
     sys.exit(status or 0)
+
+
+def _say(text: str, debug: bool, label: str = "error: ") -> None:
+    """Say what ended the command, after the traceback of the error at hand where that was asked for."""
+    if debug:
+        traceback.print_exc()
+    Console(stderr=True, soft_wrap=True).print(Text.assemble((label, "bold red"), text))

@@ -176,6 +176,16 @@ def pixels(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
+def beyond(images: Tensor, labels: Tensor, classes: int) -> str | None:
+    """Return what is wrong with the values of images, which lie in [0, 1], or of labels; None for nothing. It waits for
+    the device."""
+    if not bool(((images >= 0) & (images <= 1)).all()):
+        return "images have to lie in [0, 1]: put the normalisation into the network, as its first layer"
+    if not bool(((labels >= 0) & (labels < classes)).all()):
+        return f"labels run from 0 to {classes - 1}; got {int(labels.min())} to {int(labels.max())}"
+    return None
+
+
 def middle(images: Tensor, size: int | None) -> Tensor:
     """Return the crops of `size` in the middle; the images themselves for None."""
     if size is None:

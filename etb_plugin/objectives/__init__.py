@@ -22,6 +22,7 @@ from etb_plugin.objectives.registry import (
     get_method,
     methods,
     register_method,
+    single_method,
 )
 from etb_plugin.registry import load_files
 
@@ -39,6 +40,7 @@ __all__ = [
     "get_method",
     "methods",
     "register_method",
+    "single_method",
 ]
 
 load_files(__name__)

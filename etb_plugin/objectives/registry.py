@@ -191,3 +191,11 @@ def methods() -> Mapping[str, Method]:
 def get_method(name: str) -> Method:
     """Return the method called `name`. Raises ConfigError with the nearest names where there is none."""
     return _registry.find(name)
+
+
+def single_method(name: str, changes: Mapping[str, Any]) -> Method:
+    """Return a method, changed, for a network of one's own. Raises ConfigError, too, where it trains a pair of them."""
+    method = get_method(name).changed(changes)
+    if method.pair:
+        raise ConfigError(f"method {name!r} trains a pair of networks; etb train does that")
+    return method

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from etb_plugin.report.sheet import Figure, Sheet
 
@@ -12,17 +12,13 @@ from etb_plugin.report.sheet import Figure, Sheet
 def markdown(sheet: Sheet) -> str:
     """Return a heading, one table for all radii, and the notes."""
     header = ["eps", "method", *(column.title for column in sheet.columns)]
-    lines = [
-        f"**{sheet.heading}**",
-        "",
-        markdown_row(header),
-        markdown_row(["---", "---", *["---:"] * len(sheet.columns)]),
+    rows = [
+        [group.removeprefix("eps "), row.name, *(_bold(figure, "**{}**") for figure in row.figures)]
+        for group, lines in sheet.groups
+        for row in lines
     ]
-    for group, rows in sheet.groups:
-        for row in rows:
-            figures = [_bold(figure, "**{}**") for figure in row.figures]
-            lines.append(markdown_row([group.removeprefix("eps "), row.name, *figures]))
-    return "\n".join([*lines, "", *(f"{note}\n" for note in sheet.notes)])
+    table = markdown_table(header, rows, figures=len(sheet.columns))
+    return "\n".join([f"**{sheet.heading}**", "", table, *(f"{note}\n" for note in sheet.notes)])
 
 
 def latex(sheet: Sheet) -> str:
@@ -73,8 +69,13 @@ def json_text(sheet: Sheet) -> str:
     return json.dumps({"heading": sheet.heading, "kinds": kinds, "rows": rows, "notes": sheet.notes}, indent=2) + "\n"
 
 
-def markdown_row(cells: list[str]) -> str:
-    """Return a row of a table in Markdown."""
+def markdown_table(header: list[str], rows: Iterable[list[str]], figures: int = 0) -> str:
+    """Return a table in Markdown; the last columns, `figures` of them, stand to the right."""
+    rule = ["---"] * (len(header) - figures) + ["---:"] * figures
+    return "".join(_row(row) + "\n" for row in (header, rule, *rows))
+
+
+def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from etb_plugin.data import beyond
 from etb_plugin.errors import ConfigError
 from etb_plugin.networks import classes_of
-from etb_plugin.objectives import Losses, Method, Run, get_method
+from etb_plugin.objectives import Losses, Method, Run, single_method
 from etb_plugin.training.schedule import Schedule
 
 
@@ -71,14 +72,8 @@ class TrainingLoss:
                 f"the loss was made for images [batch, {', '.join(map(str, self._shape))}] and labels [batch]; "
                 f"got {list(images.shape)} and {list(labels.shape)}"
             )
-        if not bool(((images >= 0) & (images <= 1)).all()):
-            raise ConfigError(
-                "images have to lie in [0, 1]: put the normalisation into the network, as its first layer"
-            )
-        if not bool(((labels >= 0) & (labels < self._classes)).all()):
-            raise ConfigError(
-                f"labels run from 0 to {self._classes - 1}; got {int(labels.min())} to {int(labels.max())}"
-            )
+        if (wrong := beyond(images, labels, self._classes)) is not None:
+            raise ConfigError(wrong)
         if not any(layer.training for layer in self._network.modules()):
             raise ConfigError("the network is in eval mode: call network.train() before training it")
 
@@ -108,9 +103,7 @@ def objective(
     ...     loss(images, labels).backward()
     ...     optimizer.step()
     """
-    method = get_method(name).changed(changes)
-    if method.pair:
-        raise ConfigError(f"method {name!r} trains a pair of networks; etb train does that")
+    method = single_method(name, changes)
     if eps < 0:
         raise ConfigError(f"eps is a radius in pixel units, from 0 on; got {eps}")
     schedule = Schedule(method.recipe, eps, method.recipe.learning_rate, Run(epochs, batches))

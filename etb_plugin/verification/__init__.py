@@ -7,7 +7,7 @@ verification competition reads and writes, `run` what happens to the test images
 for each image's own radius.
 """
 
-from etb_plugin.verification.cascade import RIGOROUS_STAGES, STAGES, Cascade, Case, Settings, takers
+from etb_plugin.verification.cascade import RIGOROUS_STAGES, STAGES, Cascade, Case, Settings, provers
 from etb_plugin.verification.competition import PropertyCheck
 from etb_plugin.verification.problem import Problem, Unsafe, Verdict, robustness
 from etb_plugin.verification.radius import RADIUS_STAGES, Radii, minimum_radii
@@ -30,6 +30,6 @@ __all__ = [
     "Verified",
     "cascade_of",
     "minimum_radii",
+    "provers",
     "robustness",
-    "takers",
 ]

@@ -256,6 +256,16 @@ def takers(
     return replace(settings, stages=tuple(stage for stage in settings.stages if stage not in left_out)), left_out
 
 
+def provers(
+    networks: Sequence[nn.Module], input_shape: tuple[int, ...], settings: Settings, *, drop: bool
+) -> tuple[Settings, dict[str, str]]:
+    """Return what `takers` does. Raises UnsupportedLayer, too, where all that is left is the attack."""
+    settings, left_out = takers(networks, input_shape, settings, drop=drop)
+    if left_out and set(settings.stages) <= {"pgd"}:
+        raise UnsupportedLayer(f"no verifier takes the network: {next(iter(left_out.values()))}")
+    return settings, left_out
+
+
 def check_stages(settings: Settings) -> None:
     """Raise ConfigError for settings that cannot work: a stage that is none or not sound, a limit, a solver."""
     for name in settings.stages:

@@ -20,14 +20,14 @@ from torch import nn
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box
 from etb_plugin.data import pixels
-from etb_plugin.errors import ConfigError, SoundnessError, UnsupportedLayer
+from etb_plugin.errors import ConfigError, SoundnessError
 from etb_plugin.experiment import VerifyRequest, resolve_device
 from etb_plugin.files import claimed, read_json, write_file, write_json
 from etb_plugin.networks import NetworkCascade
 from etb_plugin.networks.checkpoints import weights_digest
 from etb_plugin.results import SCHEMA, environment
 from etb_plugin.results.networks import Trained, restore
-from etb_plugin.verification.cascade import RIGOROUS_STAGES, STAGES, Cascade, Case, Settings, takers
+from etb_plugin.verification.cascade import RIGOROUS_STAGES, STAGES, Cascade, Case, Settings, provers
 from etb_plugin.verification.problem import Verdict, robustness
 from etb_plugin.verification.turns import Turns
 
@@ -143,11 +143,9 @@ class Verification:
         self.request, about = request, self.trained[0].about
         self.eps = request.eps_test or (about["eps"] or self.data.source.default_eps,)
         found = [network for trained in self.trained for network in _networks(trained)]
-        self.settings, self.left_out = takers(
+        self.settings, self.left_out = provers(
             found, self.data.input_shape, cascade_of(request, stages), drop=request.stages is None
         )
-        if self.left_out and set(self.settings.stages) <= {"pgd"}:
-            raise UnsupportedLayer(f"no verifier takes the network: {next(iter(self.left_out.values()))}")
         self.failed: dict[str, str] = {}
 
     @property

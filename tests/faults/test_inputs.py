@@ -9,18 +9,12 @@ import time
 import numpy as np
 import pytest
 
+from tests.cli.test_cli import etb
+
 _GENERATOR = np.random.default_rng(0)
 IMAGES = _GENERATOR.integers(0, 256, (60, 8, 8), np.uint8)
 LABELS = np.arange(60) % 3
 COMPARE = ("compare", "--model", "mlp-20x2", "--methods", "ibp,expected", "--epochs", "1", "--pgd-steps", "2")
-
-
-def command(*arguments):
-    return [sys.executable, "-W", "ignore", "-m", "etb_plugin", *arguments]
-
-
-def etb(folder, *arguments):
-    return subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=120)
 
 
 def save(folder, **changes):
@@ -46,7 +40,7 @@ def save(folder, **changes):
 )
 def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(tmp_path, changes, eps, says):
     save(tmp_path, **changes)
-    done = etb(tmp_path, *COMPARE, "--dataset", "mine.npz", f"--eps={eps}", "--out", "run")
+    done = etb(*COMPARE, "--dataset", "mine.npz", f"--eps={eps}", "--out", "run", cwd=tmp_path)
     assert done.returncode == 2
     assert says in done.stderr
     assert done.stderr.count("\n") <= 2
@@ -56,7 +50,7 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(tmp_pat
 @pytest.mark.parametrize("edge", [("--eps", "0"), ("--eps", "0.1", "--batch-size", "1")])
 def test_no_radius_and_one_image_at_a_time_train(tmp_path, edge):
     save(tmp_path)
-    done = etb(tmp_path, *COMPARE, "--dataset", "mine.npz", *edge, "--out", "run")
+    done = etb(*COMPARE, "--dataset", "mine.npz", *edge, "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
     assert len(rows) == 2
@@ -67,7 +61,7 @@ def test_no_radius_and_one_image_at_a_time_train(tmp_path, edge):
 def test_a_loss_that_is_not_finite_is_one_line_and_no_result(tmp_path):
     save(tmp_path)
     options = ("--dataset", "mine.npz", "--model", "mlp-20x2", "--method", "ibp", "--eps", "0.1")
-    done = etb(tmp_path, "train", *options, "--lr", "1e30", "--epochs", "3", "--out", "run")
+    done = etb("train", *options, "--lr", "1e30", "--epochs", "3", "--out", "run", cwd=tmp_path)
     assert done.returncode == 1
     assert "the loss is not finite in epoch 2" in done.stderr
     assert "Traceback" not in done.stderr
@@ -76,7 +70,8 @@ def test_a_loss_that_is_not_finite_is_one_line_and_no_result(tmp_path):
 
 def test_interrupted_twice_it_ends_at_once_and_goes_on(tmp_path):
     options = (*COMPARE, "--dataset", "digits", "--eps", "0.1", "--epochs", "30", "--out", "run")
-    process = subprocess.Popen(command(*options), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "etb_plugin", *options]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.rglob("metrics.jsonl")):
         assert process.poll() is None
         time.sleep(0.02)
@@ -86,5 +81,5 @@ def test_interrupted_twice_it_ends_at_once_and_goes_on(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in said
-    assert etb(tmp_path, *options).returncode == 0
+    assert etb(*options, cwd=tmp_path).returncode == 0
     assert len(json.loads((tmp_path / "run" / "results.json").read_text())["cells"]) == 2
