@@ -68,6 +68,8 @@ def _read_safetensors(path: Path) -> tuple[Weights, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("etb", "{}"))
+            if not isinstance(about, dict):
+                raise ValueError("what is said about its weights is no mapping")
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or is no safetensors file: {error}") from error

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from etb_plugin import networks
@@ -22,6 +23,23 @@ class Trained:
 
     network: nn.Module
     about: dict[str, Any]
+
+
+class _About(BaseModel):
+    """The keys of `describe`, and those that a comparison adds, as far as they are read."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str
+    model: str
+    dataset: str
+    eps: float | None
+    seed: int | None
+    input_shape: tuple[int, ...]
+    classes: int
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
+    pair: bool = False
+    changes: dict[str, Any] = {}
 
 
 def describe(method: str, model: str, dataset: str, eps: float, seed: int, data: Dataset) -> dict[str, Any]:
@@ -61,7 +79,7 @@ def restore(path: Path, request: Evaluated, *, cascades: bool = False) -> tuple[
     if path.suffix == ".onnx":
         return _restore_onnx(path, request, device)
     files = _files(path)
-    contents = [read_weights(file) for file in files]
+    contents = [_read(file) for file in files]
     dataset = request.dataset or contents[0][1].get("dataset")
     dataset, data = _data(path, dataset, request, device)
     trained = []
@@ -69,8 +87,8 @@ def restore(path: Path, request: Evaluated, *, cascades: bool = False) -> tuple[
         about = known or _unknown(file, model, dataset, data)
         if model is not None and about["model"] != model:
             raise ConfigError(f"{file} holds a network {about['model']!r}, and --model says {model!r}")
-        _check_fit(file, tuple(about["input_shape"]), about["classes"], dataset, data)
-        seen = replace(data, source=replace(data.source, normalization=_statistics(about["normalization"])))
+        _check_fit(file, about["input_shape"], about["classes"], dataset, data)
+        seen = replace(data, source=replace(data.source, normalization=about["normalization"]))
         several = [untrained(seen, about["model"], 0, about.get("pair", False)) for _ in parts]
         for network, weights in zip(several, parts, strict=True):
             load_weights(network, weights, file)
@@ -81,6 +99,19 @@ def restore(path: Path, request: Evaluated, *, cascades: bool = False) -> tuple[
             own = {"dataset": dataset, "method": about["method"] + which}
             trained.append(Trained(member.to(device), about | own))
     return data, sorted(trained, key=_order)
+
+
+def _read(file: Path) -> tuple[list[dict[str, torch.Tensor]], dict[str, Any]]:
+    """Return the weights of a file, and what it says about them, checked; nothing where it is not ours."""
+    weights, about = read_weights(file)
+    if not about:
+        return weights, about
+    try:
+        return weights, _About.model_validate(about).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{file} says of its weights, at {where}: {first['msg'].lower()}") from error
 
 
 def _restore_onnx(path: Path, request: Evaluated, device: str) -> tuple[Dataset, list[Trained]]:
@@ -128,7 +159,3 @@ def _unknown(file: Path, model: str | None, dataset: str, data: Dataset) -> dict
         raise ConfigError(f"{file} does not say which architecture it is for: name one by --model")
     about = describe(file.stem, model, dataset, 0.0, 0, data)
     return about | {"eps": None, "seed": None, "normalization": None}
-
-
-def _statistics(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    return None if value is None else (tuple(value[0]), tuple(value[1]))

@@ -129,6 +129,26 @@ def yaml_files() -> Iterator[tuple[str, bytes]]:
     yield "date", b"dataset: 2001-12-14\nmethods: [ibp]\n"
 
 
+SAID = {
+    # what a file may say of its weights, and should not
+    "model": ["tiny"],
+    "dataset": {"a": 1},
+    "input_shape": 7,
+    "classes": "ten",
+    "normalization": [[0.5]],
+    "eps": "wide",
+    "pair": "both",
+    "changes": [1],
+}
+
+
+def said_about(changes: dict[str, object]) -> dict[str, object]:
+    about = {"method": "ibp", "model": "mlp-8x1", "dataset": "digits", "eps": 0.1, "seed": 0, "input_shape": [1, 8, 8]}
+    about |= {"classes": 10, "normalization": None} | changes
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    return {"__metadata__": {"etb": json.dumps(about)}, "w": entry}
+
+
 def safetensors_files() -> Iterator[tuple[str, bytes]]:
     import torch
     from safetensors.torch import save
@@ -143,6 +163,7 @@ def safetensors_files() -> Iterator[tuple[str, bytes]]:
         ("negative", {"w": entry | {"shape": [1], "data_offsets": [4, 0]}}),
         ("beyond", {"w": entry | {"shape": [1000], "data_offsets": [0, 4000]}}),
         ("about", {"__metadata__": {"etb": "[1, 2"}, "w": entry | {"shape": [1]}}),
+        *((f"about-{key}", said_about({key: value})) for key, value in SAID.items()),
         ("about-list", {"__metadata__": {"etb": "[1, 2]"}, "w": entry | {"shape": [1]}}),
         (
             "about-path",
@@ -177,22 +198,32 @@ def torch_files() -> Iterator[tuple[str, bytes]]:
     yield "deep-pickle", b"\x80\x02" + b"(" * 100_000 + b"."
 
 
+def onnx_model(nodes: list, constants: list = (), shape: tuple = (1, 4), out: str = "y") -> bytes:  # type: ignore[assignment]
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)],
+        constants,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8).SerializeToString()
+
+
+def good_onnx() -> bytes:
+    """A network of 4 inputs and 3 outputs."""
+    from onnx import TensorProto, helper
+
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], [0.5] * 12)
+    return onnx_model([helper.make_node("MatMul", ["x", "w"], ["y"])], [weight])
+
+
 def onnx_files() -> Iterator[tuple[str, bytes]]:
     from onnx import TensorProto, helper
 
-    def model(nodes: list, constants: list = (), shape: tuple = (1, 4), out: str = "y") -> bytes:  # type: ignore[assignment]
-        graph = helper.make_graph(
-            nodes,
-            "g",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-            [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)],
-            constants,
-        )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8).SerializeToString()
-
-    weight = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], [0.5] * 12)
-    good = model([helper.make_node("MatMul", ["x", "w"], ["y"])], [weight])
-    yield from damaged(good)
+    model = onnx_model
+    yield from damaged(good_onnx())
     outside = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], [0.5] * 12)
     outside.ClearField("float_data")
     outside.data_location = TensorProto.EXTERNAL
@@ -223,11 +254,14 @@ def onnx_files() -> Iterator[tuple[str, bytes]]:
     yield "loop", model([helper.make_node("Identity", ["x"], ["y"])] * 3)
 
 
+NAMES = "".join(f"(declare-const X_{i} Real)\n" for i in range(4))
+NAMES += "".join(f"(declare-const Y_{i} Real)\n" for i in range(3))
+ENDS = "".join(f"(assert (>= X_{i} 0.0))\n(assert (<= X_{i} 1.0))\n" for i in range(4))
+GOOD_VNNLIB = (NAMES + ENDS + "(assert (<= Y_0 Y_1))\n").encode()
+
+
 def vnnlib_files() -> Iterator[tuple[str, bytes]]:
-    names = "\n".join(f"(declare-const X_{i} Real)" for i in range(4)) + "\n"
-    names += "\n".join(f"(declare-const Y_{i} Real)" for i in range(3)) + "\n"
-    ends = "".join(f"(assert (>= X_{i} 0.0))\n(assert (<= X_{i} 1.0))\n" for i in range(4))
-    good = (names + ends + "(assert (<= Y_0 Y_1))\n").encode()
+    names, ends, good = NAMES, ENDS, GOOD_VNNLIB
     yield from damaged(good)
     yield "deep", good + b"(assert " + b"(and " * 50_000 + b")" * 50_000 + b")"
     yield "open", good + b"(" * 1_000_000
@@ -286,6 +320,14 @@ def state_files() -> Iterator[tuple[str, bytes]]:
     yield "strings", sealed(saved({"version": 3, **dict.fromkeys(("network", "optimizer", "generator", "torch"), "x")}))
 
 
+IDX = {
+    "train-labels-idx1-ubyte": struct.pack(">HBBI", 0, 8, 1, 2) + b"\x01\x02",
+    "t10k-labels-idx1-ubyte": struct.pack(">HBBI", 0, 8, 1, 2) + b"\x01\x02",
+    "t10k-images-idx3-ubyte": struct.pack(">HBB3I", 0, 8, 3, 2, 28, 28) + bytes(2 * 784),
+}
+"""The good files beside the images."""
+
+
 def idx_files() -> Iterator[tuple[str, bytes]]:
     good = struct.pack(">HBB3I", 0, 8, 3, 2, 28, 28) + bytes(2 * 784)
     yield from damaged(good, 3)
@@ -311,11 +353,6 @@ def readers(folder: Path) -> dict[str, tuple[str, Callable[[Path], object], Call
     from etb_plugin.verification.vnnlib import read_vnnlib
 
     network = build("mlp-8x1", (1, 8, 8), 10, seed=0)
-    idx = {
-        "train-labels-idx1-ubyte": struct.pack(">HBBI", 0, 8, 1, 2) + b"\x01\x02",
-        "t10k-labels-idx1-ubyte": struct.pack(">HBBI", 0, 8, 1, 2) + b"\x01\x02",
-        "t10k-images-idx3-ubyte": struct.pack(">HBB3I", 0, 8, 3, 2, 28, 28) + bytes(2 * 784),
-    }
 
     def weights(path: Path) -> object:
         several, _ = read_weights(path)
@@ -329,7 +366,7 @@ def readers(folder: Path) -> dict[str, tuple[str, Callable[[Path], object], Call
     def mnist(path: Path) -> object:
         root = path.parent / "mnist"
         root.mkdir(exist_ok=True)
-        for name, content in idx.items():
+        for name, content in IDX.items():
             (root / name).write_bytes(content)
         for name in ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"):
             (root / name).unlink(missing_ok=True)
