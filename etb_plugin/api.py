@@ -75,18 +75,20 @@ def evaluate(
     pgd_steps: int = 40,
     pgd_restarts: int = 1,
     autoattack: bool = False,
+    rigorous: bool = False,
     seed: int = 0,
 ) -> Evaluation:
     """Return clean, attacked and certified accuracy of `network` at `eps` (pixel units), in eval mode.
 
-    Of a data set the test images are used. Raises ConfigError for a certifier that is not sound, UnsupportedLayer for
-    one that cannot take the network, and SoundnessError where a certificate and an attack contradict each other.
+    Of a data set the test images are used. With `rigorous` certificates hold in real arithmetic. Raises ConfigError
+    for a certifier that is not sound, UnsupportedLayer for one that cannot take the network, and SoundnessError where a
+    certificate and an attack contradict each other.
 
     >>> evaluate(network, (images, labels), eps=0.1, certify=["crown"]).certified_accuracy["crown"]
     """
     _check_radius(eps)
     given = _dataset(network, data)
-    exam = Exam((eps,), Pgd(pgd_steps, pgd_restarts), tuple(certify), seed, autoattack)
+    exam = Exam((eps,), Pgd(pgd_steps, pgd_restarts), tuple(certify), seed, autoattack, rigorous)
     with evaluating(network):
         return evaluation.evaluate(network, given.test, given.classes, exam, eps)
 

@@ -12,7 +12,7 @@ from etb_plugin.graph.relaxation import optimized
 from etb_plugin.graph.tracing import trace
 
 
-@register_bound("alpha-crown", sound=True, differentiable=False, balls=True, takes=TAKES)
+@register_bound("alpha-crown", sound=True, differentiable=False, balls=True, takes=TAKES, rigorous=True)
 def alpha_crown(
     network: nn.Module, input_shape: torch.Size, *, steps: int = 20, lower_only: bool = False
 ) -> BoundFunction:

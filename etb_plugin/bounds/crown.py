@@ -9,7 +9,7 @@ from etb_plugin.graph.ends import crown_ends
 from etb_plugin.graph.tracing import trace
 
 
-@register_bound("crown", sound=True, differentiable=True, balls=True, takes=TAKES)
+@register_bound("crown", sound=True, differentiable=True, balls=True, takes=TAKES, rigorous=True)
 def crown(network: nn.Module, input_shape: torch.Size, *, lower_only: bool = False) -> BoundFunction:
     """CROWN (Zhang et al. 2018): linear relaxations, backward from every layer.
 

@@ -18,7 +18,7 @@ TwoStages = Callable[[Region, Tensor, Callable[[Tensor, Tensor], Tensor]], tuple
 that `choose` makes of those two, [batch, rows, classes]."""
 
 
-@register_bound("crown-ibp", sound=True, differentiable=True, balls=True, takes=TAKES)
+@register_bound("crown-ibp", sound=True, differentiable=True, balls=True, takes=TAKES, rigorous=True)
 def crown_ibp(network: nn.Module, input_shape: torch.Size, *, lower_only: bool = False) -> BoundFunction:
     """CROWN's backward pass over interval arithmetic's ends (Zhang et al. 2020).
 

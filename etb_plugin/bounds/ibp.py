@@ -16,7 +16,9 @@ from etb_plugin.graph.rows import Rows
 from etb_plugin.graph.tracing import trace
 
 
-@register_bound("ibp", sound=True, differentiable=True, balls=True, takes=TAKES, unsound_with=("shrinkage",))
+@register_bound(
+    "ibp", sound=True, differentiable=True, balls=True, takes=TAKES, unsound_with=("shrinkage",), rigorous=True
+)
 def ibp(network: nn.Module, input_shape: torch.Size, *, shrinkage: float | None = None) -> BoundFunction:
     """Interval bound propagation (Gowal et al. 2019, equations 6 and 7).
 

@@ -34,8 +34,8 @@ _toolkits: dict[str, Registry["Registered"]] = {}
 
 @dataclass(frozen=True)
 class Registered:
-    """One entry of the registry. `unsound_with` names the options under which a sound bound is not one; `by` holds the
-    same bound as other toolkits compute it."""
+    """One entry of the registry. `unsound_with` names the options under which a sound bound is not one; a
+    `rigorous` one can take rounding in; `by` holds the same bound as other toolkits compute it."""
 
     name: str
     prepare: Callable[..., BoundFunction]
@@ -44,6 +44,7 @@ class Registered:
     takes: str
     balls: bool = False
     unsound_with: frozenset[str] = frozenset()
+    rigorous: bool = False
     by: Mapping[str, "Registered"] = field(default_factory=dict)
 
     @property
@@ -133,13 +134,15 @@ def register_bound(
     by: str | None = None,
     balls: bool = False,
     unsound_with: tuple[str, ...] = (),
+    rigorous: bool = False,
 ) -> Callable[[Callable[..., BoundFunction]], Callable[..., BoundFunction]]:
     """Register the decorated function as the bound `name`, or as that bound `by` another toolkit. Raises ConfigError
     where the name is taken."""
 
     def register(prepare: Callable[..., BoundFunction]) -> Callable[..., BoundFunction]:
         toolkits = _toolkits.setdefault(name, Registry(f"bound {name!r} by"))
-        entry = Registered(name, prepare, sound, differentiable, takes, balls, frozenset(unsound_with), toolkits)
+        unsound = frozenset(unsound_with)
+        entry = Registered(name, prepare, sound, differentiable, takes, balls, unsound, rigorous, toolkits)
         if by is None:
             _registry.add(name, entry, prepare.__module__)
         else:

@@ -28,6 +28,7 @@ def command(
     pgd_restarts: o.PgdRestarts = None,
     attack: o.Attack = None,
     certify: o.Certify = None,
+    rigorous: o.RigorousCertificates = None,
     tensorboard: o.TensorBoard = None,
     compile: o.Compile = None,
     capture: o.Capture = None,

@@ -22,6 +22,7 @@ def command(
     pgd_restarts: o.PgdRestarts = None,
     attack: o.Attack = None,
     certify: o.Certify = None,
+    rigorous: o.RigorousCertificates = None,
     seed: o.AttackSeed = None,
     device: o.Device = None,
     data_dir: o.DataDir = None,

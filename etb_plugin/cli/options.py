@@ -58,8 +58,8 @@ def _training(key: str, *names: str) -> Any:
     return _option(TrainingSection, key, "Training", *names)
 
 
-def _evaluation(key: str) -> Any:
-    return _option(EvaluationSection, key, "Evaluation")
+def _evaluation(key: str, *names: str) -> Any:
+    return _option(EvaluationSection, key, "Evaluation", *names)
 
 
 def _verification(key: str, *names: str) -> Any:
@@ -102,6 +102,7 @@ PgdSteps = Annotated[int | None, _evaluation("pgd_steps")]
 PgdRestarts = Annotated[int | None, _evaluation("pgd_restarts")]
 Attack = Annotated[str | None, _evaluation("attack")]
 Certify = Annotated[str | None, _evaluation("certify")]
+RigorousCertificates = Annotated[bool | None, _evaluation("rigorous", "--rigorous")]
 Images = Annotated[str | None, _verification("images")]
 Stages = Annotated[str | None, _verification("stages")]
 TimeLimit = Annotated[float | None, _verification("time_limit", "--time-limit", "--timeout")]

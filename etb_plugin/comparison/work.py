@@ -22,7 +22,7 @@ from etb_plugin.comparison.estimates import estimated, read_estimates
 from etb_plugin.comparison.journal import Journal, Listener, Watch, Word, held, write_word
 from etb_plugin.data import Dataset, Split, load
 from etb_plugin.errors import CheckpointError, EtbError, Stopped, UnsupportedLayer
-from etb_plugin.evaluation import Evaluation, Exam, evaluate, prepare_certifier
+from etb_plugin.evaluation import Certifier, Evaluation, Exam, evaluate
 from etb_plugin.experiment import Experiment, Resolved, VerifyRequest
 from etb_plugin.files import read_experiment_of, read_json, write_file, write_json
 from etb_plugin.networks import evaluating, members
@@ -167,7 +167,7 @@ class Workshop:
         e = self.experiment
         if e.verification is None:
             return
-        asked = e.verification.model_dump() | e.evaluation.model_dump(exclude={"test_limit", "certify"})
+        asked = e.verification.model_dump() | e.evaluation.model_dump(exclude={"test_limit", "certify", "rigorous"})
         request = VerifyRequest.model_validate(
             asked
             | {"images": None if e.verification.images is None else "{}:{}".format(*e.verification.images)}
@@ -240,14 +240,20 @@ class Workshop:
     def _exam_of(self, task: Task) -> dict[str, Any]:
         """Return what is asked of the task's network, as JSON has it."""
         exam, e = self._exam(task), self.experiment
-        return {
-            "eps_test": list(exam.eps_test),
-            "pgd": [exam.attack.steps, exam.attack.restarts],
-            "autoattack": exam.autoattack,
-            "certify": list(exam.certify),
-            "images": len(self.data.test if not task.validate else self.data.validation or ()),
-        } | (
-            {} if task.validate or e.verification is None else {"verification": e.verification.model_dump(mode="json")}
+        return (
+            {
+                "eps_test": list(exam.eps_test),
+                "pgd": [exam.attack.steps, exam.attack.restarts],
+                "autoattack": exam.autoattack,
+                "certify": list(exam.certify),
+                "images": len(self.data.test if not task.validate else self.data.validation or ()),
+            }
+            | ({"rigorous": True} if exam.rigorous else {})
+            | (
+                {}
+                if task.validate or e.verification is None
+                else {"verification": e.verification.model_dump(mode="json")}
+            )
         )
 
     def _trained(self, task: Task, journal: Listener) -> tuple[nn.Module, Training]:
@@ -310,7 +316,7 @@ def check_bounds(network: nn.Module, data: Dataset, model: str, exam: Exam) -> N
     with evaluating(network):
         for name in exam.certify:
             with refusal_of(f"bound {name!r}", model):
-                prepare_certifier(name, network, data.input_shape)
+                Certifier(name, network, data.input_shape, in_real_arithmetic=exam.rigorous)
         with refusal_of("bound 'expected'", model):
             prepare("expected", network, data.input_shape)
 

@@ -1,34 +1,32 @@
 """Evaluation: one implementation for every method, so that a difference in a table is one between networks."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from etb_plugin.attacks import CapturedPgd, Pgd, autoattack, fgsm, pgd
-from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepare, prepare_signs
+from etb_plugin.bounds import Box, prepare
 from etb_plugin.data import Split
-from etb_plugin.errors import ConfigError, SoundnessError, tell
+from etb_plugin.errors import SoundnessError, tell
+from etb_plugin.evaluation.certifiers import Certifier, check_certifiers, positive
 from etb_plugin.recording import CudaGraphs
-from etb_plugin.registry import named_options
-
-_IMAGES_AT_ONCE = 25
-"""How many images a bound takes at once: full CROWN and the dual need gigabytes for a hundred."""
 
 
 @dataclass(frozen=True)
 class Exam:
     """What every network of a comparison is put to: attack and certifiers at each eps, from equal random points. With
-    `autoattack` what PGD leaves standing is put to that as well. With `capture` PGD's steps are
-    replayed as CUDA graphs where there is a GPU."""
+    `autoattack` what PGD leaves standing is put to that as well. With `rigorous` certificates
+    hold in real arithmetic. With `capture` PGD's steps are replayed as CUDA graphs where there is a GPU."""
 
     eps_test: tuple[float, ...]
     attack: Pgd
     certify: tuple[str, ...]
     seed: int = 0
     autoattack: bool = False
+    rigorous: bool = False
     capture: bool = True
 
 
@@ -39,7 +37,8 @@ class Evaluation:
     `fgsm_accuracy` and `pgd_accuracy` count images that are right before and after the attack. `pgd_robustness`
     is the share whose prediction, right or wrong, PGD does not change (Alsubaihi et al. 2019, section 4).
     `autoattack_accuracy` is what of `pgd_accuracy` stands under AutoAttack too; None where that was not asked for.
-    `certified_accuracy` holds sound bounds only; `expected_accuracy` is the share of right images whose expected
+    `certified_accuracy` holds sound bounds only, in the network's own arithmetic, or in that of real numbers with
+    `rigorous`; `expected_accuracy` is the share of right images whose expected
     margins are all positive, and is never a certificate.
     """
 
@@ -52,22 +51,7 @@ class Evaluation:
     certified_accuracy: dict[str, float]
     expected_accuracy: float
     autoattack_accuracy: float | None = None
-
-
-def check_certifiers(names: Sequence[str]) -> None:
-    """Raise ConfigError for what is no bound or no certificate. Bounds may have options: `exact:time_limit=10`."""
-    for text in names:
-        name, options = named_options(text)
-        entry = get_bound(name)
-        entry.check_options(options)
-        if not entry.soundness(options):
-            raise ConfigError(f"bound {text!r} is not sound, so it cannot certify; certify takes sound bounds only")
-
-
-def prepare_certifier(text: str, network: nn.Module, input_shape: tuple[int, ...]) -> PreparedBound:
-    """Make a bound, written as in `check_certifiers`, ready to tell which rows are positive. Raises like `prepare`."""
-    name, options = named_options(text)
-    return prepare_signs(name, network, input_shape, **options)
+    rigorous: bool = False
 
 
 def evaluate(
@@ -87,9 +71,9 @@ def evaluate(
     done and in total. Raises ConfigError for a certifier that is not sound and UnsupportedLayer for one that cannot
     take the network.
     """
-    check_certifiers(exam.certify)
+    check_certifiers(exam.certify, in_real_arithmetic=exam.rigorous)
     shape = tuple(split.images.shape[1:])
-    certifiers = {name: prepare_certifier(name, network, shape) for name in exam.certify}
+    certifiers = {name: Certifier(name, network, shape, in_real_arithmetic=exam.rigorous) for name in exam.certify}
     expected = prepare("expected", network, shape)
     generator = torch.Generator(split.labels.device).manual_seed(exam.seed)
     attack = _attack(network, exam, generator)
@@ -110,14 +94,14 @@ def evaluate(
             changed[standing[hit]] = True
             verdicts["autoattack"] = right & ~changed
         for name, certifier in certifiers.items():
-            verdicts[name] = _positive(certifier, box, labels, right, classes)
+            verdicts[name] = certifier.certified(images, eps, labels, right, classes)
             wrong = (verdicts[name] & (changed | ~fgsm_right)).nonzero()
             if len(wrong):
                 raise SoundnessError(
                     f"bound {name!r} certifies test image {done + int(wrong[0])} at eps {eps:g}, and an attack breaks "
                     f"it: this is a bug in the code; please report it"
                 )
-        verdicts["expected"] = _positive(expected, box, labels, right, classes)
+        verdicts["expected"] = positive(expected, box, labels, right, classes)
         for name, verdict in verdicts.items():
             sums[name] += int(verdict.sum())
         done += len(labels)
@@ -133,6 +117,7 @@ def evaluate(
         certified_accuracy={name: share[name] for name in certifiers},
         expected_accuracy=share["expected"],
         autoattack_accuracy=share["autoattack"] if exam.autoattack else None,
+        rigorous=exam.rigorous,
     )
 
 
@@ -143,13 +128,3 @@ def _attack(
     if exam.capture and generator.device.type == "cuda":
         return CapturedPgd(network, exam.attack, generator, CudaGraphs(generator), tell)
     return lambda box, labels: pgd(network, box, labels, exam.attack, generator)
-
-
-@torch.no_grad()
-def _positive(bound: PreparedBound, box: Box, labels: Tensor, right: Tensor, classes: int) -> Tensor:
-    """Return which of the `right` images have only positive margins by `bound`, [batch]."""
-    positive = torch.zeros_like(right)
-    for chosen in right.nonzero()[:, 0].split(_IMAGES_AT_ONCE):
-        margins = bound(box[chosen], margin_spec(labels[chosen], classes, box.lower.dtype)).lower
-        positive[chosen] = (margins > 0).all(1)
-    return positive

@@ -160,7 +160,7 @@ def _check_names(experiment: Experiment, places: Mapping[Keys, str]) -> None:
                 for i, variant in enumerate(e.methods)
                 for changes in variant.points()
             ),
-            (("evaluation", "certify"), lambda: check_certifiers(certify)),
+            (("evaluation", "certify"), partial(check_certifiers, certify, in_real_arithmetic=e.evaluation.rigorous)),
         ],
         places,
     )

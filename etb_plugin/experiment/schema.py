@@ -64,6 +64,9 @@ class EvaluationSection(_Section):
             "sound ones that are trained with."
         ),
     ] = None
+    rigorous: Annotated[
+        bool, Field(description="Certificates hold in real arithmetic: rounding is taken off (on a CPU).")
+    ] = False
 
     def exam(self, eps_test: tuple[float, ...], certify: tuple[str, ...], seed: int) -> "Exam":
         """Return the exam that is asked for, with these defaults. Raises ConfigError for a certifier that is none."""
@@ -71,13 +74,14 @@ class EvaluationSection(_Section):
         from etb_plugin.evaluation import Exam, check_certifiers
 
         certify = self.certify or certify
-        check_certifiers(certify)
+        check_certifiers(certify, in_real_arithmetic=self.rigorous)
         return Exam(
             self.eps_test or eps_test,
             Pgd(self.pgd_steps, self.pgd_restarts),
             certify,
             seed,
             self.attack == "autoattack",
+            self.rigorous,
         )
 
 

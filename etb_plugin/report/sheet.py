@@ -198,9 +198,11 @@ def _notes(results: Sequence[Result], columns: Sequence[Column], spread: Spread)
         f"Percent of {count} test images (95 % interval at most ±{half_width:.1f}); {about}. PGD robust: the "
         f"prediction, right or wrong, stays."
     )
+    exact = {r.rigorous for r in results} == {True}
     yield (
         "cert.: certified, proved by a sound bound for every point of the box, by etb_plugin's own where no toolkit is "
-        "named. expected is NOT a certificate: it says how often the expected bound's margins are positive."
+        f"named, {'in real arithmetic' if exact else 'up to rounding'}. expected is NOT a certificate: it says how "
+        "often the expected bound's margins are positive."
     )
     if any(column.key == "autoattack_accuracy" for column in columns):
         yield "AutoAttack: what APGD (cross-entropy, targeted ratio) and Square leave of what PGD left; it lacks FAB."

@@ -30,7 +30,8 @@ class Result:
     """One row of a comparison. Accuracies are shares in [0, 1], eps in pixel units, memory in MiB.
 
     `changes` are those to the method's defaults. `verified` holds what `etb verify` found of some of the test images:
-    which ones, and shares of them. What training cost is None where the network was not trained here.
+    which ones, and shares of them. What training cost is None where the network was not trained here. With `rigorous`
+    certificates hold in real arithmetic.
     Raises SoundnessError unless every certified accuracy <= AutoAttack, where there is one, <= PGD <= clean accuracy.
     """
 
@@ -56,6 +57,7 @@ class Result:
     changes: dict[str, Any] = field(default_factory=dict)
     verified: dict[str, Any] | None = None
     autoattack_accuracy: float | None = None
+    rigorous: bool = False
 
     def __post_init__(self) -> None:
         pgd = ("PGD", self.pgd_accuracy)

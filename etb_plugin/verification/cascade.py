@@ -273,7 +273,7 @@ def check_stages(settings: Settings) -> None:
             raise ConfigError(
                 f"bound {name!r} is not sound, so it cannot verify; stages are pgd, inputs, bab and sound bounds"
             )
-    beyond = [name for name in settings.stages if name.partition(":")[0] not in RIGOROUS_STAGES]
+    beyond = [name for name in settings.stages if name != "pgd" and (name in _ALONE or not get_bound(name).rigorous)]
     if settings.rigorous and beyond:
         raise ConfigError(f"--rigorous knows no rounding in stage {beyond[0]!r}; leave {', '.join(RIGOROUS_STAGES)}")
     if not settings.seconds > 0:

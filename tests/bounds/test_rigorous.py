@@ -1,5 +1,6 @@
 """Bounds in real arithmetic: held against exact fractions, and against networks made to fool by rounding."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise, product
 
@@ -8,7 +9,10 @@ import torch
 from torch import nn
 
 from etb_plugin import Ball, Box, bound, margin_spec
+from etb_plugin.attacks import Pgd
+from etb_plugin.data import Split
 from etb_plugin.errors import ConfigError, UnsupportedLayer
+from etb_plugin.evaluation import Certifier, Exam, check_certifiers, evaluate
 from etb_plugin.graph.rounding import rigorous
 from etb_plugin.networks import build
 from etb_plugin.selftest.networks import deceiving
@@ -116,6 +120,20 @@ def test_networks_made_to_fool_by_rounding_are_not_certified():
     assert Verdict.ROBUST not in verdicts(Settings(stages, rigorous=True))
 
 
+@pytest.mark.parametrize("name", BOUNDS)
+def test_an_accuracy_that_rounding_made_is_not_certified(name):
+    x, labels = torch.full((3, 1, 1, 4), 0.5), torch.tensor([0, 0, 0])
+    exam = Exam((0.1,), Pgd(2), (name,))
+    network = deceiving(2.0**26, 1, 4).float()  # too much for float32 alone, whose sums it swallows
+    found = [evaluate(network, Split(x, labels), 2, one, 0.1) for one in (exam, replace(exam, rigorous=True))]
+    assert [one.certified_accuracy[name] for one in found] == [1.0, 0.0]
+    margin = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).requires_grad_(False)  # one that is far from rounding
+    margin[1].weight.zero_()
+    margin[1].bias.copy_(torch.tensor([1e-3, 0.0]))
+    found = evaluate(margin, Split(x, labels), 2, replace(exam, rigorous=True), 0.1)
+    assert found.certified_accuracy[name] == 1.0
+
+
 def test_what_cannot_be_rigorous_is_refused():
     network, box = build("tiny", (1, 8, 8), 10, seed=0), Box.around(torch.rand(1, 1, 8, 8), 0.1)
     smooth = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 2)).double()
@@ -129,6 +147,11 @@ def test_what_cannot_be_rigorous_is_refused():
             bound("crown", network.double(), Ball(wide.center, 0.1, 2))
         with pytest.raises(UnsupportedLayer, match="piecewise linear"):
             bound("crown", smooth, wide)
+    with pytest.raises(UnsupportedLayer, match="piecewise linear"):
+        Certifier("crown", smooth.float(), (1, 8, 8), in_real_arithmetic=True)
+    for name in ("dual", "exact", "crown:by=auto_LiRPA"):
+        with pytest.raises(ConfigError, match="knows no rounding; --rigorous takes"):
+            check_certifiers([name], in_real_arithmetic=True)
     with pytest.raises(ConfigError, match="knows no rounding in stage 'bab'"):
         Cascade(network, (1, 8, 8), Settings(("crown", "bab"), rigorous=True))
     with pytest.raises(UnsupportedLayer, match="piecewise linear"):
