@@ -31,7 +31,7 @@ def in_smaller_blocks(work: Callable[[], Result]) -> Result:
         try:
             return work()
         except (MemoryError, RuntimeError) as error:
-            if not _ran_out(error):
+            if not ran_out(error):
                 raise
             why = str(error)
         finally:
@@ -39,8 +39,8 @@ def in_smaller_blocks(work: Callable[[], Result]) -> Result:
     raise OutOfMemory(f"out of memory, in the smallest blocks too: {why.partition(chr(10))[0]}")
 
 
-def _ran_out(error: Exception) -> bool:
-    """Whether memory is what an error is about: torch has a kind of its own only for a GPU's."""
+def ran_out(error: Exception) -> bool:
+    """Return whether memory is what an error is about: torch has a kind of its own only for a GPU's."""
     return isinstance(error, MemoryError) or any(
         words in str(error) for words in ("out of memory", "not enough memory", "can't allocate memory")
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from etb_plugin.objectives import Phase, Point
 from etb_plugin.recording import Recorder, Work
-from etb_plugin.training.step import Step
+from etb_plugin.training.step import Step, own_generator
 
 _AGREE = 1e-3
 """How far, relatively, the sums of a replayed step may lie from those of the step itself: atomic additions on a GPU
@@ -82,7 +82,7 @@ class _Kept:
     def __init__(self, step: Step, generator: torch.Generator) -> None:
         self._step = step
         self._tensors = [(tensor, tensor.clone()) for tensor in self._now()]
-        self._drawn = [(one, one.get_state()) for one in (generator, _own_generator(generator.device))]
+        self._drawn = [(one, one.get_state()) for one in (generator, own_generator(generator.device))]
 
     def _now(self) -> list[Tensor]:
         network, optimizer = self._step.state.network, self._step.state.optimizer
@@ -100,11 +100,3 @@ class _Kept:
                     tensor.zero_()
         for generator, state in self._drawn:
             generator.set_state(state)
-
-
-def _own_generator(device: torch.device) -> torch.Generator:
-    """Return torch's own generator of a device, which random projections are drawn from."""
-    if device.type == "cpu":
-        return torch.default_generator
-    torch.cuda.init()
-    return torch.cuda.default_generators[device.index or 0]

@@ -2,12 +2,13 @@
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.errors import TrainingError
+from etb_plugin.errors import OutOfMemory, TrainingError, tell
+from etb_plugin.memory import ran_out
 from etb_plugin.networks import whole_batch_statistics
 from etb_plugin.objectives import Loss, Losses, Method, Point, Recipe
 from etb_plugin.training.optimizers import optimizer_of
@@ -76,6 +77,13 @@ class Sums:
         return total, clean, robust, correct, float(totals[4]) / self.batches
 
 
+@dataclass
+class AtOnce:
+    """How many images of a batch are worked through together at most: all, until memory runs out."""
+
+    most: float = math.inf
+
+
 @dataclass(frozen=True)
 class Step:
     """A step on one batch: the gradients of its parts, their cut, and the optimizer's move."""
@@ -85,6 +93,7 @@ class Step:
     recipe: Recipe
     sums: Sums
     team: Team
+    at_once: AtOnce = field(default_factory=AtOnce)
 
     @classmethod
     def of(
@@ -103,22 +112,73 @@ class Step:
         return cls(state, loss, method.recipe, Sums(generator.device, team), team)
 
     def __call__(self, images: Tensor, labels: Tensor, point: Point, generator: torch.Generator) -> None:
-        """Take the step. Shapes: images [batch, *input], labels [batch], both the whole team's."""
-        optimizer, weights = self.state.optimizer, [p for p in self.state.network.parameters() if p.requires_grad]
-        optimizer.zero_grad(set_to_none=True)
-        mine = self.team.part(len(labels))
-        size = self.recipe.micro_batch or len(labels)
-        network = self.state.network
-        with whole_batch_statistics(network, images) if size < len(labels) else contextlib.nullcontext():
-            for part, part_labels in zip(images[mine].split(size), labels[mine].split(size), strict=True):
-                if len(part):  # a team may be larger than the last batch
-                    losses = self.loss(part, part_labels, point, generator)
-                    (losses.total * (len(part) / len(images))).backward()
-                    self.sums.add(losses, len(part))
+        """Take the step. Shapes: images [batch, *input], labels [batch], both the whole team's.
+
+        Where memory runs out it is taken anew in parts of half the size, as all later ones are: what the recipe's
+        `micro_batch` does. Raises OutOfMemory where a part of one image is too much.
+        """
+        weights = [p for p in self.state.network.parameters() if p.requires_grad]
+        size = int(min(self.recipe.micro_batch or len(labels), self.at_once.most, len(labels)))
+        while (parts := self._gradients(images, labels, point, generator, size)) is None:
+            if size == 1:
+                raise OutOfMemory("out of memory with a single image of a batch")
+            self.at_once.most = size = size // 2
+            tell(f"out of memory: from here on {size} images of a batch at once, as micro_batch={size} has it")
+        for losses, count in parts:
+            self.sums.add(losses, count)
         _add_up_gradients(self.team, weights)
         norm = length_of_gradients(weights, self.recipe.gradient_clip)
-        optimizer.step()
+        self.state.optimizer.step()
         self.sums.end(norm)
+
+    def _gradients(
+        self, images: Tensor, labels: Tensor, point: Point, generator: torch.Generator, size: int
+    ) -> list[tuple[Losses, int]] | None:
+        """Leave the gradients of the loss in the weights, and return its parts' losses with how many images each has.
+
+        Returns None, with random numbers and running statistics as they were, where memory runs out.
+        """
+        network, mine = self.state.network, self.team.part(len(labels))
+        self.state.optimizer.zero_grad(set_to_none=True)
+        recording = images.is_cuda and torch.cuda.is_current_stream_capturing()
+        before = None if recording else _Before(network, generator)
+        found = []
+        try:
+            with whole_batch_statistics(network, images) if size < len(labels) else contextlib.nullcontext():
+                for part, part_labels in zip(images[mine].split(size), labels[mine].split(size), strict=True):
+                    if len(part):  # a team may be larger than the last batch
+                        losses = self.loss(part, part_labels, point, generator)
+                        (losses.total * (len(part) / len(images))).backward()
+                        found.append((replace(losses, total=losses.total.detach()), len(part)))
+        except (MemoryError, RuntimeError) as error:
+            if before is None or not ran_out(error):
+                raise
+            before.put_back()
+            return None
+        return found
+
+
+class _Before:
+    """What the gradients of a batch change beside them: buffers and random numbers, as they were."""
+
+    def __init__(self, network: nn.Module, generator: torch.Generator) -> None:
+        self._buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+        self._drawn = [(one, one.get_state()) for one in (generator, own_generator(generator.device))]
+
+    def put_back(self) -> None:
+        with torch.no_grad():
+            for buffer, was in self._buffers:
+                buffer.copy_(was)
+        for generator, state in self._drawn:
+            generator.set_state(state)
+
+
+def own_generator(device: torch.device) -> torch.Generator:
+    """Return torch's own generator of a device, which random projections are drawn from."""
+    if device.type == "cpu":
+        return torch.default_generator
+    torch.cuda.init()
+    return torch.cuda.default_generators[device.index or 0]
 
 
 def _add_up_gradients(team: Team, weights: list[nn.Parameter]) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from etb_plugin.data import load
-from etb_plugin.errors import ConfigError
+from etb_plugin.errors import ConfigError, OutOfMemory
 from etb_plugin.networks import clean_statistics, evaluating, measure_statistics
 from etb_plugin.objectives import Point, Ramp, Run, get_method
 from etb_plugin.training import Settings, train
@@ -108,6 +108,49 @@ def test_a_batch_in_parts_is_normalised_as_a_whole(bn):
         assert losses[0][2] == pytest.approx(losses[1][2], rel=1e-9)  # the robust one too
     torch.testing.assert_close(found[None][1], found[7][1])
     assert found[None][2] == found[7][2] == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_batch_that_memory_does_not_hold_is_taken_in_parts(error, digits, monkeypatch, capsys):
+    settings = Settings(0.05, 2, batch_size=40)
+    found = {}
+    for case, size in (("in parts", 10), ("scarce", None)):
+        network = normalised().float()
+        method = get_method("pgd").changed({"micro_batch": size})
+        prepare = type(method.objective).prepare
+
+        def scarce(objective, *arguments, prepare=prepare):
+            loss = prepare(objective, *arguments)
+
+            def limited(images, labels, point, generator):
+                losses = loss(images, labels, point, generator)  # draws, and moves running statistics
+                if len(images) > 15:
+                    raise error
+                return losses
+
+            return limited
+
+        with monkeypatch.context() as patch:
+            if case == "scarce":
+                patch.setattr(type(method.objective), "prepare", scarce)
+            run = train(network, method, digits, settings)
+        found[case] = [e.loss for e in run.epochs], [*network.state_dict().values()]
+    assert found["in parts"][0] == found["scarce"][0]
+    for one, other in zip(*(weights for _, weights in found.values()), strict=True):
+        assert torch.equal(one, other)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition("here on ")[2].partition(" images")[0] for line in said] == ["20", "10"]
+
+
+def test_an_image_that_memory_does_not_hold_ends_the_run_in_a_line(digits, monkeypatch):
+    method = get_method("ibp")
+
+    def none(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(type(method.objective), "prepare", lambda *_: none)
+    with pytest.raises(OutOfMemory, match="with a single image"):
+        train(normalised().float(), method, digits, Settings(0.05, 1))
 
 
 def test_the_average_of_weights_is_their_mean():
