@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -156,6 +157,30 @@ def test_ray_loses_a_worker_and_the_driver_and_ends_with_the_same_figures(folder
         _, errors = process.communicate(timeout=180)
         assert process.returncode == 0, errors
     assert figures(run) == figures(folder / "whole")
+
+
+def listeners(group):
+    """Return the addresses, as /proc/net has them, at which processes of a group listen."""
+    tables = [Path(f"/proc/net/{table}").read_text().splitlines()[1:] for table in ("tcp", "tcp6")]
+    listening = {f"socket:[{line.split()[9]}]": line.split()[1] for line in sum(tables, []) if line.split()[3] == "0A"}
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(process.name)) == group:
+                found |= {listening.get(os.readlink(link)) for link in (process / "fd").iterdir()}
+    return found - {None}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_ray_of_ours_listens_on_this_machine_alone(folder):
+    pytest.importorskip("ray")
+    with begun(folder, "--out", "alone", "--engine", "ray", "--workers", "2") as process:
+        until(lambda: epochs(folder / "alone") >= 2, process)
+        found = listeners(os.getpgid(process.pid))
+        process.communicate(timeout=180)
+    assert len(found) >= 5
+    assert {address.rpartition(":")[0] for address in found} <= {"0100007F", "0000000000000000FFFF00000100007F"}
 
 
 @pytest.mark.parametrize(

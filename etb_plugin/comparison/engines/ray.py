@@ -46,9 +46,11 @@ class Ray(EngineRun):
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Connect to the cluster, or start one."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if self._address is None:  # so that Ray listens at 127.0.0.1 alone, and not on every network; read at import
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         import ray
 
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self._address is None:
             options |= {"num_cpus": self._workers * self._threads, "num_gpus": torch.cuda.device_count()}
