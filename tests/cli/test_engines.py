@@ -161,13 +161,13 @@ def test_ray_loses_a_worker_and_the_driver_and_ends_with_the_same_figures(folder
 
 def listeners(group):
     """Return the addresses, as /proc/net has them, at which processes of a group listen."""
-    tables = [Path(f"/proc/net/{table}").read_text().splitlines()[1:] for table in ("tcp", "tcp6")]
-    listening = {f"socket:[{line.split()[9]}]": line.split()[1] for line in sum(tables, []) if line.split()[3] == "0A"}
+    lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
+    listening = {f"socket:[{line[9]}]": line[1] for line in lines if line[3] == "0A"}
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if os.getpgid(int(process.name)) == group:
-                found |= {listening.get(os.readlink(link)) for link in (process / "fd").iterdir()}
+                found |= {listening.get(str(link.readlink())) for link in (process / "fd").iterdir()}
     return found - {None}
 
 
