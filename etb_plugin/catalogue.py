@@ -10,11 +10,11 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from etb_plugin.errors import unknown_name
+from etb_plugin.registry import entry_points
 
 _REGISTERED = {
     # what errors call it: the folder, and the call whose first argument is the name
@@ -61,7 +61,7 @@ def check_spelling(kind: str, name: str) -> None:
 
 def others_register(kind: str) -> bool:
     """Whether another package registers something of a `kind`, which only the registry knows."""
-    return bool(metadata.entry_points(group=f"etb_plugin.{_REGISTERED[kind][0]}"))
+    return bool(entry_points(f"etb_plugin.{_REGISTERED[kind][0]}"))
 
 
 def _entries(file: Path, call: str) -> Iterator[Entry]:

@@ -1,9 +1,10 @@
 """One registry for everything that has a name: bounds, methods, networks, data sets, studies, engines.
 
-A folder's files register what is in them when they are imported (`load_files`), and another package's through an
-entry-point group (`load_entry_points`). Names with options are read here as flags and files write them.
+A folder's files register what is in them when they are imported, and another package's through the entry-point group
+that is called as the folder is (`load_all`). Names with options are read here as flags and files write them.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from importlib import import_module, metadata
 from pkgutil import iter_modules
@@ -58,23 +59,31 @@ def load_files(package: str) -> None:
         import_module(f"{package}.{module.name}")
 
 
+def load_all(package: str, kind: str) -> None:
+    """Import every file of `package`, and the modules that other packages name in the entry-point group of that name.
+    Raises EtbError for one of those that fails."""
+    load_files(package)
+    for module in _announced.get(package, ()):
+        import_module(module)
+    for entry in entry_points(package):
+        try:
+            entry.load()
+        except Exception as error:
+            raise EtbError(f"the {kind} {entry.name!r} of package {entry.value!r} cannot be loaded: {error}") from error
+
+
+@functools.cache
+def entry_points(group: str) -> metadata.EntryPoints:
+    """Return what installed packages name in a group. A file of each of them is read."""
+    return metadata.entry_points(group=group)
+
+
 _announced: dict[str, list[str]] = {}
 
 
 def announce(group: str, module: str) -> None:
     """Have a module of this package imported with the entry points of `group`, as if one of them named it."""
     _announced.setdefault(group, []).append(module)
-
-
-def load_entry_points(group: str, kind: str) -> None:
-    """Import the modules that other packages name in an entry-point group. Raises EtbError for one that fails."""
-    for module in _announced.get(group, ()):
-        import_module(module)
-    for entry in metadata.entry_points(group=group):
-        try:
-            entry.load()
-        except Exception as error:
-            raise EtbError(f"the {kind} {entry.name!r} of package {entry.value!r} cannot be loaded: {error}") from error
 
 
 def named_options(text: str) -> tuple[str, dict[str, Any]]:

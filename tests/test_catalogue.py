@@ -45,18 +45,57 @@ def test_once_a_registry_is_there_it_has_the_last_word(tmp_path):
     assert done.stdout == "mine\n", done.stderr
 
 
-def test_a_bound_of_another_package_is_listed_and_no_misspelling(tmp_path):
-    """Its entry point stands in the metadata of an installed package: here of a folder on the path."""
-    (tmp_path / "theirs.py").write_text(
-        "from etb_plugin.bounds import register_bound\n\n\n"
-        "@register_bound('theirs', sound=True, differentiable=False, takes='everything')\n"
-        "def theirs(network, input_shape, *, steps=3):\n"
-        '    """Somebody else\'s bound."""\n'
-    )
+THEIRS = {
+    # a module for each group, which registers when it is imported
+    "bounds": '''
+from etb_plugin.bounds import register_bound
+
+@register_bound("their-bound", sound=True, differentiable=False, takes="everything")
+def theirs(network, input_shape, *, steps=3):
+    """Somebody else's bound."""
+''',
+    "networks": """
+from torch import nn
+from etb_plugin.networks import register_network
+
+@register_network("their-net", layers="one", source="theirs")
+def net(channels, size, classes):
+    return [nn.Flatten(), nn.Linear(channels * size * size, classes)]
+""",
+    "objectives": """
+from etb_plugin.objectives import Method, Recipe, register_method
+from etb_plugin.objectives.worst_case import WorstCase
+
+register_method(Method("their-method", "Somebody else's method.", WorstCase("ibp"), Recipe("theirs")))
+""",
+    "data": """
+import numpy as np
+from etb_plugin.data import Source, register_source
+
+def read(folder, limit):
+    images = np.arange(40 * 16, dtype=np.uint8).reshape(40, 4, 4)
+    return {"x_train": images, "y_train": np.arange(40) % 3, "x_test": images, "y_test": np.arange(40) % 3}
+
+register_source("their-data", Source(0.05, classes=3, default_model="their-net", read=read))
+""",
+}
+
+
+def test_what_other_packages_register_is_listed_trained_and_no_misspelling(tmp_path):
+    """Their entry points stand in the metadata of an installed package: here of a folder on the path."""
+    for group, code in THEIRS.items():
+        (tmp_path / f"their_{group}.py").write_text(code)
     (tmp_path / "theirs-1.dist-info").mkdir()
     (tmp_path / "theirs-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
-    (tmp_path / "theirs-1.dist-info/entry_points.txt").write_text("[etb_plugin.bounds]\ntheirs = theirs\n")
-    for arguments, said in (("methods", "Somebody else's bound."), ("compare --certify theirs --dry-run", "ibp")):
+    points = "".join(f"[etb_plugin.{group}]\ntheirs = their_{group}\n" for group in THEIRS)
+    (tmp_path / "theirs-1.dist-info/entry_points.txt").write_text(points)
+    for arguments, said in (
+        ("methods", "Somebody else's bound."),
+        ("methods", "Somebody else's method."),
+        ("models", "their-net"),
+        ("compare --certify their-bound --dry-run", "ibp"),
+        ("compare --dataset their-data --methods their-method,ibp --epochs 1 --out mine", "their-method"),
+    ):
         done = subprocess.run(
             [sys.executable, "-m", "etb_plugin", *arguments.split()],
             capture_output=True,

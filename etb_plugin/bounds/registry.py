@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from etb_plugin.bounds.types import Interval
 from etb_plugin.errors import ConfigError
 from etb_plugin.graph.regions import Ball, Region
-from etb_plugin.registry import Registry, load_entry_points, load_files
+from etb_plugin.registry import Registry, load_all
 
 BoundFunction = Callable[[Any, Tensor | None], tuple[Tensor, Tensor]]
 """(box, or a ball where the bound takes them, spec or None for the logits) -> lower and upper, both [batch, rows]."""
@@ -204,5 +204,4 @@ def bound(name: str, network: nn.Module, box: Region, spec: Tensor | None = None
 
 def load_bounds() -> None:
     """Import every bound of this folder and of the entry-point group `etb_plugin.bounds`."""
-    load_files("etb_plugin.bounds")
-    load_entry_points("etb_plugin.bounds", "bound")
+    load_all("etb_plugin.bounds", "bound")

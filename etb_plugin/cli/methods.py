@@ -32,6 +32,12 @@ def command(
         trained.add_column(heading, no_wrap=heading == "method")
     for method in catalogue("method").values():
         trained.add_row(method.name, method.arguments[0])
+    if others_register("method"):
+        from etb_plugin.objectives import methods
+
+        for name, theirs in methods().items():
+            if name not in catalogue("method"):
+                trained.add_row(name, theirs.summary)
     bounded = Table(
         box=box.SIMPLE_HEAD, title="Bounds (--certify takes sound ones)", title_justify="left", pad_edge=False
     )

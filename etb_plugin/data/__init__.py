@@ -17,7 +17,7 @@ from etb_plugin.data.sets import (
     register_source,
     sources,
 )
-from etb_plugin.registry import load_files
+from etb_plugin.registry import load_all
 
 __all__ = [
     "Arrays",
@@ -34,4 +34,4 @@ __all__ = [
     "sources",
 ]
 
-load_files(__name__)
+load_all(__name__, "dataset")

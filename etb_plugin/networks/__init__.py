@@ -24,7 +24,7 @@ from etb_plugin.networks.statistics import (
     normalisations,
     whole_batch_statistics,
 )
-from etb_plugin.registry import load_files
+from etb_plugin.registry import load_all
 
 __all__ = [
     "NetworkCascade",
@@ -48,4 +48,4 @@ __all__ = [
     "whole_batch_statistics",
 ]
 
-load_files(__name__)
+load_all(__name__, "network")

@@ -24,7 +24,7 @@ from etb_plugin.objectives.registry import (
     register_method,
     single_method,
 )
-from etb_plugin.registry import load_files
+from etb_plugin.registry import load_all
 
 __all__ = [
     "Loss",
@@ -43,4 +43,4 @@ __all__ = [
     "single_method",
 ]
 
-load_files(__name__)
+load_all(__name__, "method")

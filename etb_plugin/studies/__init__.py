@@ -5,10 +5,10 @@ the paper's claims, and how they are drawn. Start at `registry`; `run` keeps a s
 `random_networks` and `trained_networks` make what studies measure.
 """
 
-from etb_plugin.registry import load_files
+from etb_plugin.registry import load_all
 from etb_plugin.studies.registry import Claim, Study, get_study, studies
 from etb_plugin.studies.run import run_study
 
 __all__ = ["Claim", "Study", "get_study", "run_study", "studies"]
 
-load_files(__name__)
+load_all(__name__, "study")
