@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -276,7 +277,6 @@ def test_a_batch_of_something_else_is_refused_and_runs_nothing(tmp_path, capsys,
 @pytest.fixture
 def tiny_imagenet(tmp_path, monkeypatch):
     """The folder with three classes of two training images and one validation image each."""
-    from PIL import Image
 
     root = tmp_path / "tiny-imagenet-200"
     names = ["n3", "n1", "n2"]
@@ -325,3 +325,42 @@ def test_a_tinyimagenet_that_is_not_whole_is_refused(tiny_imagenet, spoil, messa
     spoil(tiny_imagenet)
     with pytest.raises(DataError, match=message):
         data.load("tinyimagenet", data_dir=tiny_imagenet.parent)
+
+
+@pytest.fixture
+def class_folders(tmp_path):
+    """Pictures of 4 x 5 pixels: 3 and 1 of cats and dogs to train on, 1 of a dog to test on."""
+    root = tmp_path / "pets"
+    for number, (part, name) in enumerate([*[("train", "cat")] * 3, ("train", "dog"), ("test", "dog")]):
+        (root / part / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((5, 4), 10 * number, np.uint8)).save(root / part / name / f"{number}.png")
+    return root
+
+
+def test_a_folder_for_each_class_is_a_data_set(class_folders):
+    found = data.load(f"{class_folders}/")
+    assert (found.name, found.classes, found.input_shape) == ("pets", 2, (1, 5, 4))
+    assert found.train.labels.tolist() == [0, 1, 0, 0]  # in turn, so that the first ones are of all classes
+    assert found.train.images[:, 0, 0, 0].tolist() == [0, 30, 10, 20]
+    assert (found.test.labels.tolist(), found.test.images.unique().tolist()) == ([1], [40])
+    (class_folders / "test").rename(class_folders / "val")
+    Image.new("RGB", (4, 5), (1, 2, 3)).save(class_folders / "val/dog/colour.png")
+    found = data.load(f"{class_folders}/")
+    assert found.input_shape == (3, 5, 4)
+    assert found.test.images[:, :, 0, 0].tolist() == [[40, 40, 40], [1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: (root / "test").rename(root / "other"), "needs the folders train and test"),
+        (lambda root: (root / "test/dog").rename(root / "test/cow"), "test has a class 'cow', and .*train none"),
+        (lambda root: Image.new("L", (4, 4)).save(root / "test/dog/4.png"), "4.png has 4 x 4 pixels, .*0.png 4 x 5"),
+        (lambda root: (root / "train/dog/3.png").unlink(), "there are no images in .*dog"),
+        (lambda root: (root / "train/cat/0.png").write_bytes(b"no image"), "0.png is no image that can be read"),
+    ],
+)
+def test_class_folders_that_do_not_do_are_refused(class_folders, spoil, message):
+    spoil(class_folders)
+    with pytest.raises(DataError, match=message):
+        data.load(f"{class_folders}/")

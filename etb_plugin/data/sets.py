@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from etb_plugin.data.pictures import read_class_folders
 from etb_plugin.errors import ConfigError, DataError, unknown_name
 from etb_plugin.registry import Registry
 
@@ -208,10 +209,10 @@ def _cropped(images: Tensor, padding: int, size: int, generator: torch.Generator
 
 
 def describe(name: str) -> Source:
-    """Return what is known of the data set `name` (a file's defaults for a path). Raises ConfigError for neither."""
+    """Return what is known of the data set `name` (the defaults for a path). Raises ConfigError for neither."""
     if name in _SOURCES:
         return _SOURCES[name]
-    if name.endswith(".npz"):
+    if name.endswith((".npz", "/")):
         return _OWN
     raise unknown_name("dataset", name, _SOURCES)
 
@@ -225,7 +226,7 @@ def load(
     validation: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Dataset:
-    """Return the data set `name`, or the one in a file `path/to/file.npz`, on `device`.
+    """Return the data set `name`, or that in a file `path/to/file.npz` or below a folder `path/to/folder/`, on `device`.
 
     `data_dir` defaults to the environment variable ETB_DATA_DIR, then to `data`. With `validation` the last so many
     training images are set aside; the limits keep the first examples of the rest. Raises ConfigError for an unknown
@@ -237,6 +238,8 @@ def load(
         if not Path(name).is_file():
             raise DataError(f"there is no file {name}")
         arrays = _read_npz(Path(name))
+    elif name.endswith("/"):
+        arrays = _checked(read_class_folders(Path(name)), Path(name))
     else:
         needed = train_limit if validation is None else None
         arrays = _find(name, source, folder, needed)

@@ -1,10 +1,10 @@
 """TinyImageNet, 64 x 64, 200 classes: the folder that people have, `tiny-imagenet-200` as it is unpacked."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
 
+from etb_plugin.data.pictures import in_turn, picture_files, read_picture
 from etb_plugin.data.sets import Arrays, Source, register_source
 from etb_plugin.errors import DataError
 
@@ -26,8 +26,7 @@ def read(folder: Path, limit: int | None) -> Arrays:
     if len(names) != _CLASSES:
         raise DataError(f"{root / 'wnids.txt'} names {len(names)} classes; TinyImageNet has {_CLASSES}")
     number = {name: label for label, name in enumerate(names)}
-    turns = itertools.zip_longest(*(_files(root / "train" / name) for name in names))
-    train = [(file, label) for turn in turns for label, file in enumerate(turn) if file is not None][:limit]
+    train = in_turn([_files(root / "train" / name) for name in names])[:limit]
     test = _annotated(root / "val", number)
     arrays: Arrays = {}
     for part, files in (("train", train), ("test", test)):
@@ -57,21 +56,11 @@ def _lines(path: Path) -> list[str]:
 
 def _files(folder: Path) -> list[Path]:
     """Return the images of a class, in `images` or in the folder itself."""
-    inside = folder / "images" if (folder / "images").is_dir() else folder
-    files = sorted(file for file in inside.glob("*") if file.suffix.lower() in (".jpeg", ".jpg", ".png"))
-    if not files:
-        raise DataError(f"there are no images in {inside}")
-    return files
+    return picture_files(folder / "images" if (folder / "images").is_dir() else folder)
 
 
 def _image(path: Path) -> np.ndarray:
-    from PIL import Image  # matplotlib brings it
-
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))  # a few are grey
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is no image that can be read: {error}") from error
+    pixels = read_picture(path, "RGB")  # a few are grey
     if pixels.shape != (_SIZE, _SIZE, 3):
         raise DataError(f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels; TinyImageNet has {_SIZE} x {_SIZE}")
     return pixels

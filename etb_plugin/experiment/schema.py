@@ -158,7 +158,8 @@ class Experiment(_Placed):
     dataset: Annotated[
         str,
         Field(
-            description="digits, mnist, fashion-mnist, cifar10, cifar100, svhn, har, imagenet64, or path/to/file.npz."
+            description="digits, mnist, fashion-mnist, cifar10, cifar100, svhn, har, imagenet64, path/to/file.npz, or "
+            "path/to/folder/ with images in train/CLASS and test/CLASS."
         ),
     ] = "digits"
     model: Annotated[

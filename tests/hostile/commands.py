@@ -36,6 +36,11 @@ KINDS: dict[str, tuple[str, Callable[[], Iterator[tuple[str, bytes]]], tuple[str
     "vnnlib": ("p.vnnlib", corpus.vnnlib_files, (_PROPERTY,)),
     "instances": ("i.csv", corpus.instances_files, ("verify --instances i.csv --out answers",)),
     "results": ("results.json", corpus.results_files, ("report .", "report results.json --format csv")),
+    "pictures": (
+        "d/train/a/0.png",
+        corpus.picture_files,
+        ("compare --dataset d/ --model mlp-8x1 --methods ibp --dry-run",),
+    ),
     "idx": ("mnist/train-images-idx3-ubyte", corpus.idx_files, ("compare --dataset mnist --data-dir . --dry-run",)),
 }
 
@@ -44,6 +49,8 @@ def beside(kind: str) -> dict[str, bytes]:
     """Return the good files that a command wants too."""
     if kind in ("onnx", "vnnlib"):
         return {"n.onnx": corpus.good_onnx(), "p.vnnlib": corpus.GOOD_VNNLIB}
+    if kind == "pictures":
+        return {f"d/{name}.png": corpus.picture() for name in ("train/a/1", "train/b/0", "test/a/0", "test/b/0")}
     return {f"mnist/{name}": content for name, content in corpus.IDX.items()} if kind == "idx" else {}
 
 

@@ -17,6 +17,7 @@ import struct
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -318,6 +319,29 @@ def state_files() -> Iterator[tuple[str, bytes]]:
     yield "list", sealed(saved([1, 2]))
     yield "no-version", sealed(saved({"network": {}}))
     yield "strings", sealed(saved({"version": 3, **dict.fromkeys(("network", "optimizer", "generator", "torch"), "x")}))
+
+
+def picture() -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def picture_files() -> Iterator[tuple[str, bytes]]:
+    good = picture()
+    yield from damaged(good)
+
+    def sized(width: int, height: int) -> bytes:
+        header = b"IHDR" + struct.pack(">2I", width, height) + good[24:29]
+        return good[:12] + header + struct.pack(">I", zlib.crc32(header)) + good[33:]
+
+    yield "huge", sized(2**30, 2**30)
+    yield "large", sized(12_000, 12_000)
+    yield "other-size", sized(8, 7)
+    yield "svg", b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"
+    yield "postscript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(harmed) (w) file closefile\n"
 
 
 IDX = {
