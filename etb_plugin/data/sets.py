@@ -226,7 +226,7 @@ def load(
     validation: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Dataset:
-    """Return the data set `name`, or that in a file `path/to/file.npz` or below a folder `path/to/folder/`, on `device`.
+    """Return the data set `name`, or that in `path/to/file.npz` or below the folder `path/to/folder/`, on `device`.
 
     `data_dir` defaults to the environment variable ETB_DATA_DIR, then to `data`. With `validation` the last so many
     training images are set aside; the limits keep the first examples of the rest. Raises ConfigError for an unknown
