@@ -7,6 +7,7 @@ that is called as the folder is (`load_all`). Names with options are read here a
 import functools
 from collections.abc import Iterator, Mapping
 from importlib import import_module, metadata
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
@@ -84,6 +85,12 @@ _announced: dict[str, list[str]] = {}
 def announce(group: str, module: str) -> None:
     """Have a module of this package imported with the entry points of `group`, as if one of them named it."""
     _announced.setdefault(group, []).append(module)
+
+
+def own_code(name: str) -> tuple[Path, str] | None:
+    """Return file and name where `name` stands for a user's own code, as path/file.py:NAME does; None for others."""
+    path, colon, attribute = name.rpartition(":")
+    return (Path(path), attribute) if colon and path.endswith(".py") and attribute.isidentifier() else None
 
 
 def named_options(text: str) -> tuple[str, dict[str, Any]]:

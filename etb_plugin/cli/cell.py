@@ -14,6 +14,9 @@ def command(
     validate: Annotated[
         bool, typer.Option("--validate", help="Put it to the validation images: a point of a grid.")
     ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Its network, where that is code of your own.", callback=o.run_own)
+    ] = None,
 ) -> None:
     """Train and evaluate one cell of a run, or go on from its last checkpoint.
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from etb_plugin.catalogue import catalogue
-from etb_plugin.errors import ConfigError
+from etb_plugin.errors import ConfigError, tell
 from etb_plugin.experiment import (
     Engine,
     Evaluated,
@@ -24,6 +24,7 @@ from etb_plugin.experiment import (
     read_verification,
 )
 from etb_plugin.files import in_zoo
+from etb_plugin.registry import own_code
 
 _WIDTH = 120
 """Columns where the output is no terminal."""
@@ -43,11 +44,23 @@ _NAMES = {"methods": "method", "model": "network", "dataset": "dataset", "certif
 """The keys that hold names, and of what."""
 
 
+def run_own(named: str | None) -> str | None:
+    """Run the files of a command's own networks, path/file.py:NAME among its models, and say so. Raises ConfigError."""
+    for name in (named or "").split(","):
+        if (found := own_code(name)) is not None:
+            from etb_plugin.networks import register_own
+
+            tell(f"running {found[0]}, as --model {name} says")
+            register_own(name)
+    return named
+
+
 def _option(schema: type[BaseModel], key: str, panel: str, *names: str) -> Any:
     """Return the option of a key, with the schema's own words for it."""
     completion = complete(_NAMES[key]) if key in _NAMES else None
     description = schema.model_fields[key].description
-    return typer.Option(*names, help=description, rich_help_panel=panel, autocompletion=completion)
+    run = run_own if key == "model" else None
+    return typer.Option(*names, help=description, rich_help_panel=panel, autocompletion=completion, callback=run)
 
 
 def _what(key: str) -> Any:

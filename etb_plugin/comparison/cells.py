@@ -6,6 +6,7 @@ cell, or the cells of a grid, of which the best on the validation images is put 
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import Any
 
 from etb_plugin.experiment import Resolved, eps_text
 from etb_plugin.objectives import Method
+from etb_plugin.registry import own_code
 from etb_plugin.training import Settings
 
 
@@ -36,9 +38,11 @@ class Cell:
         parts = (
             *(e.dataset, self.data_digest, self.model, self.eps, t.epochs, t.batch_size, t.lr, self.seed),
             *(e.device, t.compile),
+            *_own(self.model),
         )
         digest = hashlib.sha256(repr((*parts, self.method)).encode()).hexdigest()[:8]
-        return f"{self.method.name}-{self.model}-seed{self.seed}-{digest}"
+        model = re.sub(r"[^\w-]+", "-", Path(self.model).name)
+        return f"{self.method.name}-{model}-seed{self.seed}-{digest}"
 
     @property
     def settings(self) -> Settings:
@@ -51,6 +55,17 @@ class Cell:
     def folder(self) -> Path:
         """Where its files lie."""
         return self.experiment.folder / "cells" / self.id
+
+
+def _own(model: str) -> tuple[str, ...]:
+    """Return a hash of the file where a network is a user's own code: what it is may change under its name."""
+    found = own_code(model)
+    if found is None:
+        return ()
+    try:
+        return (hashlib.sha256(found[0].read_bytes()).hexdigest(),)
+    except OSError:
+        return ("",)
 
 
 @dataclass(frozen=True, eq=False)

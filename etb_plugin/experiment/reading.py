@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from etb_plugin.catalogue import check_spelling
 from etb_plugin.errors import ConfigError
 from etb_plugin.experiment.schema import Evaluated, Experiment, VerifyRequest, check_device, resolve_device
-from etb_plugin.registry import named_options
+from etb_plugin.registry import named_options, own_code
 
 Keys = tuple[str | int, ...]
 """Where a value stands: the keys, and numbers in lists, that lead to it."""
@@ -139,7 +139,7 @@ def _check_names(experiment: Experiment, places: Mapping[Keys, str]) -> None:
     certify = e.evaluation.certify or ()
     spelled: list[tuple[Keys, Callable[[], object]]] = [
         (("device",), lambda: check_device(e.device)),
-        *(((("model",), partial(check_spelling, "network", model))) for model in e.model or ()),
+        *(((("model",), partial(check_spelling, "network", m))) for m in e.model or () if own_code(m) is None),
         *((("methods", i), partial(check_spelling, "method", v.method)) for i, v in enumerate(e.methods)),
         *((("evaluation", "certify"), partial(_check_certifier_spelling, text)) for text in certify),
     ]

@@ -164,7 +164,10 @@ class Experiment(_Placed):
     ] = "digits"
     model: Annotated[
         Names | None,
-        Field(description="Architectures of `etb models`; tiny on digits and small elsewhere unless given."),
+        Field(
+            description="Architectures of `etb models`, or path/file.py:NAME of your own; tiny on digits and small "
+            "elsewhere unless given."
+        ),
     ] = None
     methods: Annotated[
         tuple[Variant, ...],

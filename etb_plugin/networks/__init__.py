@@ -7,6 +7,7 @@ network's first layer, so everything outside counts in pixels.
 from etb_plugin.networks.cascade import NetworkCascade
 from etb_plugin.networks.initialization import initialize_for_ibp
 from etb_plugin.networks.layers import Normalize, Residual, split_normalization
+from etb_plugin.networks.own import register_own
 from etb_plugin.networks.pair import Pair, members
 from etb_plugin.networks.registry import (
     build,
@@ -44,6 +45,7 @@ __all__ = [
     "normalisations",
     "parameters",
     "register_network",
+    "register_own",
     "split_normalization",
     "whole_batch_statistics",
 ]

@@ -11,7 +11,7 @@ from etb_plugin.errors import ConfigError, unknown_name
 from etb_plugin.graph.tracing import example_input
 from etb_plugin.networks.layers import Normalize
 from etb_plugin.networks.statistics import evaluating
-from etb_plugin.registry import Registry
+from etb_plugin.registry import Registry, own_code
 
 Layers = list[nn.Module]
 
@@ -52,8 +52,10 @@ def networks() -> Mapping[str, Architecture]:
 
 
 def check_network(name: str) -> None:
-    """Raise ConfigError, with the nearest names, where no architecture is called `name`."""
-    _find(name)
+    """Raise ConfigError, with the nearest names, where no architecture is called `name`. A user's own code may only be
+    known when the network is built."""
+    if own_code(name) is None:
+        _find(name)
 
 
 def build(
@@ -129,6 +131,8 @@ def _find(name: str) -> tuple[Architecture, dict[str, int]]:
         match = architecture.pattern.fullmatch(name)
         if match:
             return architecture, {key: int(value) for key, value in match.groupdict().items()}
+    if own_code(name) is not None:
+        raise ConfigError(f"network {name} is code of your own, which runs where the command names it: --model {name}")
     raise unknown_name("network", name, _registry)
 
 

@@ -285,6 +285,7 @@ def test_the_public_surface_is_the_designs():
         "threads",
         "gpus",
         "address",
+        "rigorous",
     }
     assert set(_flags(Experiment)) == flags
     (compare,) = build(["compare"]).registered_commands

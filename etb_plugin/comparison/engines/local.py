@@ -18,7 +18,7 @@ from etb_plugin.comparison.engines.serving import Quiet, end_with, set_up, shop_
 from etb_plugin.comparison.journal import Overview, Watch, read_word
 from etb_plugin.comparison.work import Workshop
 from etb_plugin.errors import ConfigError, EtbError, SoundnessError, Stopped
-from etb_plugin.experiment import Engine
+from etb_plugin.experiment import Engine, Resolved
 from etb_plugin.stopping import StopSignals
 
 _LOOK_EVERY = 0.5
@@ -49,7 +49,7 @@ class Local(EngineRun):
         if self._workers == 1:
             return self._alone(tasks, shop, watch, finished, evaluation)
         threads = self._threads or max(1, (os.cpu_count() or 1) // self._workers)
-        pool = _Pool(shop.experiment.folder, count, threads, self._gpus)
+        pool = _Pool(shop.experiment, count, threads, self._gpus)
         try:
             return pool.run(tasks, shop, watch, finished)
         finally:
@@ -75,11 +75,11 @@ class Local(EngineRun):
 class _Worker:
     """A process, and what it works at."""
 
-    def __init__(self, folder: Path, threads: int, gpu: int | None) -> None:
+    def __init__(self, folder: Path, models: tuple[str, ...], threads: int, gpu: int | None) -> None:
         spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
         self.connection, theirs = spawn.Pipe()
         self.task: Task | None = None
-        self.process = spawn.Process(target=_serve, args=(theirs, str(folder), threads, os.getpid()))
+        self.process = spawn.Process(target=_serve, args=(theirs, str(folder), models, threads, os.getpid()))
         with _left_to_the_parent(signal.SIGINT), _seeing(gpu):
             self.process.start()
         theirs.close()
@@ -117,12 +117,13 @@ def _seeing(gpu: int | None) -> Iterator[None]:
 
 
 class _Pool:
-    def __init__(self, folder: Path, count: int, threads: int, gpus: int) -> None:
-        self._folder, self._threads, self._gpus = folder, threads, gpus
+    def __init__(self, experiment: Resolved, count: int, threads: int, gpus: int) -> None:
+        self._experiment, self._threads, self._gpus = experiment, threads, gpus
         self._workers = [self._worker(number) for number in range(count)]
 
     def _worker(self, number: int) -> _Worker:
-        return _Worker(self._folder, self._threads, number % self._gpus if self._gpus else None)
+        e, gpu = self._experiment, number % self._gpus if self._gpus else None
+        return _Worker(e.folder, e.model, self._threads, gpu)
 
     def run(self, tasks: Sequence[Task], shop: Workshop, watch: Watch, finished: Finished) -> dict[Task, EtbError]:
         left, tries = deque(tasks), dict.fromkeys(tasks, 0)
@@ -183,7 +184,7 @@ def _received(connection: Connection) -> Any:
         return _LOST
 
 
-def _serve(connection: Connection, folder: str, threads: int, parent: int) -> None:
+def _serve(connection: Connection, folder: str, models: tuple[str, ...], threads: int, parent: int) -> None:
     """Do the tasks that come, until none can come any more."""
     end_with(parent)
     set_up(threads)
@@ -195,7 +196,7 @@ def _serve(connection: Connection, folder: str, threads: int, parent: int) -> No
             except (EOFError, OSError):
                 return
             try:
-                shop = shop_of(Path(folder))
+                shop = shop_of(Path(folder), models)
                 shop.perform(shop.task(cell, validate), watch)
                 answer = None
             except EtbError as error:

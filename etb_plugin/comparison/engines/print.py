@@ -9,6 +9,7 @@ from etb_plugin.comparison.journal import Watch
 from etb_plugin.comparison.work import Workshop
 from etb_plugin.errors import ConfigError, EtbError
 from etb_plugin.experiment import Engine
+from etb_plugin.registry import own_code
 
 
 @register_engine("print")
@@ -27,5 +28,6 @@ class Print(EngineRun):
         """Print the lines."""
         for task in tasks:
             words = ["etb", "cell", str(shop.experiment.folder), task.cell.id, *["--validate"] * task.validate]
+            words += ["--model", task.cell.model] * (own_code(task.cell.model) is not None)
             print(shlex.join(words))
         return {}

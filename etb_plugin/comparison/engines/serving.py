@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
 import torch
 
 from etb_plugin.comparison.journal import Overview
 from etb_plugin.comparison.work import Workshop
+from etb_plugin.networks import register_own
 from etb_plugin.results import Result
 from etb_plugin.stopping import StopSignals
 from etb_plugin.training import Progress, Training
@@ -64,5 +66,10 @@ def end_with(parent: int) -> None:
     threading.Thread(target=look, daemon=True).start()
 
 
-shop_of = cache(Workshop.of)
-"""The workshop of a run folder: a process loads its data once."""
+@cache
+def shop_of(folder: Path, models: tuple[str, ...]) -> Workshop:
+    """Return the workshop of a run folder, once for a process. Of `models`, which the comparison has built, those that
+    are a user's own code are run here too."""
+    for model in models:
+        register_own(model)
+    return Workshop.of(folder)
