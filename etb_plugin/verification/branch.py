@@ -3,8 +3,8 @@
 A branch says of some unstable hinges on which side of the knot their input is. Its bound is a linear relaxation with
 optimised slopes and multipliers; branches are split at the hinge whose two halves gain most, of those that the
 relaxation loses most at (after filtered smart branching, De Palma et al. 2021); the ends of a deep branch's units are
-tightened anew (ours), and a branch in which every hinge is decided is a linear program. Every bound is sound on its
-branch, so that what is left when time is up is unknown.
+tightened anew (ours), and a branch in which every hinge is decided is a linear program, which stays open where proofs
+have to be rigorous. Every bound is sound on its branch, so that what is left when time is up is unknown.
 """
 
 import itertools
@@ -18,6 +18,7 @@ from torch import Tensor
 from etb_plugin.attacks import Pgd
 from etb_plugin.graph.ends import tightened
 from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, crown_slope, optimized
+from etb_plugin.graph.rounding import are_rigorous
 from etb_plugin.memory import fitting
 from etb_plugin.verification.exact import Decider
 from etb_plugin.verification.problem import TOLERANCE, Search
@@ -277,6 +278,9 @@ def search(decider: Decider, parts: Tensor, deadline: float) -> Search:
         now = now[now.open]
         full = (now.signs != 0).all(1)
         for leaf in now[full].each():
+            if are_rigorous():  # a solver's answer is no proof in real arithmetic
+                stuck.add(int(leaf.part))
+                continue
             proved, witness = decider.decide(
                 int(leaf.part), deadline - time.monotonic(), integer=False, signs=leaf.signs[0].tolist()
             )

@@ -37,7 +37,7 @@ from etb_plugin.verification.problem import Problem, Verdict, proved_parts, stac
 STAGES = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown", "dual", "inputs", "bab", "exact", "lp")
 """The whole cascade, in order."""
 
-RIGOROUS_STAGES = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown")
+RIGOROUS_STAGES = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown", "inputs", "bab")
 """Those whose proofs can take rounding in."""
 
 _FEW_INPUTS = 20
@@ -167,7 +167,7 @@ class Cascade:
                 break
             share = shares[name] / sum(shares[other] for other in names[number:])
             begun, now = time.perf_counter(), time.monotonic()
-            with until(deadline):
+            with until(deadline), rigorous(self.settings.rigorous):
                 _tried(name, [case], _ALONE[name].run, self, case, now + share * (deadline - now))
             if case.verdict is not Verdict.UNKNOWN:
                 case.by = name
@@ -273,13 +273,19 @@ def check_stages(settings: Settings) -> None:
             raise ConfigError(
                 f"bound {name!r} is not sound, so it cannot verify; stages are pgd, inputs, bab and sound bounds"
             )
-    beyond = [name for name in settings.stages if name != "pgd" and (name in _ALONE or not get_bound(name).rigorous)]
+    beyond = [name for name in settings.stages if not _knows_rounding(name)]
     if settings.rigorous and beyond:
         raise ConfigError(f"--rigorous knows no rounding in stage {beyond[0]!r}; leave {', '.join(RIGOROUS_STAGES)}")
     if not settings.seconds > 0:
         raise ConfigError(f"the time limit is {settings.seconds:g}; it must be positive, in seconds for each image")
     if set(settings.stages) & set(_ALONE):
         check_solver(settings.solver)
+
+
+def _knows_rounding(stage: str) -> bool:
+    if stage == "pgd":  # proves nothing
+        return True
+    return _ALONE[stage].rigorous if stage in _ALONE else get_bound(stage).rigorous
 
 
 def _check_rounding(network: nn.Module, input_shape: torch.Size) -> None:
@@ -336,16 +342,17 @@ def _any(graph: Graph) -> None:
 @dataclass(frozen=True)
 class _Alone:
     """A stage that takes a case at a time, until a deadline of `time.monotonic()`; its share of a case's seconds beside
-    the others'; and what raises UnsupportedLayer for a graph that it cannot take."""
+    the others'; what raises UnsupportedLayer for a graph that it cannot take; and whether it can take rounding in."""
 
     run: Callable[[Cascade, Case, float], None]
     share: int
     check: Callable[[Graph], None]
+    rigorous: bool = False
 
 
 _ALONE = {
-    "inputs": _Alone(Cascade.split_inputs, 5, _any),
-    "bab": _Alone(_bab, 5, refuse_smooth),
+    "inputs": _Alone(Cascade.split_inputs, 5, _any, rigorous=True),
+    "bab": _Alone(_bab, 5, refuse_smooth, rigorous=True),
     "exact": _Alone(_exact, 4, refuse_smooth),
     "lp": _Alone(_lp, 1, refuse_smooth),
 }

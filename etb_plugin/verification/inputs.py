@@ -18,6 +18,7 @@ from etb_plugin.graph.ends import crown_ends
 from etb_plugin.graph.graph import Ends, Graph
 from etb_plugin.graph.regions import Box
 from etb_plugin.graph.relaxation import Relaxation
+from etb_plugin.graph.rounding import are_rigorous, gamma
 from etb_plugin.memory import fitting
 from etb_plugin.stopping import check_time, until
 from etb_plugin.verification.problem import TOLERANCE, Problem, Search
@@ -139,6 +140,8 @@ class _Split:
         room = (TOLERANCE - above).clamp(min=0).unsqueeze(2)
         cut, steps = slopes.abs() * width > room, room / slopes.abs().clamp(min=1e-300)
         first, last = boxes.lower.unsqueeze(1), boxes.upper.unsqueeze(1)
+        if are_rigorous():
+            steps = steps + gamma() * (steps + first.abs() + last.abs())
         up = torch.where(cut & (slopes > 0), first + steps, last)
         low = torch.where(cut & (slopes < 0), last - steps, first)
         lows, ups = [], []

@@ -179,7 +179,7 @@ def test_a_folder_of_another_networks_verdicts_is_refused(verified):
         (("verify", "mine", "--stages", "pgd,expected"), "'expected' is not sound"),
         (("verify", "mine", "--stages", "crwon"), "did you mean crown"),
         (("verify", "mine", "--eps-test", "8"), "write 8/255"),
-        (("verify", "mine", "--rigorous", "--stages", "crown,bab"), "knows no rounding in stage .bab."),
+        (("verify", "mine", "--rigorous", "--stages", "crown,exact"), "knows no rounding in stage .exact."),
         (("verify", "mine", "--solver", "cplex"), "unknown solver 'cplex'"),
         (("verify", "mine", "mine/experiment.yaml"), "a property is about an ONNX network"),
         (("verify", "mine", "--minimum-radius", "--precision", "0"), "0 < precision < largest"),
