@@ -20,7 +20,10 @@ def command(
     methods: Annotated[str, typer.Option(help="Methods, with changes as in `etb compare`.")] = _METHODS,
     bounds: Annotated[str, typer.Option(help="Bounds, with options as in `etb bounds`.")] = _BOUNDS,
     model: Annotated[
-        str | None, typer.Option(help="Networks of `etb models`; small, or tiny for evaluation.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Networks of `etb models`; small, or tiny for evaluation.", show_default=False, callback=o.run_own
+        ),
     ] = None,
     dataset: Annotated[str, typer.Option(help="mnist or cifar10: the images' shape; no data is read.")] = "mnist",
     eps: Annotated[str, typer.Option(help="Radius in pixel units.")] = "0.1",
