@@ -18,8 +18,8 @@ from etb_plugin.recording import CudaGraphs
 @dataclass(frozen=True)
 class Exam:
     """What every network of a comparison is put to: attack and certifiers at each eps, from equal random points. With
-    `autoattack` what PGD leaves standing is put to that as well. With `rigorous` certificates
-    hold in real arithmetic. With `capture` PGD's steps are replayed as CUDA graphs where there is a GPU."""
+    `autoattack` what PGD leaves standing is put to that as well. With `rigorous` certificates hold in real arithmetic.
+    With `capture` PGD's steps are replayed as CUDA graphs where there is a GPU."""
 
     eps_test: tuple[float, ...]
     attack: Pgd
@@ -38,8 +38,8 @@ class Evaluation:
     is the share whose prediction, right or wrong, PGD does not change (Alsubaihi et al. 2019, section 4).
     `autoattack_accuracy` is what of `pgd_accuracy` stands under AutoAttack too; None where that was not asked for.
     `certified_accuracy` holds sound bounds only, in the network's own arithmetic, or in that of real numbers with
-    `rigorous`; `expected_accuracy` is the share of right images whose expected
-    margins are all positive, and is never a certificate.
+    `rigorous`; `expected_accuracy` is the share of right images whose expected margins are all positive, and is never a
+    certificate.
     """
 
     eps: float

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.bounds import Box, PreparedBound, get_bound, margin_spec, prepare_signs
+from etb_plugin.bounds import Box, PreparedBound, bounds, get_bound, margin_spec, prepare_signs
 from etb_plugin.errors import ConfigError
 from etb_plugin.graph.rounding import rigorous
 from etb_plugin.registry import named_options
@@ -25,7 +25,8 @@ def check_certifiers(names: Sequence[str], *, in_real_arithmetic: bool = False) 
         if not entry.soundness(options):
             raise ConfigError(f"bound {text!r} is not sound, so it cannot certify; certify takes sound bounds only")
         if in_real_arithmetic and not entry.chosen(options)[0].rigorous:
-            raise ConfigError(f"bound {text!r} knows no rounding; --rigorous takes ibp, crown-ibp, crown, alpha-crown")
+            known = ", ".join(other for other, one in bounds().items() if one.rigorous)
+            raise ConfigError(f"bound {text!r} knows no rounding; --rigorous takes {known}")
 
 
 class Certifier:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from etb_plugin.objectives import Phase, Point
 from etb_plugin.recording import Recorder, Work
-from etb_plugin.training.step import Step, own_generator
+from etb_plugin.training.step import Kept, Step
 
 _AGREE = 1e-3
 """How far, relatively, the sums of a replayed step may lie from those of the step itself: atomic additions on a GPU
@@ -55,17 +55,17 @@ class CapturedStep:
         def work() -> None:
             self._step(self._images, self._labels, point, generator)
 
-        before = _Kept(self._step, generator)
+        before = Kept(_changed(self._step), generator)
         try:
             self._recorder.warm(work)
-            before.put_back()
+            _put_back(before, self._step)
             replay = self._recorder.record(work)
             replay()
             replayed = self._step.sums.tensors[0].clone()
         except (RuntimeError, ValueError, TypeError) as error:
             self._on = False
             self._tell(f"steps are not captured: {str(error).splitlines()[0]}")
-        before.put_back()
+        _put_back(before, self._step)
         work()
         if self._on:
             itself = self._step.sums.tensors[0]
@@ -76,27 +76,18 @@ class CapturedStep:
                 self._tell("steps are not captured: the first one replayed differs from the step itself")
 
 
-class _Kept:
-    """All that a step changes, as it was."""
+def _changed(step: Step) -> list[Tensor]:
+    """Return all tensors that a step changes."""
+    network, optimizer = step.state.network, step.state.optimizer
+    moments = [value for one in optimizer.state.values() for value in one.values() if isinstance(value, Tensor)]
+    return [*(p.data for p in network.parameters()), *network.buffers(), *moments, *step.sums.tensors]
 
-    def __init__(self, step: Step, generator: torch.Generator) -> None:
-        self._step = step
-        self._tensors = [(tensor, tensor.clone()) for tensor in self._now()]
-        self._drawn = [(one, one.get_state()) for one in (generator, own_generator(generator.device))]
 
-    def _now(self) -> list[Tensor]:
-        network, optimizer = self._step.state.network, self._step.state.optimizer
-        moments = [value for one in optimizer.state.values() for value in one.values() if isinstance(value, Tensor)]
-        return [*(p.data for p in network.parameters()), *network.buffers(), *moments, *self._step.sums.tensors]
-
-    def put_back(self) -> None:
-        """Put everything back in place; moments that there were none of begin at 0, as they do by themselves."""
-        known = {tensor.data_ptr() for tensor, _ in self._tensors}
-        with torch.no_grad():
-            for tensor, was in self._tensors:
-                tensor.copy_(was)
-            for tensor in self._now():
-                if tensor.data_ptr() not in known:
-                    tensor.zero_()
-        for generator, state in self._drawn:
-            generator.set_state(state)
+def _put_back(before: Kept, step: Step) -> None:
+    """Put everything back in place; moments that there were none of begin at 0, as they do by themselves."""
+    before.put_back()
+    known = {tensor.data_ptr() for tensor, _ in before.tensors}
+    with torch.no_grad():
+        for tensor in _changed(step):
+            if tensor.data_ptr() not in known:
+                tensor.zero_()

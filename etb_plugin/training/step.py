@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -141,7 +142,7 @@ class Step:
         network, mine = self.state.network, self.team.part(len(labels))
         self.state.optimizer.zero_grad(set_to_none=True)
         recording = images.is_cuda and torch.cuda.is_current_stream_capturing()
-        before = None if recording else _Before(network, generator)
+        before = None if recording else Kept(network.buffers(), generator)
         found = []
         try:
             with whole_batch_statistics(network, images) if size < len(labels) else contextlib.nullcontext():
@@ -158,22 +159,23 @@ class Step:
         return found
 
 
-class _Before:
-    """What the gradients of a batch change beside them: buffers and random numbers, as they were."""
+class Kept:
+    """Tensors, a generator and torch's own of the same device, as they were."""
 
-    def __init__(self, network: nn.Module, generator: torch.Generator) -> None:
-        self._buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-        self._drawn = [(one, one.get_state()) for one in (generator, own_generator(generator.device))]
+    def __init__(self, tensors: Iterable[Tensor], generator: torch.Generator) -> None:
+        self.tensors = [(tensor, tensor.clone()) for tensor in tensors]
+        self._drawn = [(one, one.get_state()) for one in (generator, _own_generator(generator.device))]
 
     def put_back(self) -> None:
+        """Put all back in place."""
         with torch.no_grad():
-            for buffer, was in self._buffers:
-                buffer.copy_(was)
+            for tensor, was in self.tensors:
+                tensor.copy_(was)
         for generator, state in self._drawn:
             generator.set_state(state)
 
 
-def own_generator(device: torch.device) -> torch.Generator:
+def _own_generator(device: torch.device) -> torch.Generator:
     """Return torch's own generator of a device, which random projections are drawn from."""
     if device.type == "cpu":
         return torch.default_generator

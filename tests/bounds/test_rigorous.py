@@ -17,7 +17,7 @@ from etb_plugin.evaluation import Certifier, Exam, check_certifiers, evaluate
 from etb_plugin.graph.rounding import rigorous
 from etb_plugin.networks import build
 from etb_plugin.selftest.networks import deceiving
-from etb_plugin.verification.cascade import Cascade, Settings
+from etb_plugin.verification.cascade import RIGOROUS_STAGES, STAGES, Cascade, Settings, check_stages
 from etb_plugin.verification.problem import Verdict, robustness
 from tests.conftest import Branching
 
@@ -170,6 +170,13 @@ def test_an_accuracy_that_rounding_made_is_not_certified(name):
     margin[1].bias.copy_(torch.tensor([1e-3, 0.0]))
     found = evaluate(margin, Split(x, labels), 2, replace(exam, rigorous=True), 0.1)
     assert found.certified_accuracy[name] == 1.0
+
+
+def test_every_stage_is_either_rigorous_or_refused():
+    check_stages(Settings(RIGOROUS_STAGES, rigorous=True))
+    for stage in set(STAGES) - set(RIGOROUS_STAGES):
+        with pytest.raises(ConfigError, match=f"knows no rounding in stage {stage!r}"):
+            check_stages(Settings((stage,), rigorous=True))
 
 
 def test_what_cannot_be_rigorous_is_refused():

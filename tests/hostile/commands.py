@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from etb_plugin.cli.main import COMMANDS, main
 from tests.hostile import corpus
 
 _NETWORK = "--dataset digits --model mlp-8x1 --test-limit 10"
+_OUTCOMES = {0: "read", 2: "refused"}
 _PROPERTY = "verify n.onnx p.vnnlib --timeout 5"
 
 KINDS: dict[str, tuple[str, Callable[[], Iterator[tuple[str, bytes]]], tuple[str, ...]]] = {
@@ -100,16 +102,12 @@ def run(folder: Path, only: list[str]) -> None:
             before = on_disk(folder / kind)
             for command in commands:
                 status, said, seconds, mib = forked(command, place)
-                found = {
-                    "kind": kind,
-                    "command": command,
-                    "case": case,
-                    "status": status,
-                    "seconds": round(seconds, 2),
-                    "mib": mib,
-                }
+                outcome = _OUTCOMES.get(status, f"status {status}")
+                found = {"reader": kind, "case": case, "outcome": outcome, "seconds": round(seconds, 2), "mib": mib}
                 lines, harm = len(said.strip().splitlines()), on_disk(folder / kind) != before
-                print(json.dumps(found | {"lines": lines, "harm": harm, "said": said[:300]}), flush=True)
+                told = found | {"lines": lines, "harm": harm, "said": said[:300], "command": command}
+                print(json.dumps(told), flush=True)
+            shutil.rmtree(place)
 
 
 if __name__ == "__main__":

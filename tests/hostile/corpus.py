@@ -223,7 +223,6 @@ def good_onnx() -> bytes:
 def onnx_files() -> Iterator[tuple[str, bytes]]:
     from onnx import TensorProto, helper
 
-    model = onnx_model
     yield from damaged(good_onnx())
     outside = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], [0.5] * 12)
     outside.ClearField("float_data")
@@ -233,26 +232,28 @@ def onnx_files() -> Iterator[tuple[str, bytes]]:
         copy.CopyFrom(outside)
         entry = copy.external_data.add()
         entry.key, entry.value = "location", place
-        yield f"external-{name}", model([helper.make_node("MatMul", ["x", "w"], ["y"])], [copy])
-    yield "unknown-operator", model([helper.make_node("Nothing", ["x"], ["y"])])
-    yield "unknown-domain", model([helper.make_node("Relu", ["x"], ["y"], domain="evil.com")])
-    yield "no-such-input", model([helper.make_node("Relu", ["z"], ["y"])])
-    yield "cycle", model([helper.make_node("Relu", ["b"], ["y"]), helper.make_node("Relu", ["y"], ["b"])])
-    yield "no-nodes", model([], out="x")
-    yield "huge-input", model([helper.make_node("Relu", ["x"], ["y"])], shape=(1, 2**40))
+        yield f"external-{name}", onnx_model([helper.make_node("MatMul", ["x", "w"], ["y"])], [copy])
+    yield "unknown-operator", onnx_model([helper.make_node("Nothing", ["x"], ["y"])])
+    yield "unknown-domain", onnx_model([helper.make_node("Relu", ["x"], ["y"], domain="evil.com")])
+    yield "no-such-input", onnx_model([helper.make_node("Relu", ["z"], ["y"])])
+    yield "cycle", onnx_model([helper.make_node("Relu", ["b"], ["y"]), helper.make_node("Relu", ["y"], ["b"])])
+    yield "no-nodes", onnx_model([], out="x")
+    yield "huge-input", onnx_model([helper.make_node("Relu", ["x"], ["y"])], shape=(1, 2**40))
     shape = helper.make_tensor("s", TensorProto.INT64, [2], [2**20, 2**20])
     yield (
         "huge-constant",
-        model([helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])], [shape]),
+        onnx_model(
+            [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])], [shape]
+        ),
     )
     tiles = helper.make_tensor("s", TensorProto.INT64, [2], [1, 2**34])
-    yield "huge-tile", model([helper.make_node("Tile", ["x", "s"], ["y"])], [tiles])
+    yield "huge-tile", onnx_model([helper.make_node("Tile", ["x", "s"], ["y"])], [tiles])
     short = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], [0.5] * 12)
     del short.float_data[6:]
-    yield "short-weight", model([helper.make_node("MatMul", ["x", "w"], ["y"])], [short])
+    yield "short-weight", onnx_model([helper.make_node("MatMul", ["x", "w"], ["y"])], [short])
     nan = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], [float("nan")] * 12)
-    yield "nan-weight", model([helper.make_node("MatMul", ["x", "w"], ["y"])], [nan])
-    yield "loop", model([helper.make_node("Identity", ["x"], ["y"])] * 3)
+    yield "nan-weight", onnx_model([helper.make_node("MatMul", ["x", "w"], ["y"])], [nan])
+    yield "loop", onnx_model([helper.make_node("Identity", ["x"], ["y"])] * 3)
 
 
 NAMES = "".join(f"(declare-const X_{i} Real)\n" for i in range(4))
@@ -262,16 +263,16 @@ GOOD_VNNLIB = (NAMES + ENDS + "(assert (<= Y_0 Y_1))\n").encode()
 
 
 def vnnlib_files() -> Iterator[tuple[str, bytes]]:
-    names, ends, good = NAMES, ENDS, GOOD_VNNLIB
+    good = GOOD_VNNLIB
     yield from damaged(good)
     yield "deep", good + b"(assert " + b"(and " * 50_000 + b")" * 50_000 + b")"
     yield "open", good + b"(" * 1_000_000
     pairs = " ".join(f"(or (<= Y_0 {i}) (<= Y_1 {i}))" for i in range(60))
     yield "exponential", good + f"(assert (and {pairs}))".encode()
-    yield "huge-number", (names + ends.replace("1.0", "1" + "0" * 5000) + "(assert (<= Y_0 Y_1))").encode()
-    yield "nan", (names + ends.replace("1.0", "nan") + "(assert (<= Y_0 Y_1))").encode()
-    yield "empty-box", (names + ends.replace("0.0", "2.0") + "(assert (<= Y_0 Y_1))").encode()
-    yield "no-box", (names + "(assert (<= Y_0 Y_1))").encode()
+    yield "huge-number", (NAMES + ENDS.replace("1.0", "1" + "0" * 5000) + "(assert (<= Y_0 Y_1))").encode()
+    yield "nan", (NAMES + ENDS.replace("1.0", "nan") + "(assert (<= Y_0 Y_1))").encode()
+    yield "empty-box", (NAMES + ENDS.replace("0.0", "2.0") + "(assert (<= Y_0 Y_1))").encode()
+    yield "no-box", (NAMES + "(assert (<= Y_0 Y_1))").encode()
     yield "too-many", good + b"(declare-const X_99999999999 Real)"
     yield "let", good + b"(assert (let ((a 1)) (<= Y_0 a)))"
     yield "input-output", good + b"(assert (<= X_0 Y_0))"

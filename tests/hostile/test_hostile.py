@@ -43,29 +43,19 @@ def test_broken_and_hostile_files_are_refused(tmp_path):
     check(rows)
 
 
-def check_commands(rows):
-    for row in rows:
-        harmless = any(case == row["case"] and reader in row["kind"] for reader, case in HARMLESS)
-        assert row["status"] == 2 or (row["status"] == 0 and harmless), row
-        assert row["lines"] <= 2, row
-        assert not row["harm"], row
-        assert row["seconds"] < SECONDS, row
-        assert row["mib"] < MIB, row
-
-
 def test_the_commands_that_read_them_refuse_them_and_leave_the_disk_alone(tmp_path):
     rows = found_by(
         tmp_path, "experiment", "safetensors", "torch", "onnx", "vnnlib", "instances", "pictures", by="commands"
     )
     assert len(rows) > 220
-    check_commands(rows)
+    check(rows)
 
 
 @pytest.mark.slow
 def test_so_do_those_that_read_data_and_results(tmp_path):
     rows = found_by(tmp_path, "data", "results", "idx", by="commands")
     assert len(rows) > 80
-    check_commands(rows)
+    check(rows)
 
 
 @pytest.mark.slow
