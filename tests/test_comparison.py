@@ -2,6 +2,9 @@
 
 import csv
 import json
+import multiprocessing
+import os
+import signal
 from dataclasses import asdict, replace
 
 import pytest
@@ -9,6 +12,7 @@ from torch import nn
 
 from etb_plugin import networks
 from etb_plugin.comparison import Comparison, Reevaluation, overview, planned
+from etb_plugin.comparison.engines import local
 from etb_plugin.errors import ConfigError, SoundnessError, TrainingError, UnsupportedLayer
 from etb_plugin.experiment import read_evaluation, read_experiment
 from etb_plugin.results import Result
@@ -259,3 +263,33 @@ def test_verification_fills_its_own_column(tmp_path):
     assert result.verified["verified_accuracy"] <= result.verified["pgd_accuracy"]
     assert list((tmp_path / "run/cells").glob("*/verified/results.json"))
     assert Comparison(read_experiment(path, flags)).run(Log()) == [result]
+
+
+def test_a_worker_that_hangs_is_named_holds_up_no_other_and_goes_with_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_SILENCE", 3.0)
+    monkeypatch.setattr(local, "_PATIENCE", 1.0)
+    said = []
+    monkeypatch.setattr(local, "tell", said.append)
+    changes = {"methods": "ibp,expected,nominal", "epochs": 6}
+    hanging = None
+
+    def names(line):
+        return f"kill -9 {hanging} has another one go on" in line
+
+    class Stopping(Log):
+        def elsewhere(self, overview):
+            nonlocal hanging
+            if overview.running and hanging is None:
+                hanging = multiprocessing.active_children()[0].pid
+                os.kill(hanging, signal.SIGSTOP)
+            if any(names(line) for line in said) and overview.done == overview.total - 1:
+                raise Killed
+
+    with pytest.raises(Killed):
+        comparison(tmp_path, **changes, workers=2, threads=1).run(Stopping())
+    assert sum(map(names, said)) == 1
+    assert not multiprocessing.active_children()
+    log = Log()
+    again = comparison(tmp_path, **changes).run(log)
+    assert sum(trained for _, trained in log.done) == 1
+    assert untimed(again) == untimed(comparison(tmp_path / "alone", **changes).run(Log()))

@@ -1,9 +1,11 @@
 """The engine `local`: this process alone, or several on this machine."""
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -15,9 +17,9 @@ import torch
 from etb_plugin.comparison.cells import Task
 from etb_plugin.comparison.engines.registry import EngineRun, Finished, conclude, register_engine
 from etb_plugin.comparison.engines.serving import Quiet, end_with, set_up, shop_of
-from etb_plugin.comparison.journal import Overview, Watch, read_word
+from etb_plugin.comparison.journal import Overview, Watch, Word, read_word
 from etb_plugin.comparison.work import Workshop
-from etb_plugin.errors import ConfigError, EtbError, SoundnessError, Stopped
+from etb_plugin.errors import ConfigError, EtbError, SoundnessError, Stopped, tell
 from etb_plugin.experiment import Engine, Resolved
 from etb_plugin.stopping import StopSignals
 
@@ -28,6 +30,8 @@ _TRIES = 3
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _PATIENCE = 60.0
 """Seconds that workers have to write their checkpoints after a signal."""
+_SILENCE = 900.0
+"""Seconds without a word after which a process is said to hang, perhaps: a step of a large network may take minutes."""
 
 
 @register_engine("local")
@@ -79,15 +83,32 @@ class _Worker:
         spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
         self.connection, theirs = spawn.Pipe()
         self.task: Task | None = None
+        self._word: Word | None = None
+        self._heard = math.inf
         self.process = spawn.Process(target=_serve, args=(theirs, str(folder), models, threads, os.getpid()))
         with _left_to_the_parent(signal.SIGINT), _seeing(gpu):
             self.process.start()
         theirs.close()
 
     def give(self, task: Task) -> None:
-        self.task = task
+        self.task, self._heard = task, time.monotonic()
         with contextlib.suppress(OSError):  # it died just now, and the next look finds out
             self.connection.send(task.key)
+
+    def word(self) -> Word | None:
+        """Return what is to be read of its task. Says once where that has been the same for long."""
+        assert self.task is not None
+        word = read_word(self.task.cell.folder)
+        if word != self._word:
+            self._word, self._heard = word, time.monotonic()
+        elif time.monotonic() - self._heard > _SILENCE:
+            self._heard = math.inf
+            number = self.process.pid
+            tell(
+                f"{self.task.name}: process {number} has said nothing for {_SILENCE / 60:.0f} min. If it hangs, "
+                f"kill -9 {number} has another one go on from its last checkpoint"
+            )
+        return word
 
 
 @contextlib.contextmanager
@@ -156,8 +177,7 @@ class _Pool:
                     conclude(given, answer, shop, watch, failures)
                     done += 1
                     finished()
-            at_work = [worker.task for worker in self._workers if worker.task is not None]
-            words = {task.cell.id: read_word(task.cell.folder) for task in at_work}
+            words = {worker.task.cell.id: worker.word() for worker in self._workers if worker.task is not None}
             watch.elsewhere(Overview(done, len(tasks), {k: word for k, word in words.items() if word is not None}))
         return failures
 
