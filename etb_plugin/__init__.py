@@ -6,6 +6,7 @@
 >>> train(network, (images, labels), method="mtl-expected", eps=0.1, epochs=20)
 >>> evaluate(network, (images, labels), eps=0.1, certify=["crown"])
 >>> verify(network, images[0], 7, eps=0.1).verdict
+>>> compare(dataset="digits", methods=["ibp", "expected"])
 >>> loss = objective("ibp", network, (1, 28, 28), 10, eps=0.1, epochs=20, batches=len(loader))
 
 Importing the package also adds `method="expected"` to auto_LiRPA's `BoundedModule.compute_bounds`, whenever that is
@@ -20,7 +21,7 @@ from etb_plugin.lirpa import register
 from etb_plugin.registry import announce
 
 if TYPE_CHECKING:
-    from etb_plugin.api import evaluate, train, verify
+    from etb_plugin.api import compare, evaluate, train, verify
     from etb_plugin.bounds import Ball, Box, Interval, bound, margin_spec
     from etb_plugin.training import objective
 
@@ -31,6 +32,7 @@ __all__ = [
     "Interval",
     "__version__",
     "bound",
+    "compare",
     "evaluate",
     "margin_spec",
     "objective",
@@ -39,7 +41,7 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {"evaluate": "api", "objective": "training", "train": "api", "verify": "api"}
+_HOMES = {"compare": "api", "evaluate": "api", "objective": "training", "train": "api", "verify": "api"}
 """Where a name is from, if not from `bounds`."""
 
 announce("etb_plugin.bounds", "etb_plugin.lirpa.bounds")

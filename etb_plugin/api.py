@@ -1,30 +1,39 @@
-"""The package from Python: train, evaluate and verify any network on any images, in a call each.
+"""The package from Python: train, evaluate and verify any network on any images, or compare methods, in a call each.
 
-`etb` does the same for networks by name, keeps what was done, and compares; for a loop of one's own there is
-`objective`.
+For a loop of one's own there is `objective`. What these return shows itself in a notebook, goes to pandas and is saved
+(`shown`); bars of progress are seen on a terminal and in a notebook, and `progress=False` does without.
 """
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from etb_plugin import evaluation, training
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box
+from etb_plugin.comparison import Comparison
 from etb_plugin.data import Dataset, Split, beyond, load, pixels
 from etb_plugin.errors import ConfigError, DataError
 from etb_plugin.evaluation import Evaluation, Exam
+from etb_plugin.experiment import read_keywords
 from etb_plugin.files import claimed
-from etb_plugin.networks import classes_of, evaluating
+from etb_plugin.networks import classes_of, evaluating, register_own
 from etb_plugin.objectives import single_method
+from etb_plugin.report.compared import Compared
+from etb_plugin.report.live import Live
+from etb_plugin.report.page import write_report
+from etb_plugin.report.stoppable import StoppableLive
+from etb_plugin.shown import Shown
 from etb_plugin.training import Training
 from etb_plugin.verification import RIGOROUS_STAGES, STAGES, Cascade, Settings, Verdict, provers, robustness
 
-__all__ = ["Data", "Verified", "evaluate", "train", "verify"]
+__all__ = ["Compared", "Data", "Verified", "compare", "evaluate", "train", "verify"]
 
 Data = str | Dataset | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 """A data set by name or by file, one that is loaded, a pair (images [n, *input], uint8 or float32 in [0, 1]; integer
@@ -42,6 +51,7 @@ def train(
     learning_rate: float | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
+    progress: bool = True,
     **changes: Any,
 ) -> Training:
     """Train `network`, [batch, *input] to logits [batch, classes], in place by a method's recipe; it ends in eval mode.
@@ -60,10 +70,12 @@ def train(
     given = _dataset(network, data)
     settings = training.Settings(eps, epochs, batch_size, learning_rate, seed)
     if folder is None:
-        return training.train(network, chosen, given, settings)
+        with Live(_console(progress)) as live:
+            return training.train(network, chosen, given, settings, watch=lambda step: live.training(method, step))
     described = {"method": method, "changes": changes, **asdict(settings), "data": given.digest()}
-    with claimed(Path(folder), described):
-        return training.train(network, chosen, given, settings, folder=Path(folder))
+    with claimed(Path(folder), described), _live(progress) as live:
+        watch: Callable[[training.Progress], None] = lambda step: live.training(method, step)  # noqa: E731
+        return training.train(network, chosen, given, settings, folder=Path(folder), watch=watch)
 
 
 def evaluate(
@@ -77,6 +89,7 @@ def evaluate(
     autoattack: bool = False,
     rigorous: bool = False,
     seed: int = 0,
+    progress: bool = True,
 ) -> Evaluation:
     """Return clean, attacked and certified accuracy of `network` at `eps` (pixel units), in eval mode.
 
@@ -89,12 +102,35 @@ def evaluate(
     _check_radius(eps)
     given = _dataset(network, data)
     exam = Exam((eps,), Pgd(pgd_steps, pgd_restarts), tuple(certify), seed, autoattack, rigorous)
-    with evaluating(network):
-        return evaluation.evaluate(network, given.test, given.classes, exam, eps)
+    with evaluating(network), Live(_console(progress)) as live:
+        watch: Callable[[int, int], None] = lambda done, total: live.evaluating("evaluate", eps, done, total)  # noqa: E731
+        return evaluation.evaluate(network, given.test, given.classes, exam, eps, watch=watch)
+
+
+def compare(experiment: str | Path | None = None, /, *, progress: bool = True, **keys: Any) -> Compared:
+    """Train, attack and certify several methods alike, as `etb compare` does: by a YAML file, keywords, or both.
+
+    Keywords are the flags of `etb compare` (`methods=["ibp", "expected"]`, `eps_test=[0.1, 0.2]`, `out="runs/mine"`) or
+    a file's whole sections, and win over the file. A `model` may be path/file.py:NAME, which is run then. The same
+    call again goes on in its folder, to the same bits, from wherever it was interrupted. Raises ConfigError, DataError
+    or UnsupportedLayer before any work for what cannot be meant; where cells fail the others are finished first.
+
+    >>> compare(dataset="digits", methods=["ibp", "expected"], epochs=5, out="runs/mine").to_pandas()
+    """
+    models = keys.get("model")
+    for name in models.split(",") if isinstance(models, str) else models or ():
+        register_own(name)
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
+    comparison = Comparison(read_keywords(None if experiment is None else Path(experiment), plain))
+    with _live(progress) as live:
+        results = comparison.run(live)
+    resolved = comparison.experiment
+    write_report(resolved.folder, comparison.title, resolved.report.spread)
+    return Compared(comparison.title, resolved.folder, tuple(results), resolved.report.spread)
 
 
 @dataclass(frozen=True)
-class Verified:
+class Verified(Shown):
     """What is known of an image: the verdict, the stage that gave it, a counterexample [*input] in float64 where it is
     falsified, the seconds of each stage, and what was left out and why."""
 
@@ -103,6 +139,11 @@ class Verified:
     counterexample: Tensor | None
     seconds: dict[str, float]
     left_out: dict[str, str] = field(default_factory=dict)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row; the counterexample, nested lists of its numbers."""
+        witness = None if self.counterexample is None else self.counterexample.tolist()
+        return [asdict(self) | {"counterexample": witness}]
 
 
 def verify(
@@ -136,6 +177,16 @@ def verify(
     case = cascade.decide(robustness(Box.around(pixels(split.images).double(), eps), label, classes))
     witness = None if case.witness is None else case.witness[0]
     return Verified(case.verdict, case.by, witness, dict(case.seconds), left_out | case.failed)
+
+
+def _console(progress: bool) -> Console:
+    return Console(stderr=True, quiet=not progress)
+
+
+def _live(progress: bool) -> Live:
+    """Return the view of work that is kept on disk: a signal stops it between two batches, where signals can be had."""
+    signals = threading.current_thread() is threading.main_thread()
+    return (StoppableLive if signals else Live)(_console(progress))
 
 
 def _check_radius(eps: float) -> None:

@@ -1,9 +1,12 @@
 """The package from Python: any network, any images, in a call each; the same figures as the command line's parts."""
 
 import copy
+import json
 
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -11,6 +14,7 @@ import etb_plugin
 from etb_plugin.data import load, pixels
 from etb_plugin.errors import ConfigError, DataError
 from etb_plugin.verification import Verdict
+from tests.cli.test_cli import etb
 
 
 class Own(nn.Module):
@@ -127,3 +131,71 @@ def test_networks_and_numbers_that_cannot_be_meant_are_refused():
         etb_plugin.train(Own(6, 3), pair, method="ipb", eps=0.1, epochs=1)
     with pytest.raises(DataError, match="no batches"):
         etb_plugin.evaluate(Own(6, 3), [], eps=0.1)
+
+
+COMPARE = {
+    "dataset": "digits",
+    "model": "mlp-20x2",
+    "methods": ["ibp", "expected"],
+    "epochs": 2,
+    "train_limit": 200,
+    "evaluation": {"test_limit": 40, "pgd_steps": 3, "eps_test": [0.02, 0.1]},
+    "threads": 1,
+}
+
+
+def test_a_comparison_in_python_is_the_commands_own(tmp_path):
+    found = etb_plugin.compare(**COMPARE, out=tmp_path / "run", progress=False)
+    (tmp_path / "e.yaml").write_text(
+        "dataset: digits\nmodel: mlp-20x2\nmethods: [ibp, expected]\ntraining: {epochs: 2, train_limit: 200}\n"
+        "evaluation: {test_limit: 40, pgd_steps: 3, eps_test: [0.02, 0.1]}\nengine: {threads: 1}\n"
+    )
+    done = etb("compare", "e.yaml", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("kept from an earlier run") == 2
+    assert done.stdout.startswith(repr(found))
+    again = etb_plugin.compare(tmp_path / "e.yaml", out=tmp_path / "run", progress=False)
+    assert again.results == found.results
+    frame = found.to_pandas()
+    assert list(frame["method"]) == ["ibp", "ibp", "expected", "expected"]
+    assert frame["certified_crown-ibp"].tolist() == [r.certified_accuracy["crown-ibp"] for r in found.results]
+    found.save(tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_text() == (tmp_path / "run" / "results.csv").read_text()
+    for keys, says in (({"modl": "tiny"}, "did you mean model"), ({"epochs": 0}, "epochs: 0 does not do")):
+        with pytest.raises(ConfigError, match=says):
+            etb_plugin.compare(**COMPARE | keys)
+
+
+def test_results_go_to_pandas_and_to_files(trained, tmp_path):
+    network, digits = trained
+    found = etb_plugin.evaluate(network, digits, eps=0.05, pgd_steps=2, progress=False)
+    assert found.to_pandas()["certified_ibp"].tolist() == [found.certified_accuracy["ibp"]]
+    image = pixels(digits.test.images)[0]
+    one = etb_plugin.verify(network, image, int(digits.test.labels[0]), eps=0.02)
+    for result in (found, one):
+        result.save(tmp_path / "one.json")
+        assert json.loads((tmp_path / "one.json").read_text()) == json.loads(json.dumps(result.rows()))
+        assert "<table>" in result._repr_html_()
+    with pytest.raises(ConfigError, match=r"\.json or \.csv"):
+        one.save(tmp_path / "one.txt")
+
+
+def test_a_notebook_shows_tables_plots_and_bars(tmp_path):
+    cells = [
+        "import etb_plugin\netb_plugin.compare(dataset='digits', model='tiny', methods=['ibp', 'expected'], epochs=3, "
+        f"train_limit=300, test_limit=40, pgd_steps=2, threads=1, out={str(tmp_path / 'run')!r})",
+        "from torch import nn\nnetwork = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+        "etb_plugin.train(network, 'digits', method='nominal', eps=0.0, epochs=1)",
+        "etb_plugin.evaluate(network, 'digits', eps=0.05, pgd_steps=2)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    outputs = [cell.outputs for cell in notebook.cells]
+    compared, trained, evaluated = ([o.data for o in found if "data" in o] for found in outputs)
+    assert any("application/vnd.jupyter.widget-view+json" in data for data in compared)  # the bars
+    page = next(data["text/html"] for data in compared if 'class="etb"' in data.get("text/html", ""))
+    assert page.count("<table") == 1
+    assert page.count("data:image/svg+xml") >= 2
+    assert "NOT a certificate" in page
+    assert "gradient_norm" in trained[-1]["text/html"]
+    assert "certified_crown-ibp" in evaluated[-1]["text/html"]

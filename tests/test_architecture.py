@@ -11,7 +11,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     {"errors", "stopping", "memory", "registry", "shapes", "catalogue"},
-    {"files"},
+    {"files", "shown"},
     {"graph"},
     {"networks", "data"},
     {"bounds"},
@@ -22,10 +22,10 @@ FLOORS = (
     {"experiment"},
     {"results"},
     {"verification"},
-    {"api"},
     {"comparison"},
     {"bench"},
     {"report"},
+    {"api"},
     {"studies", "selftest"},
     {"cli", "__main__"},
 )

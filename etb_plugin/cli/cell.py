@@ -26,8 +26,8 @@ def command(
     Example: etb compare mine.yaml --out run --engine print | xargs -P 4 -I{} sh -c '{}'
     """
     o.check_there(run)
-    from etb_plugin.cli.stopping import StoppableLive
     from etb_plugin.comparison import Workshop
+    from etb_plugin.report.stoppable import StoppableLive
 
     workshop = Workshop.of(run)
     with StoppableLive(o.stderr()) as live:

@@ -57,9 +57,9 @@ def command(
     Example: etb compare configs/quick/tradeoff.yaml --workers 2 --set training.epochs=5
     """
     experiment = o.experiment(context, file, changes)
-    from etb_plugin.cli.stopping import StoppableLive
     from etb_plugin.comparison import Comparison
     from etb_plugin.report.sheet import comparison_sheet
+    from etb_plugin.report.stoppable import StoppableLive
     from etb_plugin.report.table import comparison_table, cost_table, plan_table
 
     comparison = Comparison(experiment)

@@ -37,9 +37,9 @@ def command(
     """
     o.check_there(weights)
     request = o.evaluation(context)
-    from etb_plugin.cli.stopping import StoppableLive
     from etb_plugin.comparison import Reevaluation
     from etb_plugin.report.sheet import comparison_sheet
+    from etb_plugin.report.stoppable import StoppableLive
     from etb_plugin.report.table import comparison_table
 
     evaluation = Reevaluation(weights, request)

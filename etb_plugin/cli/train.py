@@ -43,8 +43,8 @@ def command(
     if any(len(axis) > 1 for axis in axes) or experiment.methods[0].grid:
         names = ", ".join(variant.label for variant in experiment.methods)
         raise ConfigError(f"etb train trains one network; for several ({names}) there is etb compare")
-    from etb_plugin.cli.stopping import StoppableLive
     from etb_plugin.comparison import Comparison
+    from etb_plugin.report.stoppable import StoppableLive
     from etb_plugin.training import joined
 
     with joined(resolve_device(experiment.device)) as team:

@@ -114,7 +114,7 @@ def command(
         _run_instances(instances, out, workers or 1, share, request)
         return
     o.check_there(weights, *([property_] if property_ is not None else []))
-    from etb_plugin.cli.stopping import StoppableLive
+    from etb_plugin.report.stoppable import StoppableLive
     from etb_plugin.report.table import radius_table, verification_table
     from etb_plugin.training.allocation import keep_freed_memory
     from etb_plugin.verification import (

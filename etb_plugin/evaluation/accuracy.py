@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from etb_plugin.data import Split
 from etb_plugin.errors import SoundnessError, tell
 from etb_plugin.evaluation.certifiers import Certifier, check_certifiers, positive
 from etb_plugin.recording import CudaGraphs
+from etb_plugin.shown import Shown, spread
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Shown):
     """Shares of the images, in [0, 1], at one eps.
 
     `fgsm_accuracy` and `pgd_accuracy` count images that are right before and after the attack. `pgd_robustness`
@@ -52,6 +54,10 @@ class Evaluation:
     expected_accuracy: float
     autoattack_accuracy: float | None = None
     rigorous: bool = False
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row, with a column for each bound's certified accuracy."""
+        return [spread(asdict(self), "certified_accuracy", "certified")]
 
 
 def evaluate(

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from etb_plugin.catalogue import check_spelling
-from etb_plugin.errors import ConfigError
+from etb_plugin.errors import ConfigError, unknown_name
 from etb_plugin.experiment.schema import Evaluated, Experiment, VerifyRequest, check_device, resolve_device
 from etb_plugin.registry import named_options, own_code
 
@@ -33,6 +33,15 @@ class Read:
     places: Mapping[Keys, str]
 
 
+def read_keywords(file: Path | None, keys: Mapping[str, Any]) -> Experiment:
+    """Return the experiment of a `file` and of Python's keywords, which win: flags' names, or whole sections."""
+    known = [*_flags(Experiment), *_sections(Experiment)]
+    for key in keys:
+        if key not in known:
+            raise unknown_name("key", key, known)
+    return _traced(file, keys, (), "").experiment
+
+
 def read_experiment(file: Path | None, flags: Mapping[str, Any], changes: Sequence[str] = ()) -> Experiment:
     """Return the experiment of a `file` (YAML), `flags` (None where not given) and `changes` (`key.key=value`).
 
@@ -43,12 +52,16 @@ def read_experiment(file: Path | None, flags: Mapping[str, Any], changes: Sequen
 
 def trace_experiment(file: Path | None, flags: Mapping[str, Any], changes: Sequence[str] = ()) -> Read:
     """Return what `read_experiment` does, and where each value stands."""
+    return _traced(file, flags, changes, "--")
+
+
+def _traced(file: Path | None, flags: Mapping[str, Any], changes: Sequence[str], dashes: str) -> Read:
     values, places = ({}, {}) if file is None else _read_yaml(file)
     values.pop("layout", None)  # of a run folder's own experiment.yaml
     sections = _sections(Experiment)
-    for key, path in _flags(Experiment).items():
+    for key, path in ({section: (section,) for section in sections} | _flags(Experiment)).items():
         if flags.get(key) is not None:
-            _put(values, places, path, flags[key], f"--{key.replace('_', '-')}")
+            _put(values, places, path, flags[key], dashes + (key.replace("_", "-") if dashes else key))
     for change in changes:
         text, equals, value = change.partition("=")
         path = tuple(text.replace("-", "_").split("."))
@@ -126,7 +139,8 @@ def _validated(schema: type[Schema], values: Mapping[str, Any], places: Mapping[
         path = next(first["loc"][:end] for end in range(len(first["loc"]), -1, -1) if first["loc"][:end] in places)
         where = places[path]
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"{where}: there is no such key; {_hint(schema, first['loc'])}") from None
+            key = "such key" if path == first["loc"] else f"key {first['loc'][-1]!r}"
+            raise ConfigError(f"{where}: there is no {key}; {_hint(schema, first['loc'])}") from None
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] != "value_error":
             message = f"{first['input']!r} does not do: {message[0].lower()}{message[1:]}"

@@ -1,6 +1,7 @@
 """What is seen while a comparison or a study runs: a line with a bar on a terminal, plain lines elsewhere."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,10 +21,11 @@ _WORTH_SAYING = 30.0
 
 
 class _Bars:
-    """Bars of progress on a terminal while the context holds, nothing elsewhere."""
+    """Bars of progress on a terminal or in a notebook while the context holds, nothing elsewhere."""
 
     def __init__(self, console: Console, *columns: ProgressColumn) -> None:
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        moves = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+        self._progress = Progress(*columns, console=console, disable=not moves, transient=True)
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -34,6 +34,12 @@ _PLOTS = {
 }
 
 
+_NOTEBOOK = (
+    ".etb button {all: unset} .etb .certified {color: #00805a} .etb .expected {color: #a8528f; font-style: italic} "
+    ".etb .leads {font-weight: 700} .etb .cost, .etb .spread, .etb p {opacity: .75} .etb img {background: #fff}"
+)
+"""Colours that can be read on white and on black."""
+
 Plots = dict[str, dict[str, Figure]]
 """Figures by data set and name."""
 
@@ -64,6 +70,16 @@ def page(runs: Sequence[Run], plots: Plots, title: str, spread: Spread, *, again
         parts += _again(run, several=len(runs) > 1)
     template = Template(files("etb_plugin.report").joinpath("page.html").read_text())
     return template.substitute(title=escape(title), subtitle=escape(_subtitle(results)), body="\n".join(parts))
+
+
+def fragment(runs: Sequence[Run], spread: Spread) -> str:
+    """Return the tables and plots of runs as HTML to stand in a notebook."""
+    parts = [f"<style>{_NOTEBOOK}</style>"]
+    plots = plots_of(runs)
+    for dataset, own in by_dataset(merged(runs)).items():
+        parts += _tables(comparison_sheet(own, "", spread))
+        parts += _plots(plots[dataset])
+    return f'<div class="etb">{"".join(parts)}</div>'
 
 
 def write_report(folder: Path, title: str, spread: Spread) -> None:

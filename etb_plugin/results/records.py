@@ -1,9 +1,6 @@
 """Results: one record per network and test eps, and the files that hold them (schema 1, design section 6)."""
 
 import contextlib
-import csv
-import io
-import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +15,7 @@ from etb_plugin import __version__
 from etb_plugin.errors import SoundnessError
 from etb_plugin.evaluation import Evaluation
 from etb_plugin.files import write_file, write_json
+from etb_plugin.shown import Shown, csv_text, spread
 from etb_plugin.training import Training
 
 SCHEMA = 1
@@ -26,7 +24,7 @@ _PACKAGES = ("torch", "auto_LiRPA", "convex_adversarial", "numpy")
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Shown):
     """One row of a comparison. Accuracies are shares in [0, 1], eps in pixel units, memory in MiB.
 
     `changes` are those to the method's defaults. `verified` holds what `etb verify` found of some of the test images:
@@ -69,6 +67,10 @@ class Result:
                     f"{self.method} at eps {self.eps_test:g}: accuracy {lower} {small} exceeds {upper} {large}; "
                     f"this is a bug in the code: please report it"
                 )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the row of results.csv: each bound's certified accuracy, and what was verified, in columns."""
+        return [spread(spread(asdict(self), "verified", "verification"), "certified_accuracy", "certified")]
 
     @property
     def relative_step(self) -> float | None:
@@ -123,19 +125,7 @@ def write_results(
         "grids": {label: [asdict(candidate) for candidate in candidates] for label, candidates in grids.items()},
     }
     write_json(folder / "results.json", content)
-    rows = []
-    for result in results:
-        row = asdict(result)
-        row["changes"] = json.dumps(result.changes)
-        row |= {f"verification_{key}": value for key, value in (row.pop("verified") or {}).items()}
-        certified = row.pop("certified_accuracy")
-        rows.append(row | {f"certified_{name}": value for name, value in certified.items()})
-    buffer = io.StringIO()
-    columns = dict.fromkeys(key for row in rows for key in row)
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(folder / "results.csv", buffer.getvalue())
+    write_file(folder / "results.csv", csv_text([row for result in results for row in result.rows()]))
 
 
 def environment(device: str) -> dict[str, Any]:

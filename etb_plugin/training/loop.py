@@ -21,6 +21,7 @@ from etb_plugin.networks import initialize_for_ibp, measure_statistics
 from etb_plugin.networks.checkpoints import save_weights
 from etb_plugin.objectives import Method, Point, Run, get_method
 from etb_plugin.recording import CudaGraphs
+from etb_plugin.shown import Shown
 from etb_plugin.training.averaging import Average
 from etb_plugin.training.capture import CapturedStep
 from etb_plugin.training.cost import PeakMemory, StepTimer
@@ -96,7 +97,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Shown):
     """A run's epochs, and what it cost.
 
     `nominal_step_ms` is the median nominal step of the same network and batch size, timed just before the run.
@@ -105,6 +106,10 @@ class Training:
     epochs: tuple[Epoch, ...]
     nominal_step_ms: float
     peak_memory_mib: float
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each epoch."""
+        return [asdict(epoch) for epoch in self.epochs]
 
     @property
     def train_seconds(self) -> float:

@@ -1,5 +1,6 @@
 """A method's loss for a training loop of one's own: to put where `F.cross_entropy` stood."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,13 +9,14 @@ from torch import Tensor, nn
 from etb_plugin.data import beyond
 from etb_plugin.errors import ConfigError
 from etb_plugin.networks import classes_of
-from etb_plugin.objectives import Losses, Method, Run, single_method
-from etb_plugin.training.schedule import Schedule
+from etb_plugin.objectives import Losses, Method, Point, Run, single_method
+from etb_plugin.training.schedule import Schedule, last_point
 
 
 class TrainingLoss:
     """Call it with a batch of images, [batch, *input] in [0, 1], and labels, [batch]: it gives the loss, a scalar.
-    Every call takes a step of the method's schedule; beyond its end the last point holds.
+    Every call takes a step of the method's schedule; beyond its end, or without one, its last point holds. A call with
+    `eps` (pixel units) is at that radius in place of the schedule's.
 
     `rate` is the schedule's learning rate for the next step, `last` the parts of the last loss.
     """
@@ -25,12 +27,17 @@ class TrainingLoss:
         network: nn.Module,
         input_shape: tuple[int, ...],
         classes: int,
-        schedule: Schedule,
+        eps: float | None,
+        run: Run | None,
         seed: int,
     ) -> None:
+        self._recipe, self._eps = method.recipe, eps
+        self.schedule = None
+        if run is not None:
+            self.schedule = Schedule(method.recipe, 1.0 if eps is None else eps, method.recipe.learning_rate, run)
         self._loss = method.prepare(network, input_shape, classes)
         self._network, self._shape, self._classes = network, torch.Size(input_shape), classes
-        self.schedule, self.step = schedule, 0
+        self.step = 0
         self.last: Losses | None = None
         device = next(network.parameters()).device
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -38,21 +45,29 @@ class TrainingLoss:
     @property
     def rate(self) -> float:
         """The learning rate at the next step."""
-        return self.schedule.rate(self._at)
+        return self._recipe.learning_rate if self.schedule is None else self.schedule.rate(self._at(self.schedule))
 
     @property
     def eps(self) -> float:
         """The radius at the next step, in pixel units."""
-        return float(self.schedule.point(self._at).eps)
+        return float(self._point(None).eps)
 
-    @property
-    def _at(self) -> int:
-        return min(self.step, self.schedule.run.steps - 1)
+    def _at(self, schedule: Schedule) -> int:
+        return min(self.step, schedule.run.steps - 1)
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _point(self, eps: float | None) -> Point:
+        if (final := self._eps if eps is None else eps) is None:
+            raise ConfigError("which radius? give eps, in pixel units, here or to objective")
+        if self.schedule is None:
+            return last_point(self._recipe, final)
+        point = self.schedule.point(self._at(self.schedule))
+        return point if eps is None else replace(point, eps=eps)
+
+    def __call__(self, images: Tensor, labels: Tensor, eps: float | None = None) -> Tensor:
+        _check_radius(eps)
         if self.last is None:
             self._check(images, labels)
-        self.last = self._loss(images, labels, self.schedule.point(self._at), self.generator)
+        self.last = self._loss(images, labels, self._point(eps), self.generator)
         self.step += 1
         return self.last.total
 
@@ -84,18 +99,20 @@ def objective(
     input_shape: tuple[int, ...],
     classes: int,
     *,
-    eps: float,
-    epochs: int,
-    batches: int,
+    eps: float | None = None,
+    epochs: int | None = None,
+    batches: int | None = None,
     seed: int = 0,
     **changes: Any,
 ) -> TrainingLoss:
     """Return the loss of the method `name` for a loop of one's own, of `epochs` epochs of `batches` steps.
 
-    `eps` is the final radius in pixel units, `changes` are those of `etb methods NAME` (`coefficient=0.02`,
-    `kappa={"end": 0.0}`, ...). The network maps [batch, *input_shape] to logits [batch, classes]; it is read at every
-    call and never changed. Optimizer and learning rate are the loop's: the recipe's is `loss.rate`. Raises ConfigError
-    for an unknown name or change, and UnsupportedLayer, naming the layer, where the method cannot take the network.
+    `eps` is the final radius in pixel units; without it each call of the loss names its own. Without `epochs` and
+    `batches` there is no schedule: every step is at the point where the recipe's ends. `changes` are those of
+    `etb methods NAME` (`coefficient=0.02`, `kappa={"end": 0.0}`, ...). The network maps [batch, *input_shape] to logits
+    [batch, classes]; it is read at every call and never changed. Optimizer and learning rate are the loop's: the
+    recipe's is `loss.rate`. Raises ConfigError for an unknown name or change, and UnsupportedLayer, naming the layer,
+    where the method cannot take the network.
 
     >>> loss = objective("mtl-ibp", network, (1, 28, 28), 10, eps=0.1, epochs=20, batches=len(loader))
     >>> for images, labels in loader:
@@ -104,9 +121,15 @@ def objective(
     ...     optimizer.step()
     """
     method = single_method(name, changes)
-    if eps < 0:
-        raise ConfigError(f"eps is a radius in pixel units, from 0 on; got {eps}")
-    schedule = Schedule(method.recipe, eps, method.recipe.learning_rate, Run(epochs, batches))
+    _check_radius(eps)
+    if (epochs is None) != (batches is None):
+        raise ConfigError("a schedule needs both: epochs, and batches, the steps of each")
+    run = None if epochs is None or batches is None else Run(epochs, batches)
     if (found := classes_of(network, input_shape)) != classes:
         raise ConfigError(f"classes is {classes}; the network gives {found} logits")
-    return TrainingLoss(method, network, input_shape, classes, schedule, seed)
+    return TrainingLoss(method, network, input_shape, classes, eps, run, seed)
+
+
+def _check_radius(eps: float | None) -> None:
+    if eps is not None and not 0 <= eps <= 1:
+        raise ConfigError(f"eps is a radius in pixel units, from 0 to 1; got {eps}")

@@ -81,7 +81,7 @@ def test_what_it_cannot_do_is_refused_in_a_line():
         (lambda: etb_plugin.objective("ipb", network, (6,), 3, **numbers), "did you mean ibp"),
         (lambda: etb_plugin.objective("ibp", network, (6,), 3, **numbers, kapa=1), "did you mean kappa"),
         (lambda: etb_plugin.objective("ibp", network, (6,), 5, **numbers), "classes is 5; the network gives 3"),
-        (lambda: etb_plugin.objective("ibp", network, (6,), 3, eps=-1, epochs=1, batches=1), "from 0 on; got -1"),
+        (lambda: etb_plugin.objective("ibp", network, (6,), 3, eps=-1, epochs=1, batches=1), "from 0 to 1; got -1"),
         (lambda: etb_plugin.objective("robustra", network, (6,), 3, **numbers), "trains a pair"),
     ):
         with pytest.raises(ConfigError, match=message) as refused:
@@ -101,3 +101,25 @@ def test_what_it_cannot_do_is_refused_in_a_line():
             etb_plugin.objective("ibp", network.train(), (6,), 3, **numbers)(images, wanted)
     with pytest.raises(ConfigError, match=r"call network.train\(\)"):
         etb_plugin.objective("ibp", network.eval(), (6,), 3, **numbers)(x, labels)
+
+
+def test_a_call_names_its_own_radius_and_without_a_schedule_the_last_point_holds():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    images, labels = torch.rand(5, 6), torch.tensor([0, 1, 2, 0, 1])
+    make = lambda **how: etb_plugin.objective("ibp", network, (6,), 3, **how)  # noqa: E731
+    bare = make()
+    want = make(eps=0.07, epochs=2, batches=3)
+    for _ in range(6):
+        want(images, labels)
+    assert torch.equal(bare(images, labels, eps=0.07), want(images, labels))
+    assert bare.rate == get_method("ibp").recipe.learning_rate
+    assert torch.equal(make(eps=0.02)(images, labels, eps=0.07), want(images, labels))
+    assert torch.equal(make(eps=0.07)(images, labels), want(images, labels))
+    for call, message in (
+        (lambda: bare(images, labels), "which radius"),
+        (lambda: bare(images, labels, eps=8), "from 0 to 1; got 8"),
+        (lambda: make(eps=0.1, epochs=3), "needs both"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()

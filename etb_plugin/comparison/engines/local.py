@@ -192,6 +192,7 @@ class _Pool:
             worker.process.join(_PATIENCE)
             if worker.process.is_alive():
                 worker.process.kill()
+                worker.process.join()
 
 
 _LOST = object()
