@@ -18,7 +18,7 @@ from etb_plugin import evaluation, training
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box
 from etb_plugin.comparison import Comparison
-from etb_plugin.data import Dataset, Split, beyond, load, pixels
+from etb_plugin.data import Dataset, Split, beyond, load, pixels, register_own_data
 from etb_plugin.errors import ConfigError, DataError
 from etb_plugin.evaluation import Evaluation, Exam
 from etb_plugin.experiment import read_keywords
@@ -111,12 +111,14 @@ def compare(experiment: str | Path | None = None, /, *, progress: bool = True, *
     """Train, attack and certify several methods alike, as `etb compare` does: by a YAML file, keywords, or both.
 
     Keywords are the flags of `etb compare` (`methods=["ibp", "expected"]`, `eps_test=[0.1, 0.2]`, `out="runs/mine"`) or
-    a file's whole sections, and win over the file. A `model` may be path/file.py:NAME, which is run then. The same
-    call again goes on in its folder, to the same bits, from wherever it was interrupted. Raises ConfigError, DataError
-    or UnsupportedLayer before any work for what cannot be meant; where cells fail the others are finished first.
+    a file's whole sections, and win over the file. A `model` or `dataset` may be path/file.py:NAME, which is run then.
+    The same call again goes on in its folder, to the same bits, from wherever it was interrupted. Raises ConfigError,
+    DataError or UnsupportedLayer before any work for what cannot be meant; where cells fail the others are finished
+    first.
 
     >>> compare(dataset="digits", methods=["ibp", "expected"], epochs=5, out="runs/mine").to_pandas()
     """
+    register_own_data(str(keys.get("dataset", "")))
     models = keys.get("model")
     for name in models.split(",") if isinstance(models, str) else models or ():
         register_own(name)

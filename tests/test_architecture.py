@@ -10,7 +10,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    {"errors", "stopping", "memory", "registry", "shapes", "catalogue"},
+    {"errors", "stopping", "memory", "registry", "own", "shapes", "catalogue"},
     {"files", "shown"},
     {"graph"},
     {"networks", "data"},

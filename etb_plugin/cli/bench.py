@@ -22,7 +22,9 @@ def command(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Networks of `etb models`; small, or tiny for evaluation.", show_default=False, callback=o.run_own
+            help="Networks of `etb models`; small, or tiny for evaluation.",
+            show_default=False,
+            callback=o.run_own_network,
         ),
     ] = None,
     dataset: Annotated[str, typer.Option(help="mnist or cifar10: the images' shape; no data is read.")] = "mnist",

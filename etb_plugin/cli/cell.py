@@ -15,7 +15,10 @@ def command(
         bool, typer.Option("--validate", help="Put it to the validation images: a point of a grid.")
     ] = False,
     model: Annotated[
-        str | None, typer.Option(help="Its network, where that is code of your own.", callback=o.run_own)
+        str | None, typer.Option(help="Its network, where that is code of your own.", callback=o.run_own_network)
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="The data set, where that is code of your own.", callback=o.run_own_data)
     ] = None,
 ) -> None:
     """Train and evaluate one cell of a run, or go on from its last checkpoint.

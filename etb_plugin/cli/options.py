@@ -44,23 +44,43 @@ _NAMES = {"methods": "method", "model": "network", "dataset": "dataset", "certif
 """The keys that hold names, and of what."""
 
 
-def run_own(named: str | None) -> str | None:
+def run_own_network(named: str | None) -> str | None:
     """Run the files of a command's own networks, path/file.py:NAME among its models, and say so. Raises ConfigError."""
     for name in (named or "").split(","):
-        if (found := own_code(name)) is not None:
+        if _announced(name, "--model"):
             from etb_plugin.networks import register_own
 
-            tell(f"running {found[0]}, as --model {name} says")
             register_own(name)
     return named
+
+
+def run_own_data(named: str | None) -> str | None:
+    """Run the file of a command's own data set, path/file.py:NAME, and say so. Raises ConfigError."""
+    if _announced(named or "", "--dataset"):
+        from etb_plugin.data import register_own_data
+
+        register_own_data(named or "")
+    return named
+
+
+def _announced(name: str, flag: str) -> bool:
+    if (found := own_code(name)) is None:
+        return False
+    tell(f"running {found[0]}, as {flag} {name} says")
+    return True
+
+
+_RUNS = {"model": run_own_network, "dataset": run_own_data}
+"""The keys whose names may be a user's own code."""
 
 
 def _option(schema: type[BaseModel], key: str, panel: str, *names: str) -> Any:
     """Return the option of a key, with the schema's own words for it."""
     completion = complete(_NAMES[key]) if key in _NAMES else None
     description = schema.model_fields[key].description
-    run = run_own if key == "model" else None
-    return typer.Option(*names, help=description, rich_help_panel=panel, autocompletion=completion, callback=run)
+    return typer.Option(
+        *names, help=description, rich_help_panel=panel, autocompletion=completion, callback=_RUNS.get(key)
+    )
 
 
 def _what(key: str) -> Any:

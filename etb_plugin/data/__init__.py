@@ -3,6 +3,7 @@
 Start at `sets.load`. A data set that needs a reader of its own is one file here, with `register_source` in it.
 """
 
+from etb_plugin.data.own import register_own_data
 from etb_plugin.data.sets import (
     Arrays,
     Batches,
@@ -30,6 +31,7 @@ __all__ = [
     "load",
     "middle",
     "pixels",
+    "register_own_data",
     "register_source",
     "sources",
 ]

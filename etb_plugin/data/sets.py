@@ -26,7 +26,7 @@ from torch import Tensor
 
 from etb_plugin.data.pictures import read_class_folders
 from etb_plugin.errors import ConfigError, DataError, unknown_name
-from etb_plugin.registry import Registry
+from etb_plugin.registry import Registry, own_code
 
 Arrays = dict[str, np.ndarray]
 """x_train and x_test, uint8 [n, height, width] or [n, height, width, channels]; y_train and y_test [n]."""
@@ -34,7 +34,8 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 _MOST_CLASSES = 100_000
 _EXPANDS, _SMALL = 200, 2**26
 """How many times its size an archive may unpack to, and what it may at any rate, in bytes."""
-_KEYS = ("x_train", "y_train", "x_test", "y_test")
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+"""Its keys, in order."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,15 @@ class Source:
     """What is known of a named data set: its defaults, and how it is read.
 
     Training crops: of the image's size after padding it by `crop_padding`, or of the size `crop`, which testing takes
-    from the middle. `read` (folder, training images needed at least, or None for all) -> arrays.
+    from the middle. Without `classes` the labels say how many there are. `read` (folder, training images needed at
+    least, or None for all) -> arrays.
     """
 
     default_eps: float
     normalization: Statistics | None = None
     crop_padding: int = 0
     flip: bool = False
-    classes: int = 10
+    classes: int | None = 10
     default_model: str = "small"
     default_epochs: int = 20
     idx_folders: tuple[str, ...] = ()
@@ -59,7 +61,7 @@ class Source:
 
 
 _SOURCES: Registry[Source] = Registry("dataset")
-_OWN = Source(0.1)
+_OWN = Source(0.1, classes=None)
 
 
 def register_source(name: str, source: Source) -> None:
@@ -214,6 +216,10 @@ def describe(name: str) -> Source:
         return _SOURCES[name]
     if name.endswith((".npz", "/")):
         return _OWN
+    if own_code(name) is not None:
+        raise ConfigError(
+            f"data set {name} is code of your own, which runs where the command names it: --dataset {name}"
+        )
     raise unknown_name("dataset", name, _SOURCES)
 
 
@@ -239,7 +245,7 @@ def load(
             raise DataError(f"there is no file {name}")
         arrays = _read_npz(Path(name))
     elif name.endswith("/"):
-        arrays = _checked(read_class_folders(Path(name)), Path(name))
+        arrays = checked(read_class_folders(Path(name)), Path(name))
     else:
         needed = train_limit if validation is None else None
         arrays = _find(name, source, folder, needed)
@@ -272,7 +278,7 @@ def _split(images: np.ndarray, labels: np.ndarray, device: torch.device | str, c
 def _classes(name: str, source: Source, arrays: Arrays) -> int:
     """Return the number of classes, from the whole data set: a limit must not change it."""
     seen = int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1
-    if source is _OWN:
+    if source.classes is None:
         known = int(arrays["y_train"].max())
         if seen < 2:
             raise DataError(f"{name} has one class only; there is nothing to tell apart")
@@ -314,19 +320,20 @@ def _find(name: str, source: Source, folder: Path, needed: int | None) -> Arrays
 def _read_npz(path: Path) -> Arrays:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            missing = [key for key in _KEYS if key not in file]
+            missing = [key for key in ARRAYS if key not in file]
             if missing:
-                raise DataError(f"{path} lacks {', '.join(missing)}; it needs {', '.join(_KEYS)}")
+                raise DataError(f"{path} lacks {', '.join(missing)}; it needs {', '.join(ARRAYS)}")
             size = sum(entry.file_size for entry in file.zip.infolist())
             if size > max(_EXPANDS * path.stat().st_size, _SMALL):
                 raise DataError(f"{path} would unpack to {size / 2**20:,.0f} MiB, more than {_EXPANDS} times its size")
-            arrays = {key: file[key] for key in _KEYS}
+            arrays = {key: file[key] for key in ARRAYS}
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, MemoryError) as error:
         raise DataError(f"{path} is truncated or is no .npz file: {error}") from error
-    return _checked(arrays, path)
+    return checked(arrays, path)
 
 
-def _checked(arrays: Arrays, path: Path) -> Arrays:
+def checked(arrays: Arrays, path: Path) -> Arrays:
+    """Return arrays as every reader of files gives them. Raises DataError, naming `path`, for what is no data set."""
     for part in ("train", "test"):
         images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
         if images.dtype != np.uint8 or images.ndim not in (3, 4):
@@ -358,7 +365,7 @@ def _idx_file(folder: Path, name: str) -> Path | None:
 def _read_idx_folder(folder: Path) -> Arrays:
     arrays = {}
     for key, name in zip(
-        _KEYS,
+        ARRAYS,
         (
             "train-images-idx3-ubyte",
             "train-labels-idx1-ubyte",
@@ -371,7 +378,7 @@ def _read_idx_folder(folder: Path) -> Arrays:
         if path is None:
             raise DataError(f"{folder} lacks {name} (or {name}.gz)")
         arrays[key] = _read_idx(path)
-    return _checked(arrays, folder)
+    return checked(arrays, folder)
 
 
 def _read_idx(path: Path) -> np.ndarray:
@@ -426,4 +433,4 @@ def _read_torchvision(name: str, loader: str, folder: Path) -> Arrays | None:
             arrays[f"y_{part}"] = np.asarray(data.labels if loader == "SVHN" else data.targets)
     except (RuntimeError, OSError, EOFError) as error:
         raise DataError(f"{folder}: torchvision cannot read {name}: {error}") from error
-    return _checked(arrays, folder)
+    return checked(arrays, folder)

@@ -157,7 +157,7 @@ def _check_names(experiment: Experiment, places: Mapping[Keys, str]) -> None:
         *((("methods", i), partial(check_spelling, "method", v.method)) for i, v in enumerate(e.methods)),
         *((("evaluation", "certify"), partial(_check_certifier_spelling, text)) for text in certify),
     ]
-    if not e.dataset.endswith((".npz", "/")):
+    if not e.dataset.endswith((".npz", "/")) and own_code(e.dataset) is None:
         spelled.insert(0, (("dataset",), partial(check_spelling, "dataset", e.dataset)))
     _checked(spelled, places)
     from etb_plugin import data

@@ -79,13 +79,14 @@ class Local(EngineRun):
 class _Worker:
     """A process, and what it works at."""
 
-    def __init__(self, folder: Path, models: tuple[str, ...], threads: int, gpu: int | None) -> None:
+    def __init__(self, experiment: Resolved, threads: int, gpu: int | None) -> None:
         spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
         self.connection, theirs = spawn.Pipe()
         self.task: Task | None = None
         self._word: Word | None = None
         self._heard = math.inf
-        self.process = spawn.Process(target=_serve, args=(theirs, str(folder), models, threads, os.getpid()))
+        of_run = str(experiment.folder), experiment.dataset, experiment.model
+        self.process = spawn.Process(target=_serve, args=(theirs, *of_run, threads, os.getpid()))
         with _left_to_the_parent(signal.SIGINT), _seeing(gpu):
             self.process.start()
         theirs.close()
@@ -143,8 +144,7 @@ class _Pool:
         self._workers = [self._worker(number) for number in range(count)]
 
     def _worker(self, number: int) -> _Worker:
-        e, gpu = self._experiment, number % self._gpus if self._gpus else None
-        return _Worker(e.folder, e.model, self._threads, gpu)
+        return _Worker(self._experiment, self._threads, number % self._gpus if self._gpus else None)
 
     def run(self, tasks: Sequence[Task], shop: Workshop, watch: Watch, finished: Finished) -> dict[Task, EtbError]:
         left, tries = deque(tasks), dict.fromkeys(tasks, 0)
@@ -205,7 +205,9 @@ def _received(connection: Connection) -> Any:
         return _LOST
 
 
-def _serve(connection: Connection, folder: str, models: tuple[str, ...], threads: int, parent: int) -> None:
+def _serve(
+    connection: Connection, folder: str, dataset: str, models: tuple[str, ...], threads: int, parent: int
+) -> None:
     """Do the tasks that come, until none can come any more."""
     end_with(parent)
     set_up(threads)
@@ -217,7 +219,7 @@ def _serve(connection: Connection, folder: str, models: tuple[str, ...], threads
             except (EOFError, OSError):
                 return
             try:
-                shop = shop_of(Path(folder), models)
+                shop = shop_of(Path(folder), dataset, models)
                 shop.perform(shop.task(cell, validate), watch)
                 answer = None
             except EtbError as error:

@@ -28,6 +28,7 @@ class Print(EngineRun):
         """Print the lines."""
         for task in tasks:
             words = ["etb", "cell", str(shop.experiment.folder), task.cell.id, *["--validate"] * task.validate]
-            words += ["--model", task.cell.model] * (own_code(task.cell.model) is not None)
+            for flag, name in (("--model", task.cell.model), ("--dataset", shop.experiment.dataset)):
+                words += [flag, name] * (own_code(name) is not None)
             print(shlex.join(words))
         return {}

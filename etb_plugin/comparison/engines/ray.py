@@ -76,7 +76,8 @@ class Ray(EngineRun):
         import ray
 
         perform = ray.remote(num_cpus=self._threads, num_gpus=self._gpus, max_retries=_RETRIES)(_perform)
-        where = (str(shop.experiment.folder), shop.experiment.model, str(Path.cwd()), self._threads)
+        e = shop.experiment
+        where = (str(e.folder), e.dataset, e.model, str(Path.cwd()), self._threads)
         waiting = {perform.remote(*where, *task.key): task for task in tasks}
         failures: dict[Task, EtbError] = {}
         while waiting:
@@ -109,13 +110,13 @@ def _check_answer(address: str) -> None:
 
 
 def _perform(
-    folder: str, models: tuple[str, ...], place: str, threads: int, cell: str, validate: bool
+    folder: str, dataset: str, models: tuple[str, ...], place: str, threads: int, cell: str, validate: bool
 ) -> EtbError | None:
     """Do one task in a process of the cluster, and return why not, if not."""
     os.chdir(place)  # relative paths of the experiment are the driver's
     set_up(threads)
     try:
-        shop = shop_of(Path(folder), models)
+        shop = shop_of(Path(folder), dataset, models)
         shop.perform(shop.task(cell, validate), Quiet(None))
     except EtbError as error:
         return error

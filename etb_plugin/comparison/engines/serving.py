@@ -12,6 +12,7 @@ import torch
 
 from etb_plugin.comparison.journal import Overview
 from etb_plugin.comparison.work import Workshop
+from etb_plugin.data import register_own_data
 from etb_plugin.networks import register_own
 from etb_plugin.results import Result
 from etb_plugin.stopping import StopSignals
@@ -67,9 +68,10 @@ def end_with(parent: int) -> None:
 
 
 @cache
-def shop_of(folder: Path, models: tuple[str, ...]) -> Workshop:
-    """Return the workshop of a run folder, once for a process. Of `models`, which the comparison has built, those that
-    are a user's own code are run here too."""
+def shop_of(folder: Path, dataset: str, models: tuple[str, ...]) -> Workshop:
+    """Return the workshop of a run folder, once for a process. What of its data set and `models`, which the comparison
+    has built, is a user's own code is run here too."""
+    register_own_data(dataset)
     for model in models:
         register_own(model)
     return Workshop.of(folder)

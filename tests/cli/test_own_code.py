@@ -1,4 +1,4 @@
-"""A network of one's own, in a file that the command names: trained, compared, evaluated, and run only where named."""
+"""A network and data of one's own, in files that the command names: compared, evaluated, and run only where named."""
 
 import json
 import os
@@ -121,3 +121,72 @@ def test_what_does_not_do_is_refused_in_a_line(folder, name, message):
     assert message in done.stderr
     assert len(done.stderr.splitlines()) <= 2
     assert not (folder / "none").exists()
+
+
+DATA = """
+from pathlib import Path
+import numpy as np
+import torch
+
+Path("data-ran").touch()
+generator = np.random.default_rng(0)
+images, labels = generator.integers(0, 256, (60, 8, 8), np.uint8), np.arange(60) % 3
+
+
+def three():
+    return images, labels, torch.from_numpy(images[:20]), torch.from_numpy(labels[:20])
+
+
+def floats():
+    return images / 255, labels, images, labels
+
+
+def short():
+    return images, labels
+
+
+def fails():
+    raise ValueError("no such table")
+"""
+TINY = ("--model", "mlp-10x1", "--methods", "ibp", "--epochs", "1", "--pgd-steps", "2", "--out", "run")
+
+
+def test_data_of_ones_own_are_compared_by_several_processes_and_run_only_where_named(tmp_path):
+    (tmp_path / "data.py").write_text(DATA)
+    ours = ("compare", "--dataset", "data.py:three", *TINY)
+    done = etb(*ours, "--seed", "0,1", "--workers", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "running data.py, as --dataset data.py:three says" in done.stderr
+    found = json.loads((tmp_path / "run/results.json").read_text())["cells"]
+    assert [(cell["dataset"], cell["images"]) for cell in found] == [("data.py:three", 20)] * 2
+    (tmp_path / "data-ran").unlink()
+    (tmp_path / "e.yaml").write_text("dataset: data.py:three\n")
+    for call in (("evaluate", "run"), ("compare", "e.yaml"), ("verify", "run", "--images", "0:1")):
+        done = etb(*call, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "runs where the command names it: --dataset data.py:three" in done.stderr
+    assert not (tmp_path / "data-ran").exists()
+    done = etb("evaluate", "run", "--dataset", "data.py:three", "--pgd-steps", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = etb(*ours, "--seed", "0,1,2", "--engine", "print", cwd=tmp_path).stdout.splitlines()
+    assert len(lines) == 1
+    assert lines[0].endswith("--dataset data.py:three")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("data.py:thre", "data.py has no class or function 'thre'"),
+        ("none.py:three", "there is no file none.py, which --dataset none.py:three names"),
+        ("data.py:floats", "data.py:floats: x_train needs uint8 images"),
+        ("data.py:short", "has to return x_train, y_train, x_test, y_test; got 2 of them"),
+        ("data.py:fails", "data.py:fails fails: ValueError: no such table"),
+    ],
+)
+def test_data_that_do_not_do_are_refused_in_a_line(tmp_path, name, message):
+    (tmp_path / "data.py").write_text(DATA)
+    done = etb("compare", "--dataset", name, *TINY, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert not (tmp_path / "run").exists()
