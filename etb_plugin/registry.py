@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from etb_plugin.errors import ConfigError, EtbError, unknown_name
+from etb_plugin.errors import ConfigError, tell, unknown_name
 
 Entry = TypeVar("Entry")
 
@@ -62,7 +62,7 @@ def load_files(package: str) -> None:
 
 def load_all(package: str, kind: str) -> None:
     """Import every file of `package`, and the modules that other packages name in the entry-point group of that name.
-    Raises EtbError for one of those that fails."""
+    One of those that fails is named, and the rest goes on."""
     load_files(package)
     for module in _announced.get(package, ()):
         import_module(module)
@@ -70,7 +70,7 @@ def load_all(package: str, kind: str) -> None:
         try:
             entry.load()
         except Exception as error:
-            raise EtbError(f"the {kind} {entry.name!r} of package {entry.value!r} cannot be loaded: {error}") from error
+            tell(f"left out: the {kind} {entry.name!r} of package {entry.value!r} cannot be loaded: {error}")
 
 
 @functools.cache

@@ -105,3 +105,20 @@ def test_what_other_packages_register_is_listed_trained_and_no_misspelling(tmp_p
         )
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
+
+
+def test_an_entry_point_that_fails_is_named_and_the_rest_goes_on(tmp_path):
+    (tmp_path / "broken_bound.py").write_text("1 / 0\n")
+    (tmp_path / "theirs-1.dist-info").mkdir()
+    (tmp_path / "theirs-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
+    (tmp_path / "theirs-1.dist-info/entry_points.txt").write_text("[etb_plugin.bounds]\ntheirs = broken_bound\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "etb_plugin", "methods"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0
+    assert "left out: the bound 'theirs' of package 'broken_bound' cannot be loaded: division by zero" in done.stderr
+    assert "crown-ibp" in done.stdout

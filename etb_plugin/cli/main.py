@@ -20,7 +20,7 @@ _REFUSALS = (ConfigError, DataError, UnsupportedLayer, CheckpointError)
 
 COMMANDS = (
     *("compare", "status", "train", "evaluate", "verify", "bounds", "study", "bench"),
-    *("report", "leaderboard", "experiment", "export", "methods", "models", "selftest", "cell"),
+    *("report", "leaderboard", "experiment", "export", "methods", "models", "new", "selftest", "cell"),
 )
 _FOR_MACHINES = ("cell", "status")
 """Subcommands that the list leaves out: for schedulers, and said as `etb compare status`."""

@@ -38,7 +38,7 @@ COMMANDS = {
         "export",
         "methods",
     ),
-    *("models", "selftest", "cell"),
+    *("models", "new", "selftest", "cell"),
 }
 QUICK = ("--model", "mlp-12x2", "--epochs", "2", "--train-limit", "200", "--test-limit", "30", "--pgd-steps", "3")
 
