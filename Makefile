@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-all bench gpu lint format clean
+.PHONY: setup demo test test-all bench gpu docs lint format clean
 
 setup: $(READY)
 
@@ -47,6 +47,10 @@ gpu: setup
 	for file in papers/gowal-2019-table-6-mnist-0.1 papers/gowal-2019-table-6-mnist-0.3 ctbench/mnist-0.1 \
 	  ctbench/mnist-0.3 ctbench/cifar10-2 ctbench/cifar10-8; do \
 	  $(BIN)/etb compare configs/$$file.yaml --device cuda --out runs/gpu/$$(basename $$file) || exit 1; done
+
+# The documentation as a site, at http://127.0.0.1:8000, built anew as pages change.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -71,3 +71,43 @@ def test_the_experiment_of_the_guide_is_one(tmp_path):
         assert yaml.safe_load(block)
         (tmp_path / f"{number}.yaml").write_text(block)
         read_experiment(tmp_path / f"{number}.yaml", {}).resolved()
+
+
+def test_the_site_builds_without_a_broken_link_and_fetches_nothing(tmp_path):
+    command = (sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site"))
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for page in (tmp_path / "site").rglob("*.html"):
+        text = page.read_text()
+        assert not re.search(r"(?:src=|<link [^>]*href=|@import )[\"']?(?:https?:)?//", text), page
+    assert "<math" in (tmp_path / "site/losses.html").read_text()
+    assert "&gt;&gt;&gt; train(" in re.sub("<[^>]+>", "", (tmp_path / "site/reference.html").read_text())
+
+
+def blocks(page):
+    """The blocks of code that a page has one run: language, the file that it is to be saved as, and text."""
+    found = re.findall(r'```(sh|python)(?: title="([^"]+)")?\n(.*?)```', (ROOT / "docs" / page).read_text(), re.DOTALL)
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("page", ["tutorial.md", "python.md"])
+def test_every_block_of_code_runs(page, tmp_path):
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
+    script = []
+    for language, title, text in blocks(page):
+        if title:
+            (tmp_path / title).write_text(text)
+        elif language == "python":
+            script.append(text)
+        else:
+            command = ("sh", "-c", text)
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+    (tmp_path / "script.py").write_text("\n".join(script))
+    command = (sys.executable, "script.py")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "crown" in done.stdout
