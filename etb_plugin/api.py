@@ -28,6 +28,7 @@ from etb_plugin.objectives import single_method
 from etb_plugin.report.compared import Compared
 from etb_plugin.report.live import Live
 from etb_plugin.report.page import write_report
+from etb_plugin.report.running import RunningPage
 from etb_plugin.report.stoppable import StoppableLive
 from etb_plugin.shown import Shown
 from etb_plugin.training import Training
@@ -124,7 +125,7 @@ def compare(experiment: str | Path | None = None, /, *, progress: bool = True, *
         register_own(name)
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
     comparison = Comparison(read_keywords(None if experiment is None else Path(experiment), plain))
-    with _live(progress) as live:
+    with RunningPage(comparison) as page, _live(progress, page.due) as live:
         results = comparison.run(live)
     resolved = comparison.experiment
     write_report(resolved.folder, comparison.title, resolved.report.spread)
@@ -185,10 +186,10 @@ def _console(progress: bool) -> Console:
     return Console(stderr=True, quiet=not progress)
 
 
-def _live(progress: bool) -> Live:
+def _live(progress: bool, also: Callable[[], None] = lambda: None) -> Live:
     """Return the view of work that is kept on disk: a signal stops it between two batches, where signals can be had."""
     signals = threading.current_thread() is threading.main_thread()
-    return (StoppableLive if signals else Live)(_console(progress))
+    return (StoppableLive if signals else Live)(_console(progress), also)
 
 
 def _check_radius(eps: float) -> None:

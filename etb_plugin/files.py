@@ -62,6 +62,14 @@ def write_file(path: Path, content: bytes | str) -> None:
         os.close(folder)
 
 
+def write_passing(path: Path, content: str) -> None:
+    """Write what is worth nothing after a crash: by a rename, so that it is never read in part, but without fsync."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}{UNFINISHED}"
+    temporary.write_text(content)
+    temporary.replace(path)
+
+
 def forget_unfinished(folder: Path) -> None:
     """Delete what processes that were killed were writing in `folder`, which this process holds, and below it; folders
     with a lock of their own are left to whom holds that."""

@@ -20,7 +20,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "compa
 
 
 MARKS = {
+    "art_classifier.py": pytest.mark.slow,
     "inside_auto_lirpa.py": pytest.mark.lirpa,
+    "lightning_module.py": pytest.mark.slow,
     # An extra: its wheel has to be of the same build as torch's, which setting up for tests does not see to.
     "torchvision_network.py": pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is an extra"),
 }

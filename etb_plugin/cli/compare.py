@@ -68,7 +68,9 @@ def command(
         comparison.estimate()
         o.stdout().print(plan_table(comparison.workshop, comparison.title))
         return
-    with StoppableLive(o.stderr()) as live:
+    from etb_plugin.report.running import RunningPage
+
+    with RunningPage(comparison) as page, StoppableLive(o.stderr(), page.due) as live:
         results = comparison.run(live, estimated=lambda: live.show(cost_table(comparison.workshop)))
     if comparison.experiment.engine.name == "print":
         return

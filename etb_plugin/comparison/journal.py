@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 
 from etb_plugin.errors import ConfigError
 from etb_plugin.experiment import eps_text
-from etb_plugin.files import UNFINISHED, forget_unfinished
+from etb_plugin.files import forget_unfinished, write_passing
 from etb_plugin.results import Result
 from etb_plugin.training import Progress, Training
 from etb_plugin.verification import Verdict
@@ -99,11 +98,8 @@ class Journal(Listener):
 
 
 def write_word(folder: Path, word: Word) -> None:
-    """Write a cell's word: a rename, but no fsync, for what is worth nothing after a crash."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".progress.{os.getpid()}{UNFINISHED}"
-    temporary.write_text(json.dumps(asdict(word)))
-    temporary.replace(folder / "progress.json")
+    """Write a cell's word."""
+    write_passing(folder / "progress.json", json.dumps(asdict(word)))
 
 
 def read_word(folder: Path) -> Word | None:

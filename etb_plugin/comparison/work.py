@@ -22,7 +22,7 @@ from etb_plugin.comparison.estimates import estimated, read_estimates
 from etb_plugin.comparison.journal import Journal, Listener, Watch, Word, held, write_word
 from etb_plugin.data import Dataset, Split, load
 from etb_plugin.errors import CheckpointError, EtbError, Stopped, UnsupportedLayer
-from etb_plugin.evaluation import Certifier, Evaluation, Exam, evaluate
+from etb_plugin.evaluation import Certifier, Evaluation, Exam, evaluate, least_margins
 from etb_plugin.experiment import Experiment, Resolved, VerifyRequest
 from etb_plugin.files import read_experiment_of, read_json, write_file, write_json
 from etb_plugin.networks import evaluating, members
@@ -34,6 +34,8 @@ from etb_plugin.verification import Verification
 
 _EXAMPLES = 8
 """Test images that are kept as PGD leaves them."""
+MARGIN = "margin "
+"""How the names of their margins begin, in the file of these."""
 _SMALLEST_PICTURE = 4
 """Pixels on a side from which an input is worth showing."""
 
@@ -185,7 +187,8 @@ class Workshop:
             }
 
     def _keep_examples(self, network: nn.Module, cell: Cell) -> None:
-        """Keep the first test images, and what PGD makes of them at the largest test radius, for the report."""
+        """Keep the first test images, what PGD makes of them at the largest test radius, and each certifier's margins,
+        for the report."""
         channels, *size = self.data.input_shape
         if channels not in (1, 3) or min(size) < _SMALLEST_PICTURE:
             return  # no pictures
@@ -198,9 +201,12 @@ class Workshop:
         points, _ = pgd(network, Box.around(images, eps), before, exam.attack, generator)
         with torch.no_grad():
             after = network(points).argmax(1)
+        margins = least_margins(exam.certify, network, images, eps, labels, self.data.classes)
         found = {"images": images, "labels": labels, "points": points, "before": before, "after": after}
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, eps=eps, **{name: value.cpu().numpy() for name, value in found.items()})
+        arrays = {name: value.cpu().numpy() for name, value in found.items()}
+        arrays |= {f"{MARGIN}{name}": value.cpu().numpy() for name, value in margins.items()}
+        np.savez_compressed(buffer, eps=eps, **arrays)
         write_file(cell.folder / "examples.npz", buffer.getvalue())
 
     def results(self, task: Task) -> list[Result]:

@@ -5,6 +5,6 @@ expected interval until it covers.
 """
 
 from etb_plugin.evaluation.accuracy import Evaluation, Exam, evaluate
-from etb_plugin.evaluation.certifiers import Certifier, check_certifiers
+from etb_plugin.evaluation.certifiers import Certifier, check_certifiers, least_margins
 
-__all__ = ["Certifier", "Evaluation", "Exam", "check_certifiers", "evaluate"]
+__all__ = ["Certifier", "Evaluation", "Exam", "check_certifiers", "evaluate", "least_margins"]

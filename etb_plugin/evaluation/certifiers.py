@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.bounds import Box, PreparedBound, bounds, get_bound, margin_spec, prepare_signs
+from etb_plugin.bounds import Box, PreparedBound, bounds, get_bound, margin_spec, prepare_lower, prepare_signs
 from etb_plugin.errors import ConfigError
 from etb_plugin.graph.rounding import rigorous
 from etb_plugin.registry import named_options
@@ -57,6 +57,22 @@ class Certifier:
         with rigorous():
             box = Box.around(images.cpu().double(), eps)
             return positive(self._rigorous, box, labels.cpu(), found.cpu(), classes).to(found.device)
+
+
+@torch.no_grad()
+def least_margins(
+    names: Sequence[str], network: nn.Module, images: Tensor, eps: float, labels: Tensor, classes: int
+) -> dict[str, Tensor]:
+    """Return for each bound, written as in `check_certifiers`, a lower end of the least margin of each image [batch,
+    *input] over its box, [batch]. Bounds that only look for signs, which is all that a certificate takes, have none."""
+    found = {}
+    for text in names:
+        name, options = named_options(text)
+        if "sign_only" in get_bound(name).chosen(options)[0].options:
+            continue
+        lower = prepare_lower(name, network, tuple(images.shape[1:]), **options)
+        found[text] = lower(Box.around(images, eps), margin_spec(labels, classes, images.dtype)).lower.amin(1)
+    return found
 
 
 @torch.no_grad()

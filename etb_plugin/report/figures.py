@@ -27,6 +27,9 @@ def draw(results: Sequence[Result], logs: Sequence[Log]) -> dict[str, Figure]:
         made["error-eps"] = _error_curves(results, style)
     if any(len(epochs) > 1 for _, epochs in logs):
         made["training"] = _curves(logs, style, (("loss", "loss", 1), ("accuracy", "training accuracy (%)", 100)))
+    robust = ("pgd_accuracy", "PGD, 10 steps (%)", 100), ("certified_accuracy", "certified by IBP (%)", 100)
+    if any(epoch.get("certified_accuracy") is not None for _, epochs in logs if len(epochs) > 1 for epoch in epochs):
+        made["robust"] = _curves(logs, style, robust)
     if any(epoch.get("width") is not None for _, epochs in logs for epoch in epochs):
         made["width"] = _curves(logs, style, (("width", "mean width of IBP's margins", 1),), log=True)
     return made
@@ -47,7 +50,7 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
     found, seen = {}, Counter[str]()
     for label in dict.fromkeys(labels):
         number, place = numbers[bases[label]], numbers[bases[label]] + seen[bases[label]]
-        found[label] = (COLOURS[number % 6], MARKERS[(place + number // 6) % 6], LINES[place % 4])
+        found[label] = (COLOURS[number % 6], MARKERS[(place + number // 6) % 6], LINES[(place + number // 6) % 4])
         seen[bases[label]] += 1
     return found
 

@@ -1,6 +1,6 @@
 """What is seen while a comparison or a study runs: a line with a bar on a terminal, plain lines elsewhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
@@ -38,12 +38,12 @@ class _Bars:
 
 
 class Live(_Bars):
-    """The Watch of a comparison on `console`. Used as a context manager."""
+    """The Watch of a comparison on `console`. Used as a context manager. `also` is called with all that is shown."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, also: Callable[[], None] = lambda: None) -> None:
         status = TextColumn("{task.fields[status]}")
         super().__init__(console, TextColumn("{task.description:<15}"), BarColumn(bar_width=20), status)
-        self._console = console
+        self._console, self._also = console, also
         self._tasks: dict[str, TaskID] = {}
         self._announced: set[str] = set()
 
@@ -100,6 +100,7 @@ class Live(_Bars):
             took = "kept from an earlier run" if results and results[0].step_ms is not None else "evaluated"
         clean = f", clean accuracy {results[0].clean_accuracy:.1%}" if results else ""
         self._say(f"{name}: {took}{clean}")
+        self._also()
 
     def show(self, renderable: RenderableType) -> None:
         """Print something above the bars."""
@@ -109,6 +110,7 @@ class Live(_Bars):
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, status="")
         self._progress.update(self._tasks[name], completed=done, total=total, status=status)
+        self._also()
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)

@@ -1,12 +1,14 @@
 """The page: one self-contained HTML file with sortable tables, plots, attacked images, and how to do it again."""
 
 import base64
+import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,10 +32,12 @@ _PLOTS = {
     "error-eps": "Error under PGD (a lower end of the true error) and verified error (an upper end) against the test "
     "radius.",
     "training": "Training, one line for each cell. Losses of different methods are different losses.",
+    "robust": "On 100 training images at the trained radius: what PGD of 10 steps leaves, what IBP certifies.",
     "width": "How wide IBP's margins are on training images, epoch by epoch.",
 }
 
 
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _NOTEBOOK = (
     ".etb button {all: unset} .etb .certified {color: #00805a} .etb .expected {color: #a8528f; font-style: italic} "
     ".etb .leads {font-weight: 700} .etb .cost, .etb .spread, .etb p {opacity: .75} .etb img {background: #fff}"
@@ -58,18 +62,36 @@ def page(runs: Sequence[Run], plots: Plots, title: str, spread: Spread, *, again
     parts: list[str] = []
     results = merged(runs)
     grouped = by_dataset(results)
+    shown = [list(examples(run)) for run in runs]
+    links = {one.name: f"images-{n}-{m}" for n, some in enumerate(shown) for m, one in enumerate(some)}
     for dataset, own in grouped.items():
         parts.append(f"<h2>{escape(dataset if len(grouped) > 1 else 'Results')}</h2>")
-        parts += _tables(comparison_sheet(own, "", spread))
+        parts += tables(comparison_sheet(own, "", spread), links)
         if against:
             parts += _against(list(beside(own)))
         parts += _plots(plots[dataset])
-    for run in runs:
-        parts += _attacked(list(examples(run)))
+    for number, some in enumerate(shown):
+        parts += _attacked(some, f"images-{number}")
     for run in runs:
         parts += _again(run, several=len(runs) > 1)
-    template = Template(files("etb_plugin.report").joinpath("page.html").read_text())
-    return template.substitute(title=escape(title), subtitle=escape(_subtitle(results)), body="\n".join(parts))
+    return document(title, _subtitle(results), parts)
+
+
+def document(title: str, subtitle: str, parts: Sequence[str], refresh: int | None = None) -> str:
+    """Return a page of `parts`, HTML; with `refresh` a browser reads it again after so many seconds. Its policy lets it
+    show pictures that it holds, and run its own script, known by its hash, alone."""
+    text = files("etb_plugin.report").joinpath("page.html").read_text()
+    script = text.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page, found, rest = text.partition("<script>")
+    words = {
+        "title": escape(title),
+        "subtitle": escape(subtitle),
+        "body": "\n".join(parts),
+        "policy": f"{_POLICY}; script-src 'sha256-{digest}'",
+        "refresh": "" if refresh is None else f'<meta http-equiv="refresh" content="{refresh}">\n',
+    }
+    return Template(page).substitute(words) + found + rest
 
 
 def fragment(runs: Sequence[Run], spread: Spread) -> str:
@@ -77,7 +99,7 @@ def fragment(runs: Sequence[Run], spread: Spread) -> str:
     parts = [f"<style>{_NOTEBOOK}</style>"]
     plots = plots_of(runs)
     for dataset, own in by_dataset(merged(runs)).items():
-        parts += _tables(comparison_sheet(own, "", spread))
+        parts += tables(comparison_sheet(own, "", spread))
         parts += _plots(plots[dataset])
     return f'<div class="etb">{"".join(parts)}</div>'
 
@@ -97,7 +119,8 @@ def _subtitle(results: Sequence[Result]) -> str:
     return f"{', '.join(dict.fromkeys(r.dataset for r in results))}; {models}"
 
 
-def _tables(sheet: Sheet) -> Iterator[str]:
+def tables(sheet: Sheet, links: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+    """Yield a sheet as sortable tables, one for each test radius; `links` leads rows' names to places of the page."""
     for group, lines in sheet.groups:
         shown = [n for n in range(len(sheet.columns)) if any(line.figures[n] is not None for line in lines)]
         yield f"<h3>test {escape(group.replace('eps', 'ε ='))}</h3>"
@@ -107,7 +130,9 @@ def _tables(sheet: Sheet) -> Iterator[str]:
         yield "</tr></thead><tbody>"
         for line in lines:
             cells = "".join(_cell(line.figures[n], sheet.columns[n].kind) for n in shown)
-            yield f"<tr><td>{escape(line.name)}</td>{cells}</tr>"
+            name = escape(line.name)
+            named = f'<a href="#{links[line.name]}">{name}</a>' if line.name in links else name
+            yield f"<tr><td>{named}</td>{cells}</tr>"
         yield "</tbody></table></div>"
     yield from (f"<p>{escape(note)}</p>" for note in sheet.notes)
 
@@ -149,27 +174,59 @@ def _plots(figures: dict[str, Figure]) -> Iterator[str]:
         yield f"<figcaption>{caption}</figcaption></figure>"
 
 
-def _attacked(found: Sequence[Example]) -> Iterator[str]:
-    """Yield the first test images, and what PGD makes of them for each method."""
+def _attacked(found: Sequence[Example], place: str) -> Iterator[str]:
+    """Yield the first test images, what PGD makes of them for each method, and behind each method's name what was
+    certified, attacked and how."""
     if not found:
         return
     first = found[0]
     yield f"<h2>The first test images of {escape(first.dataset)}, attacked</h2>"
     yield (
         f"<p>PGD at ε = {eps_text(first.eps)}, one seed of each method. Below each image is what the network says; "
-        f'<span class="broken">coloured</span>: PGD changed it.</p>'
+        f'<span class="broken">coloured</span>: PGD changed it. A method\'s name leads to its margins.</p>'
     )
     yield '<div class="scroll"><table class="examples"><tbody><tr><td>image<br>label</td>'
     for image, label in zip(first.images, first.labels, strict=True):
         yield f"<td>{_picture(image)}{label}</td>"
     yield "</tr>"
-    for example in found:
-        yield f"<tr><td>{escape(example.name)}</td>"
+    for number, example in enumerate(found):
+        yield f'<tr><td><a href="#{place}-{number}">{escape(example.name)}</a></td>'
         for image, before, after in zip(example.points, example.before, example.after, strict=True):
-            said = f'<span class="broken">{before} → {after}</span>' if before != after else f"{after}"
-            yield f"<td>{_picture(image)}{said}</td>"
+            yield f"<td>{_picture(image)}{_said(before, after)}</td>"
         yield "</tr>"
     yield "</tbody></table></div>"
+    for number, example in enumerate(found):
+        yield f'<details id="{place}-{number}"><summary>{escape(example.name)}: its images, one by one</summary>'
+        yield '<div class="scroll"><table class="examples"><tbody>'
+        scale = 1 / (2 * example.eps) if example.eps else 1.0
+        differences = 0.5 + scale * (example.points - example.images)
+        rows = (
+            ("image<br>label", map(_captioned, example.images, example.labels)),
+            ("under PGD<br>said", map(_captioned, example.points, map(_said, example.before, example.after))),
+            (f"difference<br>x {scale:.3g}", map(_picture, differences)),
+            *((f"margin by<br>{escape(name)}", map(_margin, row)) for name, row in example.margins.items()),
+        )
+        for name, cells in rows:
+            yield f"<tr><td>{name}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        yield "</tbody></table></div>"
+        if example.margins:
+            yield (
+                "<p>Margin: a lower end, over the whole box, of how far the label's logit is ahead of every other's. "
+                '<span class="certified">Above 0</span> the image is certified.</p>'
+            )
+        yield "</details>"
+
+
+def _captioned(image: np.ndarray, caption: object) -> str:
+    return f"{_picture(image)}{caption}"
+
+
+def _said(before: int, after: int) -> str:
+    return f'<span class="broken">{before} → {after}</span>' if before != after else f"{after}"
+
+
+def _margin(value: float) -> str:
+    return f'<span class="certified">{value:+.3g}</span>' if value > 0 else f"{value:+.3g}"
 
 
 def _picture(image: np.ndarray) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from etb_plugin.comparison.work import MARGIN
 from etb_plugin.errors import CheckpointError, SoundnessError
 from etb_plugin.experiment import eps_text
 from etb_plugin.results import SCHEMA, Result
@@ -114,7 +115,7 @@ def _alike(one: Run, other: Run) -> bool:
 @dataclass(frozen=True)
 class Example:
     """Test images [n, *input] with their labels, what PGD at `eps` made of them for one network, and what the network
-    says of them before and after."""
+    says of them before and after; `margins`, by each certifier, lower ends of the label's margin over the box [n]."""
 
     name: str
     dataset: str
@@ -124,6 +125,7 @@ class Example:
     points: np.ndarray
     before: np.ndarray
     after: np.ndarray
+    margins: dict[str, np.ndarray]
 
 
 def examples(run: Run) -> Iterator[Example]:
@@ -134,7 +136,9 @@ def examples(run: Run) -> Iterator[Example]:
             several = len({r.eps_train for r in run.results if r.method == row["method"]}) > 1
             name = row["method"] + (f", eps {eps_text(row['eps_train'])}" if several else "")
             with np.load(file) as kept:
-                yield Example(name, row["dataset"], float(kept["eps"]), *(kept[key] for key in _KEPT))
+                pictures: dict[str, Any] = {key: kept[key] for key in _KEPT}
+                margins = {key.removeprefix(MARGIN): kept[key] for key in kept.files if key.startswith(MARGIN)}
+                yield Example(name, row["dataset"], float(kept["eps"]), **pictures, margins=margins)
 
 
 _KEPT = ("images", "labels", "points", "before", "after")

@@ -1,6 +1,6 @@
 """The live view of long work that a signal can stop."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -17,8 +17,8 @@ from etb_plugin.verification import Verdict
 class StoppableLive(Live):
     """The live view, which raises Stopped after the batch during which a signal came."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
+    def __init__(self, console: Console, also: Callable[[], None] = lambda: None) -> None:
+        super().__init__(console, also)
         self._signals = StopSignals()
 
     def __enter__(self) -> Self:

@@ -79,6 +79,8 @@ class Epoch:
     step_ms: float
     unstable: float | None = None
     width: float | None = None
+    certified_accuracy: float | None = None
+    pgd_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def train(
     schedule = schedule_of(method, data, settings)
     cost = cost or Estimate((0,), (1.0,), schedule.run.steps, 0.0)
     loss = method.prepare(network, data.input_shape, data.classes)
-    diagnosis = Diagnosis(network, data)
+    diagnosis = Diagnosis(network, data, settings.eps, settings.epochs, len(batches))
     state = State(network, optimizer_of(method.recipe, network.parameters(), schedule.learning_rate), generator)
     writes = folder if team.leads else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -184,8 +186,7 @@ def train(
                     state.save(writes / "state.pt")
                 raise
             _after_epoch(state, data, schedule, settings.batch_size)
-            unstable, width = diagnosis.look(epoch.eps)
-            epoch = replace(epoch, unstable=unstable, width=width)
+            epoch = replace(epoch, **diagnosis.look(epoch.epoch, epoch.eps))
             settled = [e["loss"] for e in state.epochs if schedule.settled(int(e["epoch"]))]
             is_best = schedule.settled(epoch.epoch) and epoch.loss < min(settled, default=math.inf)
             state.epochs.append(asdict(epoch))

@@ -10,7 +10,16 @@ from etb_plugin.training.loop import Epoch
 
 _GROUPS = {
     "loss": ("loss", "clean_loss", "robust_loss"),
-    "training": ("accuracy", "gradient_norm", "unstable", "width", "seconds", "step_ms"),
+    "training": (
+        "accuracy",
+        "gradient_norm",
+        "unstable",
+        "width",
+        "certified_accuracy",
+        "pgd_accuracy",
+        "seconds",
+        "step_ms",
+    ),
     "schedule": ("eps", "kappa", "mix", "learning_rate"),
 }
 

@@ -38,6 +38,7 @@ def mounted(folder, script):
     return [(int(status), said) for said, _, status in (part.rpartition("status ") for part in parts)]
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_a_read_only_one_lose_nothing(tmp_path):
     folder, copy = tmp_path / "small", tmp_path / "copy"
     command = f"{ETB} {COMPARE} {folder}/run"

@@ -7,9 +7,17 @@ import shutil
 import pytest
 
 pytest.importorskip("selenium")
+from rich.console import Console
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
+from etb_plugin.comparison import Comparison
+from etb_plugin.experiment import read_experiment
+from etb_plugin.report import running
+from etb_plugin.report.live import Live
+from etb_plugin.report.running import RunningPage
+from etb_plugin.report.runs import examples, read_runs
 from tests.cli.test_cli import etb
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -96,7 +104,94 @@ def test_the_page_needs_nothing_from_elsewhere_and_makes_no_error(browser, folde
     assert all(browser.execute_script("return arguments[0].naturalWidth", image) > 0 for image in images)
     text = (folder / "runs/mine/report.html").read_text()
     assert "NOT a certificate" in text
-    assert "http" not in text.replace("http://www.w3.org", "").split("<pre>")[0].split("base64")[0]
+    assert "://" not in text.split("<pre>")[0].split("base64")[0]
+
+
+def test_rows_are_filtered_and_sorted_from_the_keyboard(browser):
+    field = browser.find_element(By.CSS_SELECTOR, "input[type=search]")
+    field.send_keys("EXPECTED")
+    assert [row.text.split(",")[0] for row in rows(browser) if row.is_displayed()] == ["expected"] * 2
+    field.send_keys(Keys.BACKSPACE * 8)
+    assert all(row.is_displayed() for row in rows(browser))
+    header = browser.find_element(By.CSS_SELECTOR, "table.sortable th:nth-child(2) button")
+    browser.execute_script("arguments[0].focus()", header)
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    assert browser.find_element(By.CSS_SELECTOR, "table.sortable th:nth-child(2)").get_attribute("aria-sort")
+
+
+def test_a_name_opens_its_images_with_margins_that_the_certificates_are_made_of(browser, folder):
+    link = browser.find_element(By.CSS_SELECTOR, "table.sortable a")
+    name = link.text
+    browser.execute_script("arguments[0].focus()", link)
+    link.send_keys(Keys.ENTER)
+    (opened,) = [d for d in browser.find_elements(By.CSS_SELECTOR, "details[id^=images]") if d.get_property("open")]
+    assert opened.text.startswith(f"{name}: its images")
+    shown = {row.find_element(By.TAG_NAME, "td").text: row for row in opened.find_elements(By.TAG_NAME, "tr")}
+    assert len(shown[f"difference\nx {1 / (2 * 0.1):.3g}"].find_elements(By.TAG_NAME, "img")) == 8
+    (run,) = read_runs([folder / "runs/mine"])
+    example = next(one for one in examples(run) if one.name == name)
+    for bound_name in ("ibp", "crown-ibp"):
+        cells = shown[f"margin by\n{bound_name}"].find_elements(By.TAG_NAME, "td")[1:]
+        assert [float(cell.text) for cell in cells] == pytest.approx(example.margins[bound_name].tolist(), rel=0.01)
+        green = [bool(cell.find_elements(By.CLASS_NAME, "certified")) for cell in cells]
+        assert green == [value > 0 for value in example.margins[bound_name]]
+    changed = example.before != example.after
+    assert not (changed & (example.margins["ibp"] > 0)).any()
+
+
+def test_the_policy_runs_no_script_but_the_pages_own(browser, folder):
+    text = (folder / "runs/mine/report.html").read_text()
+    hostile = text.replace(
+        "<main>", "<main><img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
+    )
+    assert hostile != text
+    (folder / "hostile.html").write_text(hostile)
+    here = browser.current_url
+    browser.get((folder / "hostile.html").as_uri())
+    assert browser.title != "run"
+    assert any("Content Security Policy" in entry["message"] for entry in browser.get_log("browser"))
+    browser.get(here)
+
+
+def test_while_a_run_goes_on_its_page_shows_cells_curves_and_the_time_left(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "_EVERY", 0.0)
+    monkeypatch.setattr(running, "_SHARE", 0.0)
+    flags = {"methods": "ibp,expected", "model": "mlp-12x2", "epochs": 4, "test_limit": 40, "pgd_steps": 3}
+    comparison = Comparison(read_experiment(None, {**flags, "train_limit": 400, "out": str(tmp_path / "run")}))
+    file = tmp_path / "run/report.html"
+
+    class Stopping(Live):
+        def training(self, name, progress):
+            super().training(name, progress)
+            if name == "expected" and progress.epoch == 3:
+                (tmp_path / "seen.html").write_text(file.read_text())
+                raise KeyboardInterrupt
+
+    page = RunningPage(comparison)
+    with pytest.raises(KeyboardInterrupt), page, Stopping(Console(quiet=True), page.due) as live:
+        comparison.run(live)
+    here = browser.current_url
+    browser.get((tmp_path / "seen.html").as_uri())
+    assert browser.find_element(By.CSS_SELECTOR, "meta[http-equiv=refresh]").get_attribute("content") == "5"
+    assert "1 of 2 cells done, 1 running" in browser.find_element(By.TAG_NAME, "header").text
+    cells = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "table.cells tbody tr")]
+    assert cells[0] == "ibp done"
+    assert cells[1].startswith("expected running epoch ")
+    bars = browser.find_elements(By.CSS_SELECTOR, "table.cells progress")
+    assert float(bars[0].get_attribute("value")) == 1 > float(bars[1].get_attribute("value")) > 0.2
+    titles = [one.text for one in browser.find_elements(By.CSS_SELECTOR, ".curves figcaption")]
+    assert titles[:3] == ["loss", "training accuracy (%)", "certified by IBP (%), 100 training images"]
+    points = [
+        len(one.get_attribute("points").split())
+        for one in browser.find_elements(By.CSS_SELECTOR, ".curves figure:first-child polyline")
+    ]
+    assert points[0] == 4 > points[1] >= 2
+    assert "NOT a certificate" in browser.page_source
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    browser.get(file.as_uri())
+    assert not browser.find_elements(By.CSS_SELECTOR, "meta[http-equiv=refresh]")
+    assert "stopped: the same command goes on" in browser.find_element(By.TAG_NAME, "header").text
+    browser.get(here)
 
 
 def test_the_page_shows_the_figures_of_the_results(browser, folder):

@@ -18,7 +18,7 @@ def test_the_page_of_results_is_what_the_files_say(tmp_path):
     assert done.returncode == 0, done.stderr
     for folder in ("compare", "docs"):
         (tmp_path / folder).mkdir()
-    for name in ("compare/page.py", "compare/page.yaml", "docs/results.md"):
+    for name in ("compare/page.py", "compare/page.yaml", "compare/losses.yaml", "docs/results.md", "docs/losses.md"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     (tmp_path / "compare/results").mkdir()
     for file in (ROOT / "compare/results").glob("*.json"):
