@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from etb_plugin.bounds import Ball, Box, Interval, bound, margin_spec
     from etb_plugin.training import objective
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Ball",
     "Box",

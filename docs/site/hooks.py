@@ -10,7 +10,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "compare/results/README.md")
-LINKED = tuple(str(file.relative_to(ROOT)) for file in sorted(ROOT.glob("compare/results/*.yaml")))
+LINKED = ("Dockerfile", *(str(file.relative_to(ROOT)) for file in sorted(ROOT.glob("compare/results/*.yaml"))))
 _FORMULA = re.compile(r"(?<![\\$`])\$([^$`\n]+)\$(?![\d$`])")
 
 
