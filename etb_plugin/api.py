@@ -87,14 +87,15 @@ def evaluate(
     certify: Sequence[str] = ("ibp", "crown-ibp"),
     pgd_steps: int = 40,
     pgd_restarts: int = 1,
-    autoattack: bool = False,
+    attack: str | None = None,
     rigorous: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
     """Return clean, attacked and certified accuracy of `network` at `eps` (pixel units), in eval mode.
 
-    Of a data set the test images are used. With `rigorous` certificates hold in real arithmetic. Raises ConfigError
+    Of a data set the test images are used. What PGD leaves standing is put to a further `attack`, by its name, such as
+    autoattack. With `rigorous` certificates hold in real arithmetic. Raises ConfigError
     for a certifier that is not sound, UnsupportedLayer for one that cannot take the network, and SoundnessError where a
     certificate and an attack contradict each other.
 
@@ -102,7 +103,7 @@ def evaluate(
     """
     _check_radius(eps)
     given = _dataset(network, data)
-    exam = Exam((eps,), Pgd(pgd_steps, pgd_restarts), tuple(certify), seed, autoattack, rigorous)
+    exam = Exam((eps,), Pgd(pgd_steps, pgd_restarts), tuple(certify), seed, attack, rigorous)
     with evaluating(network), Live(_console(progress)) as live:
         watch: Callable[[int, int], None] = lambda done, total: live.evaluating("evaluate", eps, done, total)  # noqa: E731
         return evaluation.evaluate(network, given.test, given.classes, exam, eps, watch=watch)

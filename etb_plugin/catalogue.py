@@ -22,6 +22,7 @@ _REGISTERED = {
     "bound": ("bounds", "register_bound"),
     "network": ("networks", "register_network"),
     "dataset": ("data", "register_source"),
+    "attack": ("attacks", "register_attack"),
     "study": ("studies", "Study"),
 }
 

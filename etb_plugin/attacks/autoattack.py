@@ -4,10 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.attacks.apgd import apgd_ce, apgd_targeted
+from etb_plugin.attacks.registry import register_attack
 from etb_plugin.attacks.square import square
 from etb_plugin.bounds import Box
 
 
+@register_attack("autoattack")
 def autoattack(network: nn.Module, box: Box, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return points of the box, [batch, *input], and whether the network gets each wrong, [batch].
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.attacks.pgd import margin
+from etb_plugin.attacks.registry import register_attack
 from etb_plugin.bounds import Box
 from etb_plugin.stopping import check_time
 
@@ -15,6 +16,7 @@ _HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries, of 10,000, at which that share is halved."""
 
 
+@register_attack("square")
 @torch.no_grad()
 def square(
     network: nn.Module, box: Box, labels: Tensor, generator: torch.Generator, queries: int = 5000

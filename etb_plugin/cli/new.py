@@ -1,4 +1,4 @@
-"""`etb new`: a small package with a bound, a method, a model or a data set of your own, ready to be filled in."""
+"""`etb new`: a small package with a bound, a method, a model or the like of your own, ready to be filled in."""
 
 import re
 from importlib.resources import files
@@ -18,6 +18,7 @@ _KINDS = {
     "bound": ("bounds", "bound", "etb bounds --methods ibp,$name"),
     "method": ("objectives", "method", "etb compare --methods ibp,$name --epochs 5"),
     "model": ("networks", "network", "etb compare --model $name --methods ibp --epochs 5"),
+    "attack": ("attacks", "attack", "etb compare --methods ibp --attack $name --epochs 5"),
     "dataset": ("data", "dataset", "etb compare --dataset $name --methods ibp --epochs 5"),
 }
 
@@ -28,7 +29,7 @@ def command(
         str, typer.Argument(help="What it will be called: small letters, digits and hyphens.", show_default=False)
     ],
 ) -> None:
-    """Write a package with a bound, a method, a model or a data set of your own into the new folder NAME.
+    """Write a package with a bound, a method, a model, an attack or a data set of your own into the new folder NAME.
 
     It works as it is, and its test passes: put your own in place of what is there. Installed beside etb_plugin, it is
     known by its name in every command.

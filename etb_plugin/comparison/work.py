@@ -250,7 +250,7 @@ class Workshop:
             {
                 "eps_test": list(exam.eps_test),
                 "pgd": [exam.attack.steps, exam.attack.restarts],
-                "autoattack": exam.autoattack,
+                "further": exam.further,
                 "certify": list(exam.certify),
                 "images": len(self.data.test if not task.validate else self.data.validation or ()),
             }

@@ -2,16 +2,16 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.attacks import CapturedPgd, Pgd, autoattack, fgsm, pgd
+from etb_plugin.attacks import CapturedPgd, Pgd, fgsm, get_attack, pgd
 from etb_plugin.bounds import Box, prepare
 from etb_plugin.data import Split
-from etb_plugin.errors import SoundnessError, tell
+from etb_plugin.errors import ConfigError, SoundnessError, tell
 from etb_plugin.evaluation.certifiers import Certifier, check_certifiers, positive
 from etb_plugin.recording import CudaGraphs
 from etb_plugin.shown import Shown, spread
@@ -19,15 +19,15 @@ from etb_plugin.shown import Shown, spread
 
 @dataclass(frozen=True)
 class Exam:
-    """What every network of a comparison is put to: attack and certifiers at each eps, from equal random points. With
-    `autoattack` what PGD leaves standing is put to that as well. With `rigorous` certificates hold in real arithmetic.
-    With `capture` PGD's steps are replayed as CUDA graphs where there is a GPU."""
+    """What every network of a comparison is put to: attack and certifiers at each eps, from equal random points. What
+    PGD leaves standing is put to a `further` attack as well, where one is named. With `rigorous` certificates hold in real
+    arithmetic. With `capture` PGD's steps are replayed as CUDA graphs where there is a GPU."""
 
     eps_test: tuple[float, ...]
     attack: Pgd
     certify: tuple[str, ...]
     seed: int = 0
-    autoattack: bool = False
+    further: str | None = None
     rigorous: bool = False
     capture: bool = True
 
@@ -38,7 +38,7 @@ class Evaluation(Shown):
 
     `fgsm_accuracy` and `pgd_accuracy` count images that are right before and after the attack. `pgd_robustness`
     is the share whose prediction, right or wrong, PGD does not change (Alsubaihi et al. 2019, section 4).
-    `autoattack_accuracy` is what of `pgd_accuracy` stands under AutoAttack too; None where that was not asked for.
+    `attacked_accuracy` is what of `pgd_accuracy` stands under a further attack too, by its name.
     `certified_accuracy` holds sound bounds only, in the network's own arithmetic, or in that of real numbers with
     `rigorous`; `expected_accuracy` is the share of right images whose expected margins are all positive, and is never a
     certificate.
@@ -52,12 +52,12 @@ class Evaluation(Shown):
     pgd_robustness: float
     certified_accuracy: dict[str, float]
     expected_accuracy: float
-    autoattack_accuracy: float | None = None
+    attacked_accuracy: dict[str, float] = field(default_factory=dict)
     rigorous: bool = False
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row, with a column for each bound's certified accuracy."""
-        return [spread(asdict(self), "certified_accuracy", "certified")]
+        """Return one row, with a column for each bound's certified accuracy, and one for a further attack's."""
+        return [spread(spread(asdict(self), "attacked_accuracy", "attacked"), "certified_accuracy", "certified")]
 
 
 def evaluate(
@@ -94,11 +94,11 @@ def evaluate(
             fgsm_right = right & (network(fgsm(network, box, images, labels)).argmax(1) == labels)
         _, changed = attack(box, predicted)
         verdicts = {"clean": right, "fgsm": fgsm_right, "pgd": right & ~changed, "stable": ~changed}
-        if exam.autoattack:
+        if exam.further is not None:
             standing = verdicts["pgd"].nonzero()[:, 0]
-            _, hit = autoattack(network, box[standing], labels[standing], generator)
+            hit = _broken(exam.further, network, box[standing], labels[standing], generator)
             changed[standing[hit]] = True
-            verdicts["autoattack"] = right & ~changed
+            verdicts["further"] = right & ~changed
         for name, certifier in certifiers.items():
             verdicts[name] = certifier.certified(images, eps, labels, right, classes)
             wrong = (verdicts[name] & (changed | ~fgsm_right)).nonzero()
@@ -122,9 +122,20 @@ def evaluate(
         pgd_robustness=share["stable"],
         certified_accuracy={name: share[name] for name in certifiers},
         expected_accuracy=share["expected"],
-        autoattack_accuracy=share["autoattack"] if exam.autoattack else None,
+        attacked_accuracy={} if exam.further is None else {exam.further: share["further"]},
         rigorous=exam.rigorous,
     )
+
+
+def _broken(name: str, network: nn.Module, box: Box, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Return which images an attack breaks, [batch], by the points that it found, not by what it says of them. Raises
+    ConfigError where they are no points of the box."""
+    points, _ = get_attack(name)(network, box, labels, generator)
+    slack = 1e-6  # centres and radii are rounded
+    if points.shape != box.lower.shape or bool(((points < box.lower - slack) | (points > box.upper + slack)).any()):
+        raise ConfigError(f"attack {name!r} gives points outside of the box: that is a bug in it")
+    with torch.no_grad():
+        return network(points.clamp(box.lower, box.upper)).argmax(1) != labels
 
 
 def _attack(

@@ -156,6 +156,7 @@ def _check_names(experiment: Experiment, places: Mapping[Keys, str]) -> None:
         *(((("model",), partial(check_spelling, "network", m))) for m in e.model or () if own_code(m) is None),
         *((("methods", i), partial(check_spelling, "method", v.method)) for i, v in enumerate(e.methods)),
         *((("evaluation", "certify"), partial(_check_certifier_spelling, text)) for text in certify),
+        (("evaluation", "attack"), partial(_check_attack_spelling, e.evaluation.attack)),
     ]
     if not e.dataset.endswith((".npz", "/")) and own_code(e.dataset) is None:
         spelled.insert(0, (("dataset",), partial(check_spelling, "dataset", e.dataset)))
@@ -182,6 +183,11 @@ def _check_names(experiment: Experiment, places: Mapping[Keys, str]) -> None:
 
 def _check_certifier_spelling(text: str) -> None:
     check_spelling("bound", named_options(text)[0])
+
+
+def _check_attack_spelling(name: str) -> None:
+    if name != "pgd":  # which is there in any case
+        check_spelling("attack", name)
 
 
 def _checked(checks: Iterable[tuple[Keys, Callable[[], object]]], places: Mapping[Keys, str]) -> None:

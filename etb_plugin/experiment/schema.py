@@ -54,8 +54,11 @@ class EvaluationSection(_Section):
     pgd_steps: Annotated[Count, Field(description="Steps of PGD; 40. The papers take 200.")] = 40
     pgd_restarts: Annotated[Count, Field(description="Restarts of PGD; 1. The papers take 10.")] = 1
     attack: Annotated[
-        Literal["pgd", "autoattack"],
-        Field(description="pgd, or autoattack: APGD with two losses and Square, on what PGD leaves standing."),
+        str,
+        Field(
+            description="pgd, or what PGD leaves standing is put to besides: autoattack (APGD with two losses, and "
+            "Square), square, or one of another package."
+        ),
     ] = "pgd"
     certify: Annotated[
         Names | None,
@@ -70,9 +73,11 @@ class EvaluationSection(_Section):
 
     def exam(self, eps_test: tuple[float, ...], certify: tuple[str, ...], seed: int) -> "Exam":
         """Return the exam that is asked for, with these defaults. Raises ConfigError for a certifier that is none."""
-        from etb_plugin.attacks import Pgd
+        from etb_plugin.attacks import Pgd, get_attack
         from etb_plugin.evaluation import Exam, check_certifiers
 
+        if self.attack != "pgd":
+            get_attack(self.attack)
         certify = self.certify or certify
         check_certifiers(certify, in_real_arithmetic=self.rigorous)
         return Exam(
@@ -80,7 +85,7 @@ class EvaluationSection(_Section):
             Pgd(self.pgd_steps, self.pgd_restarts),
             certify,
             seed,
-            self.attack == "autoattack",
+            None if self.attack == "pgd" else self.attack,
             self.rigorous,
         )
 

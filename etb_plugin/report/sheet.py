@@ -106,12 +106,13 @@ def _rows(results: Sequence[Result]) -> list[tuple[float, list[tuple[str, list[R
 def _columns(results: Sequence[Result]) -> tuple[Column, ...]:
     """Return the columns of which any result has a figure."""
     certifiers = dict.fromkeys(name for r in results for name in r.certified_accuracy)
+    attacks = dict.fromkeys(name for r in results for name in r.attacked_accuracy)
     spans = [r.verified["images"] for r in results if r.verified is not None]
     which = f"{min(first for first, _ in spans)}:{max(stop for _, stop in spans)}" if spans else ""
     every = (
         Column("clean_accuracy", "clean", Kind.ACCURACY, lambda r: r.clean_accuracy),
         Column("pgd_accuracy", "PGD", Kind.ACCURACY, lambda r: r.pgd_accuracy),
-        Column("autoattack_accuracy", "Auto- Attack", Kind.ACCURACY, lambda r: r.autoattack_accuracy),
+        *(Column(f"attacked_{name}", _titled(name), Kind.ACCURACY, _attacked(name)) for name in attacks),
         Column("pgd_robustness", "PGD robust", Kind.ACCURACY, lambda r: r.pgd_robustness),
         *(Column(f"certified_{name}", _heading(name), Kind.CERTIFIED, _certified(name)) for name in certifiers),
         Column("verified_accuracy", f"verified {which}", Kind.CERTIFIED, _verified("verified_accuracy")),
@@ -127,6 +128,14 @@ def _columns(results: Sequence[Result]) -> tuple[Column, ...]:
 def _heading(certifier: str) -> str:
     """Return what a certifier's column is called: another toolkit's says so."""
     return f"cert. {certifier.replace(':by=', ' by ')}"
+
+
+def _titled(attack: str) -> str:
+    return "Auto- Attack" if attack == "autoattack" else attack
+
+
+def _attacked(name: str) -> Callable[[Result], float | None]:
+    return lambda r: r.attacked_accuracy.get(name)
 
 
 def _certified(name: str) -> Callable[[Result], float | None]:
@@ -204,7 +213,7 @@ def _notes(results: Sequence[Result], columns: Sequence[Column], spread: Spread)
         f"named, {'in real arithmetic' if exact else 'up to rounding'}. expected is NOT a certificate: it says how "
         "often the expected bound's margins are positive."
     )
-    if any(column.key == "autoattack_accuracy" for column in columns):
+    if any(column.key == "attacked_autoattack" for column in columns):
         yield "AutoAttack: what APGD (cross-entropy, targeted ratio) and Square leave of what PGD left; it lacks FAB."
     if any(column.key == "verified_accuracy" for column in columns):
         yield "verified: proved image by image by etb verify on the test images named; PGD beside it is its upper end."

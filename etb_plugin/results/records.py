@@ -20,6 +20,7 @@ from etb_plugin.training import Training
 
 SCHEMA = 1
 _COSTS = ("train_seconds", "seconds_per_epoch", "step_ms", "nominal_step_ms", "peak_memory_mib")
+_CERTIFIED = "certified_accuracy", "certified"
 _PACKAGES = ("torch", "auto_LiRPA", "convex_adversarial", "numpy")
 
 
@@ -30,7 +31,7 @@ class Result(Shown):
     `changes` are those to the method's defaults. `verified` holds what `etb verify` found of some of the test images:
     which ones, and shares of them. What training cost is None where the network was not trained here. With `rigorous`
     certificates hold in real arithmetic.
-    Raises SoundnessError unless every certified accuracy <= AutoAttack, where there is one, <= PGD <= clean accuracy.
+    Raises SoundnessError unless every certified accuracy <= a further attack's, if any, <= PGD <= clean accuracy.
     """
 
     method: str
@@ -54,12 +55,12 @@ class Result(Shown):
     parameters: int
     changes: dict[str, Any] = field(default_factory=dict)
     verified: dict[str, Any] | None = None
-    autoattack_accuracy: float | None = None
+    attacked_accuracy: dict[str, float] = field(default_factory=dict)
     rigorous: bool = False
 
     def __post_init__(self) -> None:
         pgd = ("PGD", self.pgd_accuracy)
-        least = pgd if self.autoattack_accuracy is None else ("AutoAttack", self.autoattack_accuracy)
+        least = next(((f"under {name}", value) for name, value in self.attacked_accuracy.items()), pgd)
         pairs = [((f"certified by {name}", value), least) for name, value in self.certified_accuracy.items()]
         for (lower, small), (upper, large) in [*pairs, (least, pgd), (pgd, ("clean", self.clean_accuracy))]:
             if not small <= large:
@@ -70,7 +71,10 @@ class Result(Shown):
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the row of results.csv: each bound's certified accuracy, and what was verified, in columns."""
-        return [spread(spread(asdict(self), "verified", "verification"), "certified_accuracy", "certified")]
+        row = asdict(self)
+        for key, prefix in (("verified", "verification"), ("attacked_accuracy", "attacked"), _CERTIFIED):
+            row = spread(row, key, prefix)
+        return [row]
 
     @property
     def relative_step(self) -> float | None:

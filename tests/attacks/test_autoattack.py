@@ -1,14 +1,17 @@
 """APGD, Square and both together: inside the box, against ART's on the same network, and never weaker than PGD."""
 
+from copy import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from etb_plugin.attacks import Pgd, apgd_ce, apgd_targeted, autoattack, pgd, square
+from etb_plugin.attacks import Pgd, apgd_ce, apgd_targeted, autoattack, pgd, registry, square
 from etb_plugin.attacks.apgd import targeted_ratio
 from etb_plugin.bounds import Box
 from etb_plugin.data import load, pixels
+from etb_plugin.errors import ConfigError
 from etb_plugin.evaluation import Exam
 from etb_plugin.evaluation.accuracy import evaluate
 from etb_plugin.networks import build
@@ -118,9 +121,27 @@ def test_images_of_one_row_are_searched_too():
 
 def test_an_evaluation_keeps_the_order_of_its_accuracies(trained):
     digits = load("digits", test_limit=80)
-    found = evaluate(trained[0], digits.test, 10, Exam((EPS,), Pgd(10), ("ibp", "crown"), autoattack=True), EPS)
-    assert max(found.certified_accuracy.values()) <= found.autoattack_accuracy <= found.pgd_accuracy
-    assert found.autoattack_accuracy < found.clean_accuracy
+    found = evaluate(trained[0], digits.test, 10, Exam((EPS,), Pgd(10), ("ibp", "crown"), further="autoattack"), EPS)
+    assert max(found.certified_accuracy.values()) <= found.attacked_accuracy["autoattack"] <= found.pgd_accuracy
+    assert found.attacked_accuracy["autoattack"] < found.clean_accuracy
     without = evaluate(trained[0], digits.test, 10, Exam((EPS,), Pgd(10), ("ibp",)), EPS)
-    assert without.autoattack_accuracy is None
+    assert without.attacked_accuracy == {}
     assert without.pgd_accuracy == found.pgd_accuracy
+
+
+def test_what_an_attack_says_is_checked(trained, monkeypatch):
+    monkeypatch.setattr(registry, "_registry", copy(registry._registry))
+
+    @registry.register_attack("boastful")
+    def boastful(network, box, labels, generator):
+        return box.center, torch.ones_like(labels, dtype=torch.bool)
+
+    @registry.register_attack("outside")
+    def outside(network, box, labels, generator):
+        return box.upper + 0.1, torch.ones_like(labels, dtype=torch.bool)
+
+    digits = load("digits", test_limit=40)
+    found = evaluate(trained[0], digits.test, 10, Exam((EPS,), Pgd(5), (), further="boastful"), EPS)
+    assert found.attacked_accuracy["boastful"] == found.pgd_accuracy
+    with pytest.raises(ConfigError, match="'outside' gives points outside of the box"):
+        evaluate(trained[0], digits.test, 10, Exam((EPS,), Pgd(5), (), further="outside"), EPS)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.test_cli import etb
 
-KINDS = {"bound": "my-bound", "method": "my-method", "model": "my-model", "dataset": "my-data"}
+KINDS = {"bound": "my-bound", "method": "my-method", "model": "my-model", "attack": "my-attack", "dataset": "my-data"}
 
 
 def test_one_of_each_is_built_installed_tested_and_used(tmp_path):
@@ -35,9 +35,11 @@ def test_one_of_each_is_built_installed_tested_and_used(tmp_path):
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", *folders)
     assert "passed" in run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *folders)
     flags = ("--model", "my-model", "--methods", "my-method,ibp", "--certify", "ibp,my-bound", "--dataset", "my-data")
+    flags += ("--attack", "my-attack")
     run(python, "-m", "etb_plugin", "compare", *flags, "--epochs", "1", "--pgd-steps", "2", "--out", "run")
     cells = json.loads((tmp_path / "run/results.json").read_text())["cells"]
     assert [cell["method"] for cell in cells] == ["my-method", "ibp"]
+    assert all(cell["attacked_accuracy"]["my-attack"] <= cell["pgd_accuracy"] for cell in cells)
     assert all(cell["certified_accuracy"]["my-bound"] == cell["certified_accuracy"]["ibp"] for cell in cells)
 
 
