@@ -20,8 +20,8 @@ from etb_plugin.shown import Shown, spread
 @dataclass(frozen=True)
 class Exam:
     """What every network of a comparison is put to: attack and certifiers at each eps, from equal random points. What
-    PGD leaves standing is put to a `further` attack as well, where one is named. With `rigorous` certificates hold in real
-    arithmetic. With `capture` PGD's steps are replayed as CUDA graphs where there is a GPU."""
+    PGD leaves standing is put to a `further` attack as well, where one is named. With `rigorous` certificates hold in
+    real arithmetic. With `capture` PGD's steps are replayed as CUDA graphs where there is a GPU."""
 
     eps_test: tuple[float, ...]
     attack: Pgd
