@@ -61,9 +61,14 @@ def load_files(package: str) -> None:
 
 
 def load_all(package: str, kind: str) -> None:
-    """Import every file of `package`, and the modules that other packages name in the entry-point group of that name.
-    One of those that fails is named, and the rest goes on."""
+    """Import every file of `package`, and what others add to it."""
     load_files(package)
+    load_others(package, kind)
+
+
+def load_others(package: str, kind: str) -> None:
+    """Import the modules that other packages name in the entry-point group called `package`. One that fails is named,
+    and the rest goes on."""
     for module in _announced.get(package, ()):
         import_module(module)
     for entry in entry_points(package):

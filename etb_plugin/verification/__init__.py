@@ -7,7 +7,17 @@ verification competition reads and writes, `run` what happens to the test images
 for each image's own radius.
 """
 
-from etb_plugin.verification.cascade import RIGOROUS_STAGES, STAGES, Cascade, Case, Settings, provers
+from etb_plugin.registry import load_others
+from etb_plugin.verification.cascade import (
+    RIGOROUS_STAGES,
+    STAGES,
+    Cascade,
+    Case,
+    Settings,
+    Stage,
+    provers,
+    register_stage,
+)
 from etb_plugin.verification.competition import PropertyCheck
 from etb_plugin.verification.problem import Problem, Unsafe, Verdict, robustness
 from etb_plugin.verification.radius import RADIUS_STAGES, Radii, minimum_radii
@@ -24,6 +34,7 @@ __all__ = [
     "PropertyCheck",
     "Radii",
     "Settings",
+    "Stage",
     "Unsafe",
     "Verdict",
     "Verification",
@@ -31,5 +42,8 @@ __all__ = [
     "cascade_of",
     "minimum_radii",
     "provers",
+    "register_stage",
     "robustness",
 ]
+
+load_others(__name__, "stage")

@@ -1,7 +1,8 @@
 """The cascade: an attack, then sound bounds from cheap to dear, then the complete verifiers, each on what is left.
 
 A *case* is a problem with what is known of it so far. Stages that take a batch of cases come first; the complete ones
-take a case at a time, and share its seconds. A new stage is one entry of `_ALONE` or, being a sound bound, none.
+take a case at a time, and share its seconds. A new stage is a `Stage` that is registered or, being a sound bound,
+nothing more.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from etb_plugin.attacks import Pgd, falsify
 from etb_plugin.bounds import Box, PreparedBound, get_bound, prepare_lower
 from etb_plugin.bounds.program import Maps, affine_maps, refuse_smooth
 from etb_plugin.bounds.solvers import check_solver
-from etb_plugin.errors import ConfigError, OutOfTime, SoundnessError, Stopped, UnsupportedLayer
+from etb_plugin.errors import ConfigError, EtbError, OutOfTime, SoundnessError, Stopped, UnsupportedLayer
 from etb_plugin.graph.ends import crown_ends, tightened
 from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.relaxation import Choice, Relaxation
@@ -28,6 +29,7 @@ from etb_plugin.graph.rounding import rigorous
 from etb_plugin.graph.smooth import Smooth
 from etb_plugin.graph.tracing import trace
 from etb_plugin.memory import in_smaller_blocks
+from etb_plugin.registry import Registry
 from etb_plugin.stopping import until
 from etb_plugin.verification.branch import search
 from etb_plugin.verification.exact import Decider
@@ -43,7 +45,7 @@ RIGOROUS_STAGES = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown", "inputs", 
 _FEW_INPUTS = 20
 """Up to how many inputs that move are worth cutting, where the activations can be branched on too."""
 _SHARE_OF_FEW = 30
-"""What cutting the input has then, beside the shares of `_ALONE`."""
+"""What cutting the input has then, beside the shares of the other stages."""
 _DEAR = ("alpha-crown", "dual")
 """Bounds that are spared where the input is cut, which takes less and decides more."""
 _REFINABLE = 1_500_000
@@ -89,6 +91,31 @@ class Case:
         return Verdict.ROBUST if bool(self.proved.all()) else Verdict.UNKNOWN
 
 
+def _any(graph: Graph) -> None:
+    """What takes every graph."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that takes a case at a time. `run` (cascade, case, deadline of time.monotonic()) marks in `case.proved`
+    what no point of the box can reach, or leaves a counterexample in `case.witness`, [1, *input], which is checked.
+    `check` raises UnsupportedLayer for a graph that it cannot take; `share` is its part of a case's seconds beside the
+    others'; `rigorous` says that it can take rounding in."""
+
+    run: Callable[["Cascade", Case, float], None]
+    check: Callable[[Graph], None] = _any
+    share: int = 5
+    rigorous: bool = False
+
+
+_alone: Registry[Stage] = Registry("stage")
+
+
+def register_stage(name: str, stage: Stage) -> None:
+    """Make a stage known by its name, which `--stages` takes. Raises ConfigError where the name is taken."""
+    _alone.add(name, stage, stage.run.__module__)
+
+
 class Cascade:
     """A network ready to be verified, in float64.
 
@@ -104,26 +131,26 @@ class Cascade:
         self._bounds: dict[str, PreparedBound] = {
             name: prepare_lower(name, self.network, shape)
             for name in settings.stages
-            if name != "pgd" and name not in _ALONE
+            if name != "pgd" and name not in _alone
         }
         if settings.rigorous:
             _check_rounding(self.network, shape)
         self._graph = trace(self.network, shape) if self.alone else None
         for name in self.alone:
             assert self._graph is not None
-            _ALONE[name].check(self._graph)
+            _alone[name].check(self._graph)
         self._maps: Maps | None = None
         self._decider: Decider | None = None
 
     @property
     def together(self) -> tuple[str, ...]:
         """The stages that take many cases at once."""
-        return tuple(name for name in self.settings.stages if name not in _ALONE)
+        return tuple(name for name in self.settings.stages if name not in _alone)
 
     @property
     def alone(self) -> tuple[str, ...]:
         """The stages that take a case at a time."""
-        return tuple(name for name in self.settings.stages if name in _ALONE)
+        return tuple(name for name in self.settings.stages if name in _alone)
 
     def decide(self, problem: Problem) -> Case:
         """Put one problem through all stages."""
@@ -159,7 +186,7 @@ class Cascade:
             return
         deadline = time.monotonic() + (self.settings.seconds if seconds is None else seconds)
         self._decider = None
-        shares = {name: _ALONE[name].share for name in names}
+        shares = {name: _alone[name].share for name in names}
         if self._cuts(case):
             shares["inputs"] = _SHARE_OF_FEW
         for number, name in enumerate(names):
@@ -168,10 +195,20 @@ class Cascade:
             share = shares[name] / sum(shares[other] for other in names[number:])
             begun, now = time.perf_counter(), time.monotonic()
             with until(deadline), rigorous(self.settings.rigorous):
-                _tried(name, [case], _ALONE[name].run, self, case, now + share * (deadline - now))
+                _tried(name, [case], self._run, name, case, now + share * (deadline - now))
             if case.verdict is not Verdict.UNKNOWN:
                 case.by = name
             case.seconds[name] = time.perf_counter() - begun
+
+    def _run(self, name: str, case: Case, deadline: float) -> None:
+        """Have a stage work at a case. Raises EtbError where its counterexample is none."""
+        _alone[name].run(self, case, deadline)
+        if case.witness is not None:
+            point = case.witness.clamp(case.problem.box.lower, case.problem.box.upper)
+            with torch.no_grad():
+                case.witness = point if bool(case.problem.broken(self.network(point))) else None
+            if case.witness is None:
+                raise EtbError("its counterexample is none")
 
     def _attack(self, cases: Sequence[Case]) -> None:
         box, rows, most = stacked([case.problem for case in cases])
@@ -269,7 +306,7 @@ def provers(
 def check_stages(settings: Settings) -> None:
     """Raise ConfigError for settings that cannot work: a stage that is none or not sound, a limit, a solver."""
     for name in settings.stages:
-        if name not in ("pgd", *_ALONE) and not get_bound(name).sound:
+        if name not in ("pgd", *_alone) and not get_bound(name).sound:
             raise ConfigError(
                 f"bound {name!r} is not sound, so it cannot verify; stages are pgd, inputs, bab and sound bounds"
             )
@@ -278,14 +315,14 @@ def check_stages(settings: Settings) -> None:
         raise ConfigError(f"--rigorous knows no rounding in stage {beyond[0]!r}; leave {', '.join(RIGOROUS_STAGES)}")
     if not settings.seconds > 0:
         raise ConfigError(f"the time limit is {settings.seconds:g}; it must be positive, in seconds for each image")
-    if set(settings.stages) & set(_ALONE):
+    if set(settings.stages) & set(_alone):
         check_solver(settings.solver)
 
 
 def _knows_rounding(stage: str) -> bool:
     if stage == "pgd":  # proves nothing
         return True
-    return _ALONE[stage].rigorous if stage in _ALONE else get_bound(stage).rigorous
+    return _alone[stage].rigorous if stage in _alone else get_bound(stage).rigorous
 
 
 def _check_rounding(network: nn.Module, input_shape: torch.Size) -> None:
@@ -335,24 +372,7 @@ def _open_parts(case: Case) -> Tensor:
     return (~case.proved).nonzero()[:, 0]
 
 
-def _any(graph: Graph) -> None:
-    """What takes every graph."""
-
-
-@dataclass(frozen=True)
-class _Alone:
-    """A stage that takes a case at a time, until a deadline of `time.monotonic()`; its share of a case's seconds beside
-    the others'; what raises UnsupportedLayer for a graph that it cannot take; and whether it can take rounding in."""
-
-    run: Callable[[Cascade, Case, float], None]
-    share: int
-    check: Callable[[Graph], None]
-    rigorous: bool = False
-
-
-_ALONE = {
-    "inputs": _Alone(Cascade.split_inputs, 5, _any, rigorous=True),
-    "bab": _Alone(_bab, 5, refuse_smooth, rigorous=True),
-    "exact": _Alone(_exact, 4, refuse_smooth),
-    "lp": _Alone(_lp, 1, refuse_smooth),
-}
+register_stage("inputs", Stage(Cascade.split_inputs, rigorous=True))
+register_stage("bab", Stage(_bab, refuse_smooth, rigorous=True))
+register_stage("exact", Stage(_exact, refuse_smooth, 4))
+register_stage("lp", Stage(_lp, refuse_smooth, 1))
