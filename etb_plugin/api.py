@@ -200,6 +200,9 @@ def _check_radius(eps: float) -> None:
 
 def _dataset(network: nn.Module, data: Data) -> Dataset:
     """Return what was given as a data set on the network's device, which both its splits are where it has but one."""
+    other = next((p.dtype for p in network.parameters() if p.dtype != torch.float32), None)
+    if other is not None:
+        raise ConfigError(f"the network is in {other}, and images are float32 here: network.float()")
     if isinstance(data, str):
         data = load(data, device=_device(network))
     if isinstance(data, Dataset):

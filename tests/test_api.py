@@ -123,6 +123,10 @@ def test_networks_and_numbers_that_cannot_be_meant_are_refused():
         etb_plugin.evaluate(Own(64, 3), "digits", eps=0.1)
     with pytest.raises(ConfigError, match="digits is on meta, the network on cpu"):
         etb_plugin.evaluate(Own(), load("digits", device="meta"), eps=0.1)
+    with pytest.raises(ConfigError, match=r"in torch\.float64, and images are float32"):
+        etb_plugin.train(Own(6, 3).double(), pair, method="ibp", eps=0.1, epochs=1)
+    with pytest.raises(ConfigError, match=r"images are torch\.float32 on cpu, the network torch\.float64"):
+        etb_plugin.objective("ibp", Own(6, 3).double(), (6,), 3)(*pair, eps=0.1)
     with pytest.raises(ConfigError, match="not sound"):
         etb_plugin.evaluate(Own(6, 3), pair, eps=0.1, certify=["expected"])
     with pytest.raises(ConfigError, match="from 0 to 1; got 8"):

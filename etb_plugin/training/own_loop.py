@@ -87,6 +87,11 @@ class TrainingLoss:
                 f"the loss was made for images [batch, {', '.join(map(str, self._shape))}] and labels [batch]; "
                 f"got {list(images.shape)} and {list(labels.shape)}"
             )
+        like = next(self._network.parameters())
+        if (images.dtype, images.device) != (like.dtype, like.device):
+            raise ConfigError(
+                f"images are {images.dtype} on {images.device}, the network {like.dtype} on {like.device}: move one of them"
+            )
         if (wrong := beyond(images, labels, self._classes)) is not None:
             raise ConfigError(wrong)
         if not any(layer.training for layer in self._network.modules()):
