@@ -90,7 +90,7 @@ class TrainingLoss:
         like = next(self._network.parameters())
         if (images.dtype, images.device) != (like.dtype, like.device):
             raise ConfigError(
-                f"images are {images.dtype} on {images.device}, the network {like.dtype} on {like.device}: move one of them"
+                f"images are {images.dtype} on {images.device}, the network {like.dtype} on {like.device}: move either"
             )
         if (wrong := beyond(images, labels, self._classes)) is not None:
             raise ConfigError(wrong)
