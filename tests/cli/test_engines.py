@@ -73,6 +73,7 @@ def children(process, word):
     return [int(pid) for pid, sid, args in rows if int(sid) == process.pid and word in args and int(pid) != process.pid]
 
 
+@pytest.mark.slow
 def test_two_workers_killed_twice_end_with_the_same_figures(folder):
     run = folder / "two"
     for part in (10, 60):
