@@ -30,7 +30,7 @@ def draw(results: Sequence[Result], logs: Sequence[Log]) -> dict[str, Figure]:
     robust = ("pgd_accuracy", "PGD, 10 steps (%)", 100), ("certified_accuracy", "certified by IBP (%)", 100)
     if any(epoch.get("certified_accuracy") is not None for _, epochs in logs if len(epochs) > 1 for epoch in epochs):
         made["robust"] = _curves(logs, style, robust)
-    if any(epoch.get("width") is not None for _, epochs in logs for epoch in epochs):
+    if any(epoch.get("width") for _, epochs in logs for epoch in epochs):
         made["width"] = _curves(logs, style, (("width", "mean width of IBP's margins", 1),), log=True)
     return made
 
@@ -137,7 +137,8 @@ def _curves(
     for axis, (key, title, factor) in zip(axes, what, strict=True):
         named: set[str] = set()
         for about, epochs in logs:
-            points = [(e["epoch"], factor * e[key]) for e in epochs if e.get(key) is not None]
+            known = [(e["epoch"], factor * e[key]) for e in epochs if e.get(key) is not None]
+            points = [point for point in known if point[1] > 0 or not log]
             if points:
                 colour, _, dash = style[about["method"]]
                 label = None if about["method"] in named else about["method"]

@@ -38,7 +38,7 @@ class _Bars:
 
 
 class Live(_Bars):
-    """The Watch of a comparison on `console`. Used as a context manager. `also` is called with all that is shown."""
+    """The Watch of a comparison on `console`. Used as a context manager. `also` is called with every step."""
 
     def __init__(self, console: Console, also: Callable[[], None] = lambda: None) -> None:
         status = TextColumn("{task.fields[status]}")
@@ -100,7 +100,6 @@ class Live(_Bars):
             took = "kept from an earlier run" if results and results[0].step_ms is not None else "evaluated"
         clean = f", clean accuracy {results[0].clean_accuracy:.1%}" if results else ""
         self._say(f"{name}: {took}{clean}")
-        self._also()
 
     def show(self, renderable: RenderableType) -> None:
         """Print something above the bars."""

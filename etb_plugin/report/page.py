@@ -16,6 +16,7 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
+from etb_plugin import __version__
 from etb_plugin.experiment import eps_text
 from etb_plugin.files import write_file
 from etb_plugin.report.figures import draw
@@ -105,13 +106,18 @@ def fragment(runs: Sequence[Run], spread: Spread) -> str:
 
 
 def write_report(folder: Path, title: str, spread: Spread) -> None:
-    """Write a run's report.html, and its plots as plots/*.png and *.pdf."""
-    run = read_run(folder)
+    """Write a run's report.html, and its plots as plots/*.png and *.pdf; nothing where they are there already, of the
+    same results: drawing takes longer than all else that a finished run does."""
+    run, file = read_run(folder), folder / "report.html"
+    content = (folder / "results.json").read_bytes() + repr((title, spread, __version__)).encode()
+    mark = f"<!-- {hashlib.sha256(content).hexdigest()} -->\n"
+    if file.exists() and file.read_text().endswith(mark):
+        return
     plots = plots_of([run])
-    write_file(folder / "report.html", page([run], plots, title, spread))
     for drawn in plots.values():  # a run has one data set
         for name, made in drawn.items():
             save_figure(made, folder / "plots" / name)
+    write_file(file, page([run], plots, title, spread) + mark)
 
 
 def _subtitle(results: Sequence[Result]) -> str:
