@@ -178,7 +178,7 @@ def test_while_a_run_goes_on_its_page_shows_cells_curves_and_the_time_left(brows
     assert cells[0] == "ibp done"
     assert cells[1].startswith("expected running epoch ")
     bars = browser.find_elements(By.CSS_SELECTOR, "table.cells progress")
-    assert float(bars[0].get_attribute("value")) == 1 > float(bars[1].get_attribute("value")) > 0.2
+    assert float(bars[0].get_attribute("value")) == 1 > float(bars[1].get_attribute("value")) > 0
     titles = [one.text for one in browser.find_elements(By.CSS_SELECTOR, ".curves figcaption")]
     assert titles[:3] == ["loss", "training accuracy (%)", "certified by IBP (%), 100 training images"]
     points = [
