@@ -128,6 +128,11 @@ def test_published_figures_stand_beside_ours_for_the_same_task_only():
     assert (line.published.verified, line.published.source) == (0.0297, "Gowal et al. 2019, table 6")
     assert (line.clean, line.pgd, line.verified) == pytest.approx((0.1, 0.4, 0.6))
     assert line.verified_by == "ibp"
+    totals = {"images": [0, ours.images], "verified_accuracy": 0.5}
+    (line,) = beside([replace(ours, verified=totals)])
+    assert (line.verified, line.verified_by) == (0.5, "etb verify")
+    (line,) = beside([replace(ours, verified=totals | {"images": [0, ours.images - 1]})])
+    assert line.verified_by == "ibp"
 
 
 def edited(tmp_path, change):
