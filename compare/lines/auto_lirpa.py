@@ -1,5 +1,4 @@
 # As a user writes it; the second import has etb_plugin make up what the third misses in numpy 2.
-# ruff: noqa: ANN, I001
 import torch
 from digits import network, test, train
 from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
