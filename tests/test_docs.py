@@ -21,6 +21,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "compa
 
 MARKS = {
     "art_classifier.py": pytest.mark.slow,
+    "compare_and_verify.sh": pytest.mark.slow,  # the tutorial runs much the same
     "inside_auto_lirpa.py": pytest.mark.lirpa,
     "lightning_module.py": pytest.mark.slow,
     # An extra: its wheel has to be of the same build as torch's, which setting up for tests does not see to.
