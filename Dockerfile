@@ -2,7 +2,7 @@
 # docker build -t etb --build-arg BASE=pytorch/pytorch .         a GPU: a base that has torch for it; docker run --gpus all
 #
 # docker run etb                                                 the demo
-# docker run -v $PWD/runs:/work/runs etb compare --dataset digits --methods ibp,expected
+# docker run -v $PWD/runs:/etb/runs etb compare --dataset digits --methods ibp,expected
 ARG BASE=python:3.12-slim
 FROM ${BASE} AS wheel
 WORKDIR /source
@@ -16,8 +16,8 @@ ARG TORCH=torch
 COPY --from=wheel /dist /dist
 RUN python -c "import torch" 2>/dev/null || python -m pip install --no-cache-dir ${TORCH}
 RUN python -m pip install --no-cache-dir /dist/*.whl
-RUN useradd --create-home etb && mkdir -p /work/runs && chown -R etb /work
+RUN useradd --create-home etb && mkdir -p /etb/runs && chown -R etb /etb
 USER etb
-WORKDIR /work
+WORKDIR /etb
 ENTRYPOINT ["etb"]
 CMD ["compare", "--dataset", "digits", "--methods", "ibp,expected,crown", "--out", "demo"]

@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-all bench gpu docs lint format clean
+.PHONY: setup compiled demo test test-all bench gpu docs lint format clean
 
 setup: $(READY)
 
@@ -23,13 +23,14 @@ demo: setup
 	$(BIN)/etb bounds --checkpoint runs/demo/cells/expected-*/last.safetensors \
 	  --methods ibp,ibp:by=auto_LiRPA,crown,crown:by=auto_LiRPA,expected
 
-# Compiled once: where Python is told to leave no caches, each of the tests' several hundred processes would do it again.
-test: setup
+# Where Python is told to leave no caches, each of the tests' several hundred processes would compile it all again.
+compiled: setup
 	$(BIN)/python -m compileall -q etb_plugin
+
+test: compiled
 	$(BIN)/pytest --numprocesses 2
 
-test-all: setup
-	$(BIN)/python -m compileall -q etb_plugin
+test-all: compiled
 	$(BIN)/pytest --numprocesses 2 -m ''
 
 # Ratios within one run, for a quiet machine: some ten minutes.

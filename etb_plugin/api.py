@@ -7,6 +7,7 @@ For a loop of one's own there is `objective`. What these return shows itself in 
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from etb_plugin.report.page import write_report
 from etb_plugin.report.running import RunningPage
 from etb_plugin.report.stoppable import StoppableLive
 from etb_plugin.shown import Shown
-from etb_plugin.training import Training
+from etb_plugin.training import Training, check_radius
 from etb_plugin.verification import RIGOROUS_STAGES, STAGES, Cascade, Settings, Verdict, provers, robustness
 
 __all__ = ["Compared", "Data", "Verified", "compare", "evaluate", "train", "verify"]
@@ -65,17 +66,17 @@ def train(
     >>> train(network, (images, labels), method="mtl-expected", eps=0.1, epochs=20)
     """
     chosen = single_method(method, changes)
-    _check_radius(eps)
+    check_radius(eps)
     if epochs < 1 or batch_size < 1:
         raise ConfigError(f"epochs and batch_size are at least 1; got {epochs} and {batch_size}")
     given = _dataset(network, data)
     settings = training.Settings(eps, epochs, batch_size, learning_rate, seed)
     if folder is None:
         with Live(_console(progress)) as live:
-            return training.train(network, chosen, given, settings, watch=lambda step: live.training(method, step))
+            return training.train(network, chosen, given, settings, watch=partial(live.training, method))
     described = {"method": method, "changes": changes, **asdict(settings), "data": given.digest()}
     with claimed(Path(folder), described), _live(progress) as live:
-        watch: Callable[[training.Progress], None] = lambda step: live.training(method, step)  # noqa: E731
+        watch = partial(live.training, method)
         return training.train(network, chosen, given, settings, folder=Path(folder), watch=watch)
 
 
@@ -95,17 +96,17 @@ def evaluate(
     """Return clean, attacked and certified accuracy of `network` at `eps` (pixel units), in eval mode.
 
     Of a data set the test images are used. What PGD leaves standing is put to a further `attack`, by its name, such as
-    autoattack. With `rigorous` certificates hold in real arithmetic. Raises ConfigError
-    for a certifier that is not sound, UnsupportedLayer for one that cannot take the network, and SoundnessError where a
-    certificate and an attack contradict each other.
+    autoattack. With `rigorous` certificates hold in real arithmetic. Raises ConfigError for a certifier that is not
+    sound, UnsupportedLayer for one that cannot take the network, and SoundnessError where a certificate and an attack
+    contradict each other.
 
     >>> evaluate(network, (images, labels), eps=0.1, certify=["crown"]).certified_accuracy["crown"]
     """
-    _check_radius(eps)
+    check_radius(eps)
     given = _dataset(network, data)
     exam = Exam((eps,), Pgd(pgd_steps, pgd_restarts), tuple(certify), seed, attack, rigorous)
     with evaluating(network), Live(_console(progress)) as live:
-        watch: Callable[[int, int], None] = lambda done, total: live.evaluating("evaluate", eps, done, total)  # noqa: E731
+        watch = partial(live.evaluating, "evaluate", eps)
         return evaluation.evaluate(network, given.test, given.classes, exam, eps, watch=watch)
 
 
@@ -170,7 +171,7 @@ def verify(
     >>> verify(network, images[0], 7, eps=0.1).verdict
     <Verdict.ROBUST: 'robust'>
     """
-    _check_radius(eps)
+    check_radius(eps)
     split, classes = _split(network, image[None], torch.tensor([label]))
     shape = tuple(split.images.shape[1:])
     whole = RIGOROUS_STAGES if rigorous else STAGES
@@ -191,11 +192,6 @@ def _live(progress: bool, also: Callable[[], None] = lambda: None) -> Live:
     """Return the view of work that is kept on disk: a signal stops it between two batches, where signals can be had."""
     signals = threading.current_thread() is threading.main_thread()
     return (StoppableLive if signals else Live)(_console(progress), also)
-
-
-def _check_radius(eps: float) -> None:
-    if not 0 <= eps <= 1:
-        raise ConfigError(f"eps is a radius in pixel units, from 0 to 1; got {eps}")
 
 
 def _dataset(network: nn.Module, data: Data) -> Dataset:

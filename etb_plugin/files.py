@@ -3,9 +3,11 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,35 @@ def write_passing(path: Path, content: str) -> None:
     temporary = path.parent / f".{path.name}.{os.getpid()}{UNFINISHED}"
     temporary.write_text(content)
     temporary.replace(path)
+
+
+class Paced:
+    """Writes something again and again: when `due` is asked, if the last time is long enough ago."""
+
+    every = 2.0
+    """Seconds between two times."""
+    share = 20.0
+    """How many times as long as writing took the next one waits at least: a thousand cells take a while to read."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self._write, self._ended, self._took = write, -math.inf, 0.0
+
+    @property
+    def begun(self) -> bool:
+        """Whether it was written at all."""
+        return self._ended > -math.inf
+
+    def due(self) -> None:
+        """Write, or not yet."""
+        if time.monotonic() - self._ended >= max(self.every, self.share * self._took):
+            self.now()
+
+    def now(self) -> None:
+        """Write."""
+        begun = time.monotonic()
+        self._write()
+        self._ended = time.monotonic()
+        self._took = self._ended - begun
 
 
 def forget_unfinished(folder: Path) -> None:

@@ -47,10 +47,12 @@ class Shown:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def spread(values: dict[str, Any], key: str, prefix: str) -> dict[str, Any]:
-    """Return values with what the mapping under `key` holds in its place, names behind the prefix; None is empty."""
-    inner = values[key] or {}
-    return {k: v for k, v in values.items() if k != key} | {f"{prefix}_{name}": value for name, value in inner.items()}
+def spread(values: dict[str, Any], **prefixes: str) -> dict[str, Any]:
+    """Return values, and behind them what the mappings under the keys of `prefixes` held, each name behind its prefix;
+    None is an empty mapping."""
+    plain = {key: value for key, value in values.items() if key not in prefixes}
+    inner = {key: values[key] or {} for key in prefixes}
+    return plain | {f"{prefixes[key]}_{name}": value for key in inner for name, value in inner[key].items()}
 
 
 def csv_text(rows: list[dict[str, Any]]) -> str:

@@ -1,7 +1,6 @@
 """Comparisons: every entry of an experiment worked out by an engine, and the results put together."""
 
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 
 from etb_plugin import networks
@@ -12,16 +11,12 @@ from etb_plugin.comparison.journal import Watch
 from etb_plugin.comparison.work import Workshop
 from etb_plugin.errors import EtbError
 from etb_plugin.experiment import Experiment, eps_text
-from etb_plugin.files import claimed
+from etb_plugin.files import Paced, claimed
 from etb_plugin.results import Candidate, Result, write_results
 from etb_plugin.training import Team
 
 _MAY_GROW = ("methods", "model", "eps", "seed", "evaluation.eps_test", "evaluation.certify", "verification")
 """Keys whose lists a later call on the same folder may reorder and extend."""
-_WRITE_EVERY = 2.0
-"""Seconds between two writes of the results while cells finish."""
-_WRITE_SHARE = 20
-"""How many times as long as a write the next one waits: a thousand cells take a while to read."""
 
 
 class Comparison:
@@ -76,7 +71,7 @@ class Comparison:
         leads = Team.current().leads  # the others of a team train, and write nothing
         mine = claimed(self.experiment.folder, self.experiment.plain, _MAY_GROW) if leads else contextlib.nullcontext()
         with self.engine.opened(), mine:
-            writer = _Writer(self, evaluation and leads)
+            writer = Paced(self._write if evaluation and leads else lambda: None)
             if leads and self.engine.trains:
                 self.estimate()
                 write_estimates(self.experiment.folder, self.workshop.estimates)
@@ -85,7 +80,7 @@ class Comparison:
                 failures = self._perform(list(candidates(self.entries)), watch, evaluation, lambda: None)
                 failures |= self._perform(self._tests(), watch, evaluation, writer.due)
             finally:
-                writer.write()
+                writer.now()
         if len(failures) == 1:
             raise next(iter(failures.values()))
         if failures:
@@ -123,28 +118,13 @@ class Comparison:
         ordered = sorted(todo.values(), key=lambda task: costs[task.cell.id].seconds if task.cell.id in costs else 0.0)
         return self.engine.run(ordered, self.workshop, watch, finished, evaluation) if todo else {}
 
-
-class _Writer:
-    """Writes results.json and results.csv of what is done, now and then."""
-
-    def __init__(self, comparison: Comparison, wanted: bool) -> None:
-        self._comparison, self._wanted = comparison, wanted
-        self._written, self._took = 0.0, 0.0
-
-    def due(self) -> None:
-        if time.monotonic() - self._written >= max(_WRITE_EVERY, _WRITE_SHARE * self._took):
-            self.write()
-
-    def write(self) -> None:
-        if not self._wanted:
-            return
-        c, begun = self._comparison, time.monotonic()
-        tasks = c.finished()
-        results = [row for task in tasks for row in c.workshop.results(task)]
+    def _write(self) -> None:
+        """Write results.json and results.csv of what is done."""
+        tasks = self.finished()
+        results = [row for task in tasks for row in self.workshop.results(task)]
         grids: dict[str, list[Candidate]] = {
-            task.entry.name: c.workshop.candidates(task.entry) for task in tasks if len(task.entry.cells) > 1
+            task.entry.name: self.workshop.candidates(task.entry) for task in tasks if len(task.entry.cells) > 1
         }
         if results:
-            write_results(c.experiment.folder, c.experiment.plain, c.experiment.device, results, grids)
-        self._written = time.monotonic()
-        self._took = self._written - begun
+            e = self.experiment
+            write_results(e.folder, e.plain, e.device, results, grids)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from etb_plugin.comparison.cells import Task, candidates
-from etb_plugin.comparison.journal import Overview, is_held, read_word
+from etb_plugin.comparison.journal import Overview, Word, is_held, read_word
 from etb_plugin.comparison.work import Workshop
 
 
@@ -12,7 +12,7 @@ from etb_plugin.comparison.work import Workshop
 class Planned:
     """A task of an experiment: its cell, its name, label and network, and its state (done, running, failed, begun or
     missing); the seconds that its training takes, by its own epochs, or else as estimated, or else by those of cells
-    with the same method and network; and the MiB of a step."""
+    with the same method and network; the MiB of a step; and its latest word, where it is running or has failed."""
 
     cell: str
     name: str
@@ -21,6 +21,7 @@ class Planned:
     state: str
     seconds: float | None
     mib: float | None
+    word: Word | None
 
 
 def planned(shop: Workshop) -> list[Planned]:
@@ -41,19 +42,18 @@ def planned(shop: Workshop) -> list[Planned]:
         else:
             known_pace = like if pace is None else pace
             seconds = None if known_pace is None else epochs * known_pace
-        named = (task.cell.id, task.name, task.entry.label, task.cell.model, _state(shop, task))
-        found.append(Planned(*named, seconds, None if cost is None else cost.mib))
+        state, word = _state(shop, task)
+        named = (task.cell.id, task.name, task.entry.label, task.cell.model, state)
+        found.append(Planned(*named, seconds, None if cost is None else cost.mib, word))
     return found
 
 
 def overview(shop: Workshop) -> tuple[Overview, dict[str, str]]:
     """Return where a run stands, by what is on disk, and why cells failed."""
-    tasks = _known_tasks(shop)
-    states = {task: _state(shop, task) for task in tasks}
-    words = {task: read_word(task.cell.folder) for task in tasks if states[task] in ("running", "failed")}
-    running = {t.cell.id: word for t, word in words.items() if word is not None and states[t] == "running"}
-    failed = {t.name: str(word.failed) for t, word in words.items() if word is not None and states[t] == "failed"}
-    return Overview(sum(state == "done" for state in states.values()), len(tasks), running), failed
+    seen = [(task, *_state(shop, task)) for task in _known_tasks(shop)]
+    running = {task.cell.id: word for task, state, word in seen if word is not None and state == "running"}
+    failed = {task.name: str(word.failed) for task, state, word in seen if word is not None and state == "failed"}
+    return Overview(sum(state == "done" for _, state, _ in seen), len(seen), running), failed
 
 
 def _known_tasks(shop: Workshop) -> list[Task]:
@@ -66,12 +66,13 @@ def _kind(task: Task) -> tuple[str, str]:
     return task.cell.method.name, task.cell.model
 
 
-def _state(shop: Workshop, task: Task) -> str:
+def _state(shop: Workshop, task: Task) -> tuple[str, Word | None]:
+    """Return a task's state, and its latest word where it is running or has failed."""
     if shop.is_done(task):
-        return "done"
+        return "done", None
     word = read_word(task.cell.folder)
     if word is None:
-        return "missing"
+        return "missing", None
     if is_held(task.cell.folder):
-        return "running"
-    return "begun" if word.failed is None else "failed"
+        return "running", word
+    return ("begun", None) if word.failed is None else ("failed", word)

@@ -28,7 +28,7 @@ from etb_plugin.files import read_experiment_of, read_json, write_file, write_js
 from etb_plugin.networks import evaluating, members
 from etb_plugin.results import Candidate, Result
 from etb_plugin.results.networks import describe, untrained
-from etb_plugin.training import Epoch, Estimate, Team, Training, check_training, train
+from etb_plugin.training import Epoch, Estimate, Team, Training, check_training, read_metrics, train
 from etb_plugin.training.tensorboard import TensorBoard, check_tensorboard
 from etb_plugin.verification import Verification
 
@@ -225,8 +225,8 @@ class Workshop:
 
     def pace(self, cell: Cell) -> float | None:
         """Return the seconds of an epoch of a cell, where one was measured."""
-        file = cell.folder / "metrics.jsonl"
-        return fmean(json.loads(line)["seconds"] for line in file.read_text().splitlines()) if file.exists() else None
+        epochs = read_metrics(cell.folder)
+        return fmean(epoch["seconds"] for epoch in epochs) if epochs else None
 
     def candidates(self, entry: Entry) -> list[Candidate]:
         """Return how each point of a grid does on the validation images; all of them have to be done."""

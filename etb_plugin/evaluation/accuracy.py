@@ -57,7 +57,7 @@ class Evaluation(Shown):
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row, with a column for each bound's certified accuracy, and one for a further attack's."""
-        return [spread(spread(asdict(self), "attacked_accuracy", "attacked"), "certified_accuracy", "certified")]
+        return [spread(asdict(self), attacked_accuracy="attacked", certified_accuracy="certified")]
 
 
 def evaluate(

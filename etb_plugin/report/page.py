@@ -108,11 +108,12 @@ def fragment(runs: Sequence[Run], spread: Spread) -> str:
 def write_report(folder: Path, title: str, spread: Spread) -> None:
     """Write a run's report.html, and its plots as plots/*.png and *.pdf; nothing where they are there already, of the
     same results: drawing takes longer than all else that a finished run does."""
-    run, file = read_run(folder), folder / "report.html"
+    file = folder / "report.html"
     content = (folder / "results.json").read_bytes() + repr((title, spread, __version__)).encode()
     mark = f"<!-- {hashlib.sha256(content).hexdigest()} -->\n"
     if file.exists() and file.read_text().endswith(mark):
         return
+    run = read_run(folder)
     plots = plots_of([run])
     for drawn in plots.values():  # a run has one data set
         for name, made in drawn.items():

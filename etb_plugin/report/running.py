@@ -1,25 +1,20 @@
 """The page of a run while it runs: what is done, what goes on and how far, and the curves so far. It asks to be read
 again every few seconds, without a server; the finished report takes its place."""
 
-import json
-import time
 from collections.abc import Iterator
 from html import escape
 from types import TracebackType
 from typing import Any, Self
 
-from etb_plugin.comparison import Comparison, Overview, Planned, overview, planned
-from etb_plugin.files import write_passing
+from etb_plugin.comparison import Comparison, Planned, Word, planned
+from etb_plugin.files import Paced, write_passing
 from etb_plugin.report.curves import Curve, curves
 from etb_plugin.report.figures import Style, styles
 from etb_plugin.report.live import duration
 from etb_plugin.report.page import document, tables
 from etb_plugin.report.sheet import comparison_sheet
+from etb_plugin.training import read_metrics
 
-_EVERY = 2.0
-"""Seconds between two pages."""
-_SHARE = 20.0
-"""How many times as long as writing a page took the next one waits at least."""
 _REFRESH = 5
 """Seconds after which a browser reads the page again."""
 _DASHES = {"-": "", "--": "6 3", "-.": "6 3 1 3", ":": "1.5 3"}
@@ -36,7 +31,8 @@ class RunningPage:
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
-        self._written, self._took = 0.0, 0.0
+        self._paced = Paced(lambda: self._write(runs=True))
+        self.due = self._paced.due
 
     def __enter__(self) -> Self:
         return self
@@ -44,33 +40,25 @@ class RunningPage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self._written:
+        if kind is not None and self._paced.begun:
             self._write(runs=False)
 
-    def due(self) -> None:
-        """Write the page, if the last one is old enough."""
-        if time.monotonic() - self._written >= max(_EVERY, _SHARE * self._took):
-            self._write(runs=True)
-
     def _write(self, *, runs: bool) -> None:
-        begun = time.monotonic()
         write_passing(self._comparison.experiment.folder / "report.html", self._page(runs))
-        self._written = time.monotonic()
-        self._took = self._written - begun
 
     def _page(self, runs: bool) -> str:
         c = self._comparison
         plan = planned(c.workshop)
-        seen, failed = overview(c.workshop)
+        running = [item.word for item in plan if item.state == "running" and item.word is not None]
         done = sum(item.state == "done" for item in plan)
         said = f"{done:,} of {len(plan):,} cells done"
         if runs:
-            left = _left(plan, seen)
-            said += f", {len(seen.running):,} running" + (f"; about {duration(left)} left" if left else "")
+            left = _left(plan, running)
+            said += f", {len(running):,} running" + (f"; about {duration(left)} left" if left else "")
         else:
             said += "; stopped: the same command goes on from here"
         parts = [f'<progress value="{done}" max="{max(1, len(plan))}" aria-label="cells done"></progress>']
-        parts += _cells(plan, seen, failed)
+        parts += _cells(plan)
         results = [row for task in c.finished() for row in c.workshop.results(task)]
         if results:
             parts += ["<h2>Results so far</h2>", *tables(comparison_sheet(results, "", c.experiment.report.spread))]
@@ -81,9 +69,8 @@ class RunningPage:
         logs: list[tuple[str, list[dict[str, Any]]]] = []
         for entry in self._comparison.entries:
             for cell in entry.cells:
-                file = cell.folder / "metrics.jsonl"
-                if file.exists():
-                    logs.append((entry.label, [json.loads(line) for line in file.read_text().splitlines()]))
+                if epochs := read_metrics(cell.folder):
+                    logs.append((entry.label, epochs))
         if not logs:
             return
         style = styles([label for label, _ in logs])
@@ -108,23 +95,25 @@ def _legend(label: str, style: Style) -> str:
     return f'<span class="legend"><svg viewBox="0 0 22 10" aria-hidden="true">{line}</svg> {escape(label)}</span>'
 
 
-def _left(plan: list[Planned], seen: Overview) -> float:
+def _left(plan: list[Planned], running: list[Word]) -> float:
     """Return the seconds of training that are left, shared among as many cells as run now."""
-    of_running = sum(word.seconds_left or 0.0 for word in seen.running.values())
+    of_running = sum(word.seconds_left or 0.0 for word in running)
     waiting = [item.seconds for item in plan if item.state in ("missing", "begun") and item.seconds is not None]
-    return (of_running + sum(waiting)) / max(1, len(seen.running))
+    return (of_running + sum(waiting)) / max(1, len(running))
 
 
-def _cells(plan: list[Planned], seen: Overview, failed: dict[str, str]) -> Iterator[str]:
+def _cells(plan: list[Planned]) -> Iterator[str]:
     yield '<div class="scroll"><table class="sortable cells"><thead><tr>'
     yield "".join(f"<th><button>{name}</button></th>" for name in ("cell", "state", "done", "now"))
     yield "</tr></thead><tbody>"
     for item in plan:
-        word = seen.running.get(item.cell) if item.state == "running" else None
-        share = 1.0 if item.state == "done" else word.done / max(1, word.total) if word is not None else 0.0
-        said = failed.get(item.name, "") if word is None else word.status
-        if word is not None and word.seconds_left is not None:
-            said += f", {duration(word.seconds_left)} left"
+        word, share, said = item.word, float(item.state == "done"), ""
+        if word is not None and word.failed is not None:
+            said = word.failed
+        elif word is not None:
+            share, said = word.done / max(1, word.total), word.status
+            if word.seconds_left is not None:
+                said += f", {duration(word.seconds_left)} left"
         state = "waiting" if item.state == "missing" else item.state
         yield (
             f"<tr><td>{escape(item.name)}</td><td>{escape(state)}</td>"

@@ -13,6 +13,7 @@ from etb_plugin.comparison.work import MARGIN
 from etb_plugin.errors import CheckpointError, SoundnessError
 from etb_plugin.experiment import eps_text
 from etb_plugin.results import SCHEMA, Result
+from etb_plugin.training import read_metrics
 
 _ROWS = TypeAdapter(Result)
 
@@ -147,9 +148,8 @@ _KEPT = ("images", "labels", "points", "before", "after")
 def logs(run: Run) -> Iterator[tuple[dict[str, Any], list[dict[str, float]]]]:
     """Yield what is known of each trained cell of a run, and its metrics, epoch by epoch."""
     for row, folder in _cells(run):
-        metrics = folder / "metrics.jsonl"
-        if metrics.exists():
-            yield row, [json.loads(line) for line in metrics.read_text().splitlines()]
+        if epochs := read_metrics(folder):
+            yield row, epochs
 
 
 def _cells(run: Run) -> list[tuple[dict[str, Any], Path]]:

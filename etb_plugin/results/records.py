@@ -20,7 +20,6 @@ from etb_plugin.training import Training
 
 SCHEMA = 1
 _COSTS = ("train_seconds", "seconds_per_epoch", "step_ms", "nominal_step_ms", "peak_memory_mib")
-_CERTIFIED = "certified_accuracy", "certified"
 _PACKAGES = ("torch", "auto_LiRPA", "convex_adversarial", "numpy")
 
 
@@ -71,10 +70,8 @@ class Result(Shown):
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the row of results.csv: each bound's certified accuracy, and what was verified, in columns."""
-        row = asdict(self)
-        for key, prefix in (("verified", "verification"), ("attacked_accuracy", "attacked"), _CERTIFIED):
-            row = spread(row, key, prefix)
-        return [row]
+        prefixes = {"verified": "verification", "attacked_accuracy": "attacked", "certified_accuracy": "certified"}
+        return [spread(asdict(self), **prefixes)]
 
     @property
     def relative_step(self) -> float | None:

@@ -5,8 +5,17 @@ differs between runs is in `Settings`.
 """
 
 from etb_plugin.training.estimates import Estimate, estimate
-from etb_plugin.training.loop import Epoch, Progress, Settings, Training, check_training, schedule_of, train
-from etb_plugin.training.own_loop import TrainingLoss, objective
+from etb_plugin.training.loop import (
+    Epoch,
+    Progress,
+    Settings,
+    Training,
+    check_training,
+    read_metrics,
+    schedule_of,
+    train,
+)
+from etb_plugin.training.own_loop import TrainingLoss, check_radius, objective
 from etb_plugin.training.schedule import last_point
 from etb_plugin.training.team import Team, joined
 
@@ -18,11 +27,13 @@ __all__ = [
     "Team",
     "Training",
     "TrainingLoss",
+    "check_radius",
     "check_training",
     "estimate",
     "joined",
     "last_point",
     "objective",
+    "read_metrics",
     "schedule_of",
     "train",
 ]

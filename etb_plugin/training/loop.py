@@ -230,6 +230,12 @@ def _save(folder: Path, state: State, about: Mapping[str, Any], is_best: bool) -
     state.save(folder / "state.pt")
 
 
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return what a run's folder logs of each epoch; nothing where none has ended."""
+    file = folder / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
 def check_training(network: nn.Module, method: Method, data: Dataset, settings: Settings) -> None:
     """Raise UnsupportedLayer or ConfigError for what `train` cannot do, before it begins."""
     Team.current().check(network)

@@ -64,7 +64,7 @@ class TrainingLoss:
         return point if eps is None else replace(point, eps=eps)
 
     def __call__(self, images: Tensor, labels: Tensor, eps: float | None = None) -> Tensor:
-        _check_radius(eps)
+        check_radius(eps)
         if self.last is None:
             self._check(images, labels)
         self.last = self._loss(images, labels, self._point(eps), self.generator)
@@ -126,7 +126,7 @@ def objective(
     ...     optimizer.step()
     """
     method = single_method(name, changes)
-    _check_radius(eps)
+    check_radius(eps)
     if (epochs is None) != (batches is None):
         raise ConfigError("a schedule needs both: epochs, and batches, the steps of each")
     run = None if epochs is None or batches is None else Run(epochs, batches)
@@ -135,6 +135,7 @@ def objective(
     return TrainingLoss(method, network, input_shape, classes, eps, run, seed)
 
 
-def _check_radius(eps: float | None) -> None:
+def check_radius(eps: float | None) -> None:
+    """Raise ConfigError for what is no radius; None is one that is named later."""
     if eps is not None and not 0 <= eps <= 1:
         raise ConfigError(f"eps is a radius in pixel units, from 0 to 1; got {eps}")

@@ -14,7 +14,7 @@ from selenium.webdriver.common.keys import Keys
 
 from etb_plugin.comparison import Comparison
 from etb_plugin.experiment import read_experiment
-from etb_plugin.report import running
+from etb_plugin.files import Paced
 from etb_plugin.report.live import Live
 from etb_plugin.report.running import RunningPage
 from etb_plugin.report.runs import examples, read_runs
@@ -154,8 +154,8 @@ def test_the_policy_runs_no_script_but_the_pages_own(browser, folder):
 
 
 def test_while_a_run_goes_on_its_page_shows_cells_curves_and_the_time_left(browser, tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "_EVERY", 0.0)
-    monkeypatch.setattr(running, "_SHARE", 0.0)
+    monkeypatch.setattr(Paced, "every", 0.0)
+    monkeypatch.setattr(Paced, "share", 0.0)
     flags = {"methods": "ibp,expected", "model": "mlp-12x2", "epochs": 4, "test_limit": 40, "pgd_steps": 3}
     comparison = Comparison(read_experiment(None, {**flags, "train_limit": 400, "out": str(tmp_path / "run")}))
     file = tmp_path / "run/report.html"
