@@ -5,7 +5,7 @@
     python compare/epochs.py --peer CTRAIN/bin/python [--images 10000] [--threads 2] [--rounds 2] [--out FILE]
 
 Real MNIST (ETB_DATA_DIR, or --data-dir), `small`, eps 0.1, Adam, gradients cut at 10, L1 of 1e-6; CROWN-IBP while the
-radius grows, without loss fusion. What had to be done to make CTRAIN run is in `peers/ctrain_epochs.py`.
+radius grows, without loss fusion. What had to be done to make CTRAIN run is in `peers/ctrain_runs.py`.
 """
 
 import argparse

@@ -6,44 +6,20 @@ Prints one line of JSON: the seconds of each epoch but the first, from one pass 
 is `small`; the radius grows over the first RAMP epochs.
 """
 
-import importlib.util
 import json
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
+import ctrain_runs  # noqa: F401  (before CTRAIN)
 import numpy as np
 import torch
+from CTRAIN.model_wrappers.crown_ibp_model_wrapper import CrownIBPModelWrapper
+from CTRAIN.model_wrappers.shi_ibp_model_wrapper import ShiIBPModelWrapper
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-# auto_LiRPA 0.3, which pip gives, wants names of a torch of 2022: what our own package supplies for it, by itself.
-_COMPAT = Path(__file__).parents[2] / "etb_plugin" / "lirpa" / "compat.py"
-_spec = importlib.util.spec_from_file_location("compat", _COMPAT)
-compat = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(compat)
-compat.apply()
-
-# CTRAIN is written for a later auto_LiRPA. BoundRelu is elsewhere in 0.3; the copy of abCROWN that its evaluation
-# imports lacks more, and no training needs it; Shi's initialisation and regularisers look for the later one's names of
-# nodes, and loss fusion for its operations: these are left out, here and on our side.
-import auto_LiRPA.operators.activation  # noqa: E402
-
-sys.modules["auto_LiRPA.operators.relu"] = auto_LiRPA.operators.activation
-sys.modules["CTRAIN.complete_verification.abCROWN.verify"] = MagicMock()
-
-from auto_LiRPA import BoundedModule  # noqa: E402
-from CTRAIN.model_wrappers.crown_ibp_model_wrapper import CrownIBPModelWrapper  # noqa: E402
-from CTRAIN.model_wrappers.shi_ibp_model_wrapper import ShiIBPModelWrapper  # noqa: E402
-
-compat.patch_bounded_module(BoundedModule)
-for name in ("shi_ibp", "crown_ibp"):
-    loop = sys.modules[f"CTRAIN.train.certified.{name}"]
-    loop.ibp_init_shi = lambda *_: None
-    loop.get_shi_regulariser = lambda **_: 0.0
 WRAPPERS = {"ibp": ShiIBPModelWrapper, "crown-ibp": CrownIBPModelWrapper}
 
 
