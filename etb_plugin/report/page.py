@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -63,8 +63,8 @@ def page(runs: Sequence[Run], plots: Plots, title: str, spread: Spread, *, again
     parts: list[str] = []
     results = merged(runs)
     grouped = by_dataset(results)
-    shown = [list(examples(run)) for run in runs]
-    links = {one.name: f"images-{n}-{m}" for n, some in enumerate(shown) for m, one in enumerate(some)}
+    shown = [_by_name(examples(run)) for run in runs]
+    links = {name: f"images-{n}-{m}" for n, some in enumerate(shown) for m, name in enumerate(some)}
     for dataset, own in grouped.items():
         parts.append(f"<h2>{escape(dataset if len(grouped) > 1 else 'Results')}</h2>")
         parts += tables(comparison_sheet(own, "", spread), links)
@@ -181,47 +181,62 @@ def _plots(figures: dict[str, Figure]) -> Iterator[str]:
         yield f"<figcaption>{caption}</figcaption></figure>"
 
 
-def _attacked(found: Sequence[Example], place: str) -> Iterator[str]:
-    """Yield the first test images, what PGD makes of them for each method, and behind each method's name what was
-    certified, attacked and how."""
+def _by_name(found: Iterable[Example]) -> dict[str, list[Example]]:
+    """Return the examples of each row, one for each seed."""
+    rows: dict[str, list[Example]] = {}
+    for example in found:
+        rows.setdefault(example.name, []).append(example)
+    return rows
+
+
+def _attacked(found: Mapping[str, Sequence[Example]], place: str) -> Iterator[str]:
+    """Yield the first test images, what PGD makes of them for the first seed of each row, and behind the row's name
+    what was certified, attacked and how, seed by seed."""
     if not found:
         return
-    first = found[0]
+    first = next(iter(found.values()))[0]
     yield f"<h2>The first test images of {escape(first.dataset)}, attacked</h2>"
     yield (
-        f"<p>PGD at ε = {eps_text(first.eps)}, one seed of each method. Below each image is what the network says; "
+        f"<p>PGD at ε = {eps_text(first.eps)}, the first seed of each. Below each image is what the network says; "
         f'<span class="broken">coloured</span>: PGD changed it. A method\'s name leads to its margins.</p>'
     )
     yield '<div class="scroll"><table class="examples"><tbody><tr><td>image<br>label</td>'
     for image, label in zip(first.images, first.labels, strict=True):
         yield f"<td>{_picture(image)}{label}</td>"
     yield "</tr>"
-    for number, example in enumerate(found):
-        yield f'<tr><td><a href="#{place}-{number}">{escape(example.name)}</a></td>'
+    for number, (name, (example, *_)) in enumerate(found.items()):
+        yield f'<tr><td><a href="#{place}-{number}">{escape(name)}</a></td>'
         for image, before, after in zip(example.points, example.before, example.after, strict=True):
             yield f"<td>{_picture(image)}{_said(before, after)}</td>"
         yield "</tr>"
     yield "</tbody></table></div>"
-    for number, example in enumerate(found):
-        yield f'<details id="{place}-{number}"><summary>{escape(example.name)}: its images, one by one</summary>'
-        yield '<div class="scroll"><table class="examples"><tbody>'
-        scale = 1 / (2 * example.eps) if example.eps else 1.0
-        differences = 0.5 + scale * (example.points - example.images)
-        rows = (
-            ("image<br>label", map(_captioned, example.images, example.labels)),
-            ("under PGD<br>said", map(_captioned, example.points, map(_said, example.before, example.after))),
-            (f"difference<br>x {scale:.3g}", map(_picture, differences)),
-            *((f"margin by<br>{escape(name)}", map(_margin, row)) for name, row in example.margins.items()),
-        )
-        for name, cells in rows:
-            yield f"<tr><td>{name}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-        yield "</tbody></table></div>"
-        if example.margins:
+    for number, (name, seeds) in enumerate(found.items()):
+        yield f'<details id="{place}-{number}"><summary>{escape(name)}: its images, one by one</summary>'
+        for example in seeds:
+            if len(seeds) > 1:
+                yield f"<h3>seed {example.seed}</h3>"
+            yield from _one_by_one(example)
+        if seeds[0].margins:
             yield (
                 "<p>Margin: a lower end, over the whole box, of how far the label's logit is ahead of every other's. "
                 '<span class="certified">Above 0</span> the image is certified.</p>'
             )
         yield "</details>"
+
+
+def _one_by_one(example: Example) -> Iterator[str]:
+    yield '<div class="scroll"><table class="examples"><tbody>'
+    scale = 1 / (2 * example.eps) if example.eps else 1.0
+    differences = 0.5 + scale * (example.points - example.images)
+    rows = (
+        ("image<br>label", map(_captioned, example.images, example.labels)),
+        ("under PGD<br>said", map(_captioned, example.points, map(_said, example.before, example.after))),
+        (f"difference<br>x {scale:.3g}", map(_picture, differences)),
+        *((f"margin by<br>{escape(bound)}", map(_margin, row)) for bound, row in example.margins.items()),
+    )
+    for name, cells in rows:
+        yield f"<tr><td>{name}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    yield "</tbody></table></div>"
 
 
 def _captioned(image: np.ndarray, caption: object) -> str:

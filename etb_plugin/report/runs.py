@@ -113,12 +113,31 @@ def _alike(one: Run, other: Run) -> bool:
     return all(one.experiment.get(key) == other.experiment.get(key) for key in ("training", "evaluation"))
 
 
+def row_names(results: Sequence[Result]) -> dict[tuple[str, str, float | None], str]:
+    """Return how a table calls the networks of each method, model and training eps: by as much of it as tells them
+    apart."""
+    models = {r.model for r in results}
+    radii: dict[str, set[float | None]] = {}
+    for r in results:
+        radii.setdefault(r.method, set()).add(r.eps_train)
+    names = {}
+    for r in results:
+        parts = [r.method]
+        parts += [r.model] * (len(models) > 1)
+        if len(radii[r.method]) > 1 and r.eps_train is not None:
+            parts.append(f"eps {eps_text(r.eps_train)}")
+        names[r.method, r.model, r.eps_train] = ", ".join(parts)
+    return names
+
+
 @dataclass(frozen=True)
 class Example:
-    """Test images [n, *input] with their labels, what PGD at `eps` made of them for one network, and what the network
-    says of them before and after; `margins`, by each certifier, lower ends of the label's margin over the box [n]."""
+    """Test images [n, *input] with their labels, what PGD at `eps` made of them for the network of one cell, and what
+    it says of them before and after; `margins`, by each certifier, lower ends of the label's margin over the box [n].
+    The cells of a table's row, its seeds, share its `name`."""
 
     name: str
+    seed: int | None
     dataset: str
     eps: float
     images: np.ndarray
@@ -130,16 +149,16 @@ class Example:
 
 
 def examples(run: Run) -> Iterator[Example]:
-    """Yield the attacked images that the cells of a run kept, those of the first seed, in the order of its results."""
+    """Yield the attacked images that the cells of a run kept, in the order of its results."""
+    names = row_names(run.results)
     for row, folder in _cells(run):
         file = folder / "examples.npz"
-        if file.exists() and row["seed"] == run.results[0].seed:
-            several = len({r.eps_train for r in run.results if r.method == row["method"]}) > 1
-            name = row["method"] + (f", eps {eps_text(row['eps_train'])}" if several else "")
+        if file.exists():
+            name = names[row["method"], row["model"], row["eps_train"]]
             with np.load(file) as kept:
                 pictures: dict[str, Any] = {key: kept[key] for key in _KEPT}
                 margins = {key.removeprefix(MARGIN): kept[key] for key in kept.files if key.startswith(MARGIN)}
-                yield Example(name, row["dataset"], float(kept["eps"]), **pictures, margins=margins)
+                yield Example(name, row["seed"], row["dataset"], float(kept["eps"]), **pictures, margins=margins)
 
 
 _KEPT = ("images", "labels", "points", "before", "after")

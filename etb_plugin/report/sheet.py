@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from etb_plugin.experiment import changed_text, eps_text
+from etb_plugin.report.runs import row_names
 from etb_plugin.results import Result
 
 Spread = Literal["deviation", "interval"]
@@ -89,17 +90,10 @@ def comparison_sheet(results: Sequence[Result], heading: str, spread: Spread = "
 
 def _rows(results: Sequence[Result]) -> list[tuple[float, list[tuple[str, list[Result]]]]]:
     """Return for each test eps the rows' names, and their results, one for each seed."""
-    models = {r.model for r in results}
-    radii: dict[str, set[float | None]] = {}
-    for r in results:
-        radii.setdefault(r.method, set()).add(r.eps_train)
+    names = row_names(results)
     found: dict[float, dict[str, list[Result]]] = {}
     for r in results:
-        parts = [r.method]
-        parts += [r.model] * (len(models) > 1)
-        if len(radii[r.method]) > 1 and r.eps_train is not None:
-            parts.append(f"eps {eps_text(r.eps_train)}")
-        found.setdefault(r.eps_test, {}).setdefault(", ".join(parts), []).append(r)
+        found.setdefault(r.eps_test, {}).setdefault(names[r.method, r.model, r.eps_train], []).append(r)
     return [(eps, list(found[eps].items())) for eps in sorted(found)]
 
 

@@ -126,17 +126,21 @@ def test_a_name_opens_its_images_with_margins_that_the_certificates_are_made_of(
     link.send_keys(Keys.ENTER)
     (opened,) = [d for d in browser.find_elements(By.CSS_SELECTOR, "details[id^=images]") if d.get_property("open")]
     assert opened.text.startswith(f"{name}: its images")
-    shown = {row.find_element(By.TAG_NAME, "td").text: row for row in opened.find_elements(By.TAG_NAME, "tr")}
-    assert len(shown[f"difference\nx {1 / (2 * 0.1):.3g}"].find_elements(By.TAG_NAME, "img")) == 8
+    assert [heading.text for heading in opened.find_elements(By.TAG_NAME, "h3")] == ["seed 0", "seed 1"]
+    tables = opened.find_elements(By.TAG_NAME, "table")
     (run,) = read_runs([folder / "runs/mine"])
-    example = next(one for one in examples(run) if one.name == name)
-    for bound_name in ("ibp", "crown-ibp"):
-        cells = shown[f"margin by\n{bound_name}"].find_elements(By.TAG_NAME, "td")[1:]
-        assert [float(cell.text) for cell in cells] == pytest.approx(example.margins[bound_name].tolist(), rel=0.01)
-        green = [bool(cell.find_elements(By.CLASS_NAME, "certified")) for cell in cells]
-        assert green == [value > 0 for value in example.margins[bound_name]]
-    changed = example.before != example.after
-    assert not (changed & (example.margins["ibp"] > 0)).any()
+    seeds = [one for one in examples(run) if one.name == name]
+    assert [example.seed for example in seeds] == [0, 1]
+    for table, example in zip(tables, seeds, strict=True):
+        shown = {row.find_element(By.TAG_NAME, "td").text: row for row in table.find_elements(By.TAG_NAME, "tr")}
+        assert len(shown[f"difference\nx {1 / (2 * 0.1):.3g}"].find_elements(By.TAG_NAME, "img")) == 8
+        for bound_name in ("ibp", "crown-ibp"):
+            cells = shown[f"margin by\n{bound_name}"].find_elements(By.TAG_NAME, "td")[1:]
+            assert [float(cell.text) for cell in cells] == pytest.approx(example.margins[bound_name].tolist(), rel=0.01)
+            green = [bool(cell.find_elements(By.CLASS_NAME, "certified")) for cell in cells]
+            assert green == [value > 0 for value in example.margins[bound_name]]
+        changed = example.before != example.after
+        assert not (changed & (example.margins["ibp"] > 0)).any()
 
 
 def test_the_policy_runs_no_script_but_the_pages_own(browser, folder):
