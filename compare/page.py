@@ -1,5 +1,5 @@
-"""Write docs/results.md from the files of compare/results, in the order of compare/page.yaml, and docs/losses.md, each
-method's loss with its cost and result beside it.
+"""Write docs/results.md from the files of compare/results, in the order of compare/page.yaml; docs/losses.md, each
+method's loss with its cost and result beside it; docs/zoo.md from the cards of compare/models; and README's table.
 
     python compare/page.py            # after a result and its entry were added
     python compare/page.py --check    # exit status 1 where a page says something else
@@ -10,13 +10,16 @@ Nothing on the page is typed by hand but titles, commands, dates and notes.
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import yaml
+from markdown.extensions.toc import slugify
 
+from etb_plugin.networks.checkpoints import read_weights
 from etb_plugin.report.figures import draw
 from etb_plugin.report.published import Beside, beside
 from etb_plugin.report.runs import Run, by_dataset, merged, read_runs
@@ -25,7 +28,8 @@ from etb_plugin.report.text import markdown, markdown_table
 from etb_plugin.results import Result
 
 TOP = Path(__file__).parent
-RESULTS, DOCS = TOP / "results", TOP.parent / "docs"
+RESULTS, MODELS, DOCS = TOP / "results", TOP / "models", TOP.parent / "docs"
+START, END = "<!-- written by compare/page.py -->", "<!-- up to here -->"
 HEAD = """\
 # Results
 
@@ -38,6 +42,18 @@ Everything here ran on two CPU cores, without a GPU. MNIST is the original data 
 MNIST, small, trained and tested at 0.1, 20 epochs: the first comparison below as a picture, without `pgd` and
 `exp-ibp`, for whose networks far less is certified. Small marks are seeds. On 1,000 images an interval of 95 %
 reaches 1.4 to either side: most of these methods cannot be told apart by it.
+"""
+ZOO = """\
+# Networks that come along
+
+In a clone, `etb verify zoo:NAME --eps-test EPS --images 0:200` and `etb evaluate zoo:NAME` take them. Percent of test
+images; AutoAttack is without FAB, on the images of the card. To add one, put its weights (safetensors as `etb` writes
+them, under 2 MiB) at `compare/models/NAME.safetensors`, then
+
+    python compare/zoo.py NAME --eps 0.1 --made "etb compare FILE.yaml"
+    python compare/page.py
+
+which measure it, and write its card and this page.
 """
 LOSSES = r"""# Losses
 
@@ -62,12 +78,14 @@ and spreads; an interval of 95 % reaches 1.4 to either side at most of these.
 def main() -> None:
     order = yaml.safe_load((TOP / "page.yaml").read_text())
     first = order["comparisons"][0]
-    pages = {"results.md": page(order), "losses.md": losses(first)}
+    front = TOP.parent / "README.md"
+    pages = {DOCS / "results.md": page(order), DOCS / "losses.md": losses(first), DOCS / "zoo.md": zoo()}
+    pages[front] = with_table(front.read_text(), order)
     if "--check" in sys.argv:
-        stale = [name for name, text in pages.items() if (DOCS / name).read_text() != text]
-        sys.exit(f"docs/{', '.join(stale)} differs from the results: run python compare/page.py" if stale else 0)
-    for name, text in pages.items():
-        (DOCS / name).write_text(text)
+        stale = [file.name for file, text in pages.items() if file.read_text() != text]
+        sys.exit(f"{', '.join(stale)} differs from the results: run python compare/page.py" if stale else 0)
+    for file, text in pages.items():
+        file.write_text(text)
     results = [result for result in merged(runs_of(first)) if result.method not in first["unplotted"]]
     draw(results, ())["pareto"].savefig(DOCS / "pareto.png", dpi=110)
 
@@ -77,7 +95,7 @@ def page(order: dict[str, Any]) -> str:
     missing = {file.stem for file in RESULTS.glob("*.json") if "cells" in json.loads(file.read_text())} - shown
     if missing:
         sys.exit(f"compare/page.yaml does not say how these were made: {', '.join(sorted(missing))}")
-    parts = [HEAD, "## Published, and here\n", *published(order["comparisons"]), "## Comparisons\n"]
+    parts = [HEAD, *seeds(order), "## Published, and here\n", *published(order["comparisons"]), "## Comparisons\n"]
     for entry in order["comparisons"]:
         parts += comparison(entry)
     parts.append("## Studies: figures and tables of the papers, and our own\n")
@@ -108,6 +126,34 @@ def accuracies(seeds: list[Result]) -> str:
     return " / ".join(percent(fmean(column)) for column in zip(*triples, strict=True))
 
 
+def seeds(order: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each figure and table of the seeds, and how many are measured at full size, and as published."""
+    titles = {entry["title"] for entry in order["comparisons"]}
+    known = titles | {json.loads((RESULTS / f"{name}.json").read_text())["study"] for name in order["studies"]}
+    rows, counts = [], Counter[str]()
+    for seed in order["seeds"]:
+        if seed["by"] not in {*known, None}:
+            sys.exit(f"compare/page.yaml: {seed['item']} is measured by {seed['by']}, which is not on the page")
+        full, off = seed["size"].startswith("full"), "off" in seed
+        counts[("off" if off else "as published") if full else "less"] += 1
+        where = f"[{seed['by']}](#{slugify(seed['by'], '-')})" if seed["by"] else ""
+        mark = "" if not full else f"off: {seed['off']}" if off else "✅"
+        rows.append([seed["item"], where, seed["size"], mark or seed.get("off", "")])
+    yield "## The figures and tables of the papers\n"
+    yield (
+        f"Of {len(rows)}: at full size {counts['as published']} as published (✅), {counts['off']} off; "
+        f"{counts['less']} at less than that, or not run.\n"
+    )
+    yield markdown_table(["source", "measured by", "size here", ""], rows)
+
+
+def beside_published(entry: dict[str, Any]) -> Iterator[tuple[Beside, int]]:
+    """Yield published figures with those of a comparison beside them, and on how many images ours stand."""
+    runs = runs_of(entry)
+    images = min(result.images for run in runs for result in run.results)
+    yield from ((one, images) for one in beside(merged(runs)))
+
+
 def published(entries: list[dict[str, Any]]) -> Iterator[str]:
     """Yield a table of published verified errors and ours: ours is a match where the published one lies in its interval
     of 95 %, or above it."""
@@ -116,9 +162,7 @@ def published(entries: list[dict[str, Any]]) -> Iterator[str]:
     for entry in entries:
         if "length" not in entry:
             continue
-        runs = runs_of(entry)
-        images = min(result.images for run in runs for result in run.results)
-        for one in beside(merged(runs)):
+        for one, images in beside_published(entry):
             p = one.published
             theirs = " / ".join("-" if e is None else f"{100 * e:.2f}" for e in (p.clean, p.pgd, p.verified))
             ours = f"{percent(one.clean)} / {percent(one.pgd)} / {percent(one.verified)}"
@@ -130,6 +174,86 @@ def published(entries: list[dict[str, Any]]) -> Iterator[str]:
         "how much ours lies above it, and half of our interval. PGD here has 40 steps; what the papers verified and "
         "attacked by is in `etb report --against paper`.\n"
     )
+
+
+def zoo() -> str:
+    """Return the page of the networks that come along: tables by data set and radius, and a card for each."""
+    cards = {file.stem: json.loads(file.read_text()) for file in sorted(MODELS.glob("*.json"))}
+    parts, groups = [ZOO], {}
+    for name, card in cards.items():
+        groups.setdefault((card["measured"][0]["row"]["dataset"], card["eps"]), []).append(name)
+    for (dataset, eps), names in sorted(groups.items()):
+        rows = [[f"[{name}](#{name.replace('.', '')})", *worth(cards[name])] for name in names]
+        rows.sort(key=lambda row: float(row[4].split()[0]), reverse=True)
+        parts.append(f"## {dataset} at {eps}\n")
+        header = [
+            "network",
+            "method",
+            "clean",
+            "PGD",
+            "certified",
+            "AutoAttack, of the first",
+            "verified, of the first",
+        ]
+        parts.append(markdown_table(header, rows))
+    for name, card in cards.items():
+        row = card["measured"][0]["row"]
+        about = read_weights(MODELS / f"{name}.safetensors")[1]
+        parts.append(f"### {name}\n")
+        parts.append(
+            f"`{row['model']}` ({row['parameters']:,} parameters) on {row['dataset']}, trained by {row['method']} at "
+            f"{about['eps']} for {about['epoch']} epochs, seed {about['seed']}.\n"
+        )
+        commands = [card["made"], *(one["command"] for one in card["measured"])]
+        parts.append("".join(f"    {command}\n" for command in commands))
+        parts.append(markdown_table(["images", "clean", "PGD", "AutoAttack", "certified", "verified"], images(card)))
+        parts.append(f"{card['date']}, {machine(card['environment'])}.\n")
+    return "\n".join(parts)
+
+
+def worth(card: dict[str, Any]) -> list[str]:
+    """Return a network's line: its method, and what all test images and the first ones say of it."""
+    everything, first, verified = images(card)
+    named = (f"{first[3]} of {first[0]}", f"{verified[5]} of {verified[0]}")
+    return [card["measured"][0]["row"]["method"], *everything[1:3], everything[4], *named]
+
+
+def images(card: dict[str, Any]) -> list[list[str]]:
+    """Return a line for each measurement: its images, clean, under PGD and AutoAttack, certified, and verified."""
+    lines = []
+    for row in (one["row"] for one in card["measured"]):
+        few = "verified_accuracy" in row
+        which = "{1:,}".format(*row["images"]) if few else f"{row['images']:,}"
+        attacked = row.get("attacked_accuracy", {}).get("autoattack")
+        bound, share = max(row.get("certified_accuracy", {"": 0.0}).items(), key=lambda item: item[1])
+        lines.append(
+            [
+                which,
+                percent(row["clean_accuracy"]),
+                percent(row["pgd_accuracy"]),
+                "" if attacked is None else percent(attacked),
+                f"{percent(share)} ({bound})" if bound else "",
+                f"{percent(row['verified_accuracy'])}, {percent(row['unknown'])} unknown" if few else "",
+            ]
+        )
+    return lines
+
+
+def with_table(front: str, order: dict[str, Any]) -> str:
+    """Return README with its table of published figures, of full length, written anew."""
+    head, start, rest = front.partition(START)
+    _, end, tail = rest.partition(END)
+    assert end, f"README.md has no {START} ... {END}"
+    rows = []
+    for entry in order["comparisons"]:
+        if entry.get("length", "").startswith("all"):
+            for one, count in beside_published(entry):
+                p = one.published
+                ours = f"{percent(one.verified)} % (by {one.verified_by})"
+                theirs = "" if p.verified is None else f"{100 * p.verified:.2f} %"
+                rows.append([p.source, f"{p.dataset}, {p.model}, {p.eps:g}", theirs, ours, verdict(one, count)])
+    table = markdown_table(["verified error at full length", "data, network, eps", "published", "here", ""], rows)
+    return f"{head}{start}\n\n{table}\n{end}{tail}"
 
 
 def verdict(one: Beside, images: int) -> str:

@@ -1,5 +1,6 @@
 """The networks that a clone brings along: each has a card, says what it is for, and fits its architecture."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,11 @@ def test_a_network_of_the_zoo_is_whole(file):
     load_weights(network, weights, file)
     assert all(bool(weight.isfinite().all()) for weight in network.parameters())
     assert network(torch.rand(2, *about["input_shape"])).shape == (2, about["classes"])
-    card = file.with_suffix(".md").read_text()
-    for word in (about["dataset"], about["model"], "certified", "etb compare", "etb evaluate"):
-        assert word in card
-    assert f"[{file.stem}]({file.stem}.md)" in (MODELS / "README.md").read_text()
+    measured = json.loads(file.with_suffix(".json").read_text())["measured"]
+    for one in measured:
+        assert f" zoo:{file.stem} " in one["command"]
+        assert (one["row"]["dataset"], one["row"]["model"]) == (about["dataset"], about["model"])
+    assert [one["command"].split()[1] for one in measured] == ["evaluate", "evaluate", "verify"]
 
 
 def test_a_name_that_is_not_in_the_zoo_is_refused():
