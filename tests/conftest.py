@@ -1,16 +1,14 @@
 """Networks and boxes that several tests share. Every test starts from a fixed seed."""
 
 import os
-import tempfile
+import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 # Before torch: tests share the cores among processes, and threads that fight for them are ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# The command line is started hundreds of times: where bytecode is not kept, compiling torch and its friends takes
-# longer than most of what it is asked to do.
+# The command line is started hundreds of times: where bytecode is not kept, compiling takes longer than most of what it
+# is asked to do.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(tempfile.gettempdir()) / f"etb-tests-bytecode-{os.getuid()}"))
 
 import pytest
 import torch
@@ -28,6 +26,32 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Call `etb` in this process and return its complaint; nothing may be written and nothing started."""
+    from etb_plugin.cli import main  # a library's tests import no command line
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ETB_DATA_DIR", raising=False)
+
+    def call(*arguments):
+        before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+        monkeypatch.setattr(sys, "argv", ["etb", *arguments])
+        monkeypatch.setattr("etb_plugin.comparison.work.train", lambda *_, **__: pytest.fail("training began"))
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, complaint = capsys.readouterr()
+        assert stop.value.code == 2, complaint
+        assert out == ""
+        assert complaint.startswith("error: ")
+        assert len(complaint.splitlines()) <= 2
+        assert "Traceback" not in complaint
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+        return complaint
+
+    return call
 
 
 class Branching(nn.Module):

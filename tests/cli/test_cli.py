@@ -63,30 +63,6 @@ def run(tmp_path_factory):
     return folder, done
 
 
-@pytest.fixture
-def refused(tmp_path, monkeypatch, capsys):
-    """Call `etb` in this process and return its complaint; nothing may be written and nothing started."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ETB_DATA_DIR", raising=False)
-
-    def call(*arguments):
-        before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-        monkeypatch.setattr(sys, "argv", ["etb", *arguments])
-        monkeypatch.setattr("etb_plugin.comparison.work.train", lambda *_, **__: pytest.fail("training began"))
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, complaint = capsys.readouterr()
-        assert stop.value.code == 2, complaint
-        assert out == ""
-        assert complaint.startswith("error: ")
-        assert len(complaint.splitlines()) <= 2
-        assert "Traceback" not in complaint
-        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-        return complaint
-
-    return call
-
-
 def test_compare_prints_one_table_and_writes_what_it_shows(run):
     folder, done = run
     content = json.loads((folder / "mine/results.json").read_text())

@@ -137,7 +137,7 @@ def test_printed_lines_do_the_cells_and_the_comparison_finds_them(folder):
     assert again.stdout.splitlines() == lines[2:]
     listed = etb("compare", "e.yaml", "--out", "lines", "--dry-run", cwd=folder)
     assert "2 done, 2 missing" in listed.stdout
-    done = etb("compare", "e.yaml", "--out", "lines", "--workers", "2", cwd=folder)
+    done = etb("compare", "e.yaml", "--out", "lines", "--threads", "1", cwd=folder)
     assert done.stderr.count("kept from an earlier run") == 2
     assert figures(folder / "lines") == figures(folder / "whole")
 
