@@ -90,12 +90,53 @@ def test_the_site_builds_without_a_broken_link_and_fetches_nothing(tmp_path):
 
 def blocks(page):
     """The blocks of code that a page has one run: language, the file that it is to be saved as, and text."""
-    found = re.findall(r'```(sh|python)(?: title="([^"]+)")?\n(.*?)```', (ROOT / "docs" / page).read_text(), re.DOTALL)
+    found = re.findall(r'```(sh|python)(?: title="([^"]+)")?\n(.*?)```', (ROOT / page).read_text(), re.DOTALL)
     assert found
     return found
 
 
-@pytest.mark.parametrize("page", ["tutorial.md", "python.md"])
+def read_aloud(script, folder, environment):
+    """Run a script in a process of its own, and return what it printed."""
+    (folder / "script.py").write_text(script)
+    command = (sys.executable, "script.py")
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+BEFORE = """
+import etb_plugin, torch
+from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+
+network = net = etb_plugin.networks.build("mlp-12x2", (1, 28, 28), 10, seed=0).eval()
+images, labels = torch.rand(40, 1, 28, 28), torch.arange(40) % 10
+x, region, loader = images[:2], PerturbationLpNorm(eps=0.01), [(images, labels)]
+C = torch.eye(10).expand(2, 10, 10)
+"""
+AFTER = {
+    "README.md": """
+assert lower.shape == (2, 10)
+assert certified.shape == interval.lower.shape == (40, 9)
+assert callable(loss)
+""",
+    "docs/expected-bound.md": "assert interval.lower.shape == (40, 9)",
+    "docs/adding.md": """
+interval = etb_plugin.bound("mine", network, etb_plugin.Box.around(images, 0.1))
+assert interval.lower.shape == (40, 10)
+assert not interval.sound
+etb_plugin.train(network, (images, labels), method="mine", eps=0.1, epochs=1)
+""",
+}
+
+
+@pytest.mark.lirpa
+@pytest.mark.parametrize("page", AFTER)
+def test_every_block_runs_with_the_network_and_images_that_it_takes_for_granted(page, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    read_aloud("\n".join([BEFORE, *(text for _, _, text in blocks(page)), AFTER[page]]), tmp_path, environment)
+
+
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/python.md"])
 def test_every_block_of_code_runs(page, tmp_path):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment |= {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
@@ -109,8 +150,4 @@ def test_every_block_of_code_runs(page, tmp_path):
             command = ("sh", "-c", text)
             done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, done.stderr
-    (tmp_path / "script.py").write_text("\n".join(script))
-    command = (sys.executable, "script.py")
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "crown" in done.stdout
+    assert "crown" in read_aloud("\n".join(script), tmp_path, environment)
