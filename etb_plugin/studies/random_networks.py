@@ -53,10 +53,12 @@ def gaussian_box(shape: tuple[int, ...], eps: float, generator: torch.Generator)
 
 @dataclass(frozen=True)
 class Ranges:
-    """Intervals of one network's outputs on one box: expected (blockwise masks), IBP's, and the true range as seen at
-    uniform points and all corners. Each holds [1, outputs] in `lower` and `upper`."""
+    """Intervals of one network's outputs on one box: expected (blockwise masks), the same around the network's own
+    output as the authors' code has it, IBP's, and the true range as seen at uniform points and all corners. Each holds
+    [1, outputs] in `lower` and `upper`."""
 
     expected: Interval
+    recentred: Interval
     ibp: Interval
     true: Interval
 
@@ -64,6 +66,11 @@ class Ranges:
     def gamma(self) -> Tensor:
         """The share of the true range that the expected interval covers, [outputs] (section 4)."""
         return covered(self.expected, self.true.lower, self.true.upper)[0]
+
+    @property
+    def recentred_gamma(self) -> Tensor:
+        """The same of the one around the network's own output."""
+        return covered(self.recentred, self.true.lower, self.true.upper)[0]
 
     @property
     def slack(self) -> Tensor:
@@ -75,4 +82,6 @@ class Ranges:
 def ranges(network: nn.Sequential, box: Box, samples: int) -> Ranges:
     """Return the intervals of `network` on `box`, of one point."""
     true = bound("sampled", network, box, samples=samples, corners=min(20, box.shape.numel()))
-    return Ranges(bound("expected", network, box, masks="blockwise"), bound("ibp", network, box), true)
+    expected = bound("expected", network, box, masks="blockwise")
+    recentred = bound("expected", network, box, masks="blockwise", center="network")
+    return Ranges(expected, recentred, bound("ibp", network, box), true)
