@@ -134,17 +134,17 @@ def seeds(order: dict[str, Any]) -> Iterator[str]:
     for seed in order["seeds"]:
         if seed["by"] not in {*known, None}:
             sys.exit(f"compare/page.yaml: {seed['item']} is measured by {seed['by']}, which is not on the page")
-        full, off = seed["size"].startswith("full"), "off" in seed
-        counts[("off" if off else "as published") if full else "less"] += 1
+        full, as_published = seed["size"].startswith("full"), "but" not in seed
+        counts[("as published" if as_published else "off") if full else "less"] += 1
         where = f"[{seed['by']}](#{slugify(seed['by'], '-')})" if seed["by"] else ""
-        mark = "" if not full else f"off: {seed['off']}" if off else "✅"
-        rows.append([seed["item"], where, seed["size"], mark or seed.get("off", "")])
+        said = [seed[key] for key in ("but", "note") if key in seed]
+        rows.append([seed["item"], where, seed["size"], "; ".join(["✅", *said] if full and as_published else said)])
     yield "## The figures and tables of the papers\n"
     yield (
         f"Of {len(rows)}: at full size {counts['as published']} as published (✅), {counts['off']} off; "
         f"{counts['less']} at less than that, or not run.\n"
     )
-    yield markdown_table(["source", "measured by", "size here", ""], rows)
+    yield markdown_table(["source", "measured by", "size here", "as published?"], rows)
 
 
 def beside_published(entry: dict[str, Any]) -> Iterator[tuple[Beside, int]]:
