@@ -83,7 +83,7 @@ def main() -> None:
     pages[front] = with_table(front.read_text(), order)
     if "--check" in sys.argv:
         stale = [file.name for file, text in pages.items() if file.read_text() != text]
-        sys.exit(f"{', '.join(stale)} differs from the results: run python compare/page.py" if stale else 0)
+        sys.exit(f"{', '.join(stale)} differ from the results: run python compare/page.py" if stale else 0)
     for file, text in pages.items():
         file.write_text(text)
     results = [result for result in merged(runs_of(first)) if result.method not in first["unplotted"]]
