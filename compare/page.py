@@ -138,10 +138,10 @@ def seeds(order: dict[str, Any]) -> Iterator[str]:
         counts[("as published" if as_published else "off") if full else "less"] += 1
         where = f"[{seed['by']}](#{slugify(seed['by'], '-')})" if seed["by"] else ""
         said = [seed[key] for key in ("but", "note") if key in seed]
-        rows.append([seed["item"], where, seed["size"], "; ".join(["✅", *said] if full and as_published else said)])
+        rows.append([seed["item"], where, seed["size"], "; ".join(["✓", *said] if full and as_published else said)])
     yield "## The figures and tables of the papers\n"
     yield (
-        f"Of {len(rows)}: at full size {counts['as published']} as published (✅), {counts['off']} off; "
+        f"Of {len(rows)}: at full size {counts['as published']} as published (✓), {counts['off']} off; "
         f"{counts['less']} at less than that, or not run.\n"
     )
     yield markdown_table(["source", "measured by", "size here", "as published?"], rows)
@@ -170,7 +170,7 @@ def published(entries: list[dict[str, Any]]) -> Iterator[str]:
             rows.append([p.source, p.model, f"{p.eps:g}", length, theirs, ours, one.verified_by, verdict(one, images)])
     yield markdown_table(header, rows)
     yield (
-        "Errors in percent. ✅: the published verified error lies in our interval of 95 % or above it; otherwise by "
+        "Errors in percent. ✓: the published verified error lies in our interval of 95 % or above it; otherwise by "
         "how much ours lies above it, and half of our interval. PGD here has 40 steps; what the papers verified and "
         "attacked by is in `etb report --against paper`.\n"
     )
@@ -192,8 +192,8 @@ def zoo() -> str:
             "clean",
             "PGD",
             "certified",
-            "AutoAttack, of the first",
-            "verified, of the first",
+            "AutoAttack",
+            "verified",
         ]
         parts.append(markdown_table(header, rows))
     for name, card in cards.items():
@@ -214,7 +214,7 @@ def zoo() -> str:
 def worth(card: dict[str, Any]) -> list[str]:
     """Return a network's line: its method, and what all test images and the first ones say of it."""
     everything, first, verified = images(card)
-    named = (f"{first[3]} of {first[0]}", f"{verified[5]} of {verified[0]}")
+    named = (f"{first[3]} (first {first[0]})", f"{verified[5]} (first {verified[0]})")
     return [card["measured"][0]["row"]["method"], *everything[1:3], everything[4], *named]
 
 
@@ -261,7 +261,7 @@ def verdict(one: Beside, images: int) -> str:
         return ""
     half = 1.96 * math.sqrt(one.verified * (1 - one.verified) / images)
     above = one.verified - one.published.verified
-    return "✅" if above <= half else f"{100 * above:.2f} above (± {100 * half:.2f})"
+    return "✓" if above <= half else f"{100 * above:.2f} above (± {100 * half:.2f})"
 
 
 def comparison(entry: dict[str, Any]) -> Iterator[str]:
