@@ -186,15 +186,7 @@ def zoo() -> str:
         rows = [[f"[{name}](#{name.replace('.', '')})", *worth(cards[name])] for name in names]
         rows.sort(key=lambda row: float(row[4].split()[0]), reverse=True)
         parts.append(f"## {dataset} at {eps}\n")
-        header = [
-            "network",
-            "method",
-            "clean",
-            "PGD",
-            "certified",
-            "AutoAttack",
-            "verified",
-        ]
+        header = ["network", "method", "clean", "PGD", "certified", "AutoAttack", "verified"]
         parts.append(markdown_table(header, rows))
     for name, card in cards.items():
         row = card["measured"][0]["row"]
