@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import signal
 from dataclasses import asdict, replace
+from statistics import fmean
 
 import pytest
+from rich.console import Console
 from torch import nn
 
 from etb_plugin import networks
@@ -15,6 +17,7 @@ from etb_plugin.comparison import Comparison, Reevaluation, overview, planned
 from etb_plugin.comparison.engines import local
 from etb_plugin.errors import ConfigError, SoundnessError, TrainingError, UnsupportedLayer
 from etb_plugin.experiment import read_evaluation, read_experiment
+from etb_plugin.report.table import cost_table
 from etb_plugin.results import Result
 from tests.training.test_training import Killed
 
@@ -107,6 +110,21 @@ def test_an_interrupted_run_goes_on_to_the_same_results(tmp_path):
     assert ("ibp", 1) not in log.trained
     assert ("expected", 1) not in log.trained
     assert untimed(resumed) == untimed(unbroken)
+
+
+def test_what_is_left_is_counted_from_where_a_cell_stands(tmp_path):
+    run = comparison(tmp_path, methods="ibp")
+    with pytest.raises(Killed):
+        run.run(Log(lambda name, progress: progress.epoch == 2), evaluation=False)
+    epochs, (begun,) = run.workshop.trained(run.entries[0].cells[0]), planned(run.workshop)
+    assert 1 <= len(epochs) <= 2
+    assert begun.seconds == pytest.approx((3 - len(epochs)) * fmean(epochs))
+    run.run(Log(), evaluation=False)
+    (trained,) = planned(run.workshop)
+    assert (trained.state, trained.seconds) == ("begun", 0)
+    console = Console(record=True, width=100)
+    console.print(cost_table(run.workshop))
+    assert console.export_text().strip() == "1 cell is trained, and to be evaluated"
 
 
 def test_equal_names_with_other_images_are_other_cells(tmp_path):

@@ -57,7 +57,7 @@ class Comparison:
         Raises ConfigError for a cell that does not fit in memory.
         """
         cells = (cell for entry in self.entries for cell in entry.cells)
-        self.workshop.estimate(cell for cell in cells if self.workshop.pace(cell) is None)
+        self.workshop.estimate(cell for cell in cells if not self.workshop.trained(cell))
 
     def run(
         self, watch: Watch, *, evaluation: bool = True, estimated: Callable[[], None] = lambda: None

@@ -11,7 +11,7 @@ from etb_plugin.comparison.work import Workshop
 @dataclass(frozen=True)
 class Planned:
     """A task of an experiment: its cell, its name, label and network, and its state (done, running, failed, begun or
-    missing); the seconds that its training takes, by its own epochs, or else as estimated, or else by those of cells
+    missing); the seconds of training that are left, by its own epochs, or else as estimated, or else by those of cells
     with the same method and network; the MiB of a step; and its latest word, where it is running or has failed."""
 
     cell: str
@@ -27,21 +27,20 @@ class Planned:
 def planned(shop: Workshop) -> list[Planned]:
     """Return every task of an experiment by what is on disk; those of a grid's best are known when its points are."""
     tasks = _known_tasks(shop)
-    paces = {task: shop.pace(task.cell) for task in tasks}
+    trained = {task: shop.trained(task.cell) for task in tasks}
     known: dict[tuple[str, str], list[float]] = {}
-    for task, pace in paces.items():
-        if pace is not None:
-            known.setdefault(_kind(task), []).append(pace)
-    mean = {kind: fmean(some) for kind, some in known.items()}
-    epochs = shop.experiment.training.epochs
+    for task, epochs in trained.items():
+        if epochs:
+            known.setdefault(_kind(task), []).append(fmean(epochs))
     found = []
     for task in tasks:
-        pace, like, cost = paces[task], mean.get(_kind(task)), shop.estimates.get(task.cell.id)
-        if pace is None and cost is not None:
+        own, like, cost = trained[task], known.get(_kind(task)), shop.estimates.get(task.cell.id)
+        left = shop.experiment.training.epochs - len(own)
+        if cost is not None and not own:
             seconds: float | None = cost.seconds
         else:
-            known_pace = like if pace is None else pace
-            seconds = None if known_pace is None else epochs * known_pace
+            pace = own or like
+            seconds = left * fmean(pace) if pace else None
         state, word = _state(shop, task)
         named = (task.cell.id, task.name, task.entry.label, task.cell.model, state)
         found.append(Planned(*named, seconds, None if cost is None else cost.mib, word))

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -223,10 +222,9 @@ class Workshop:
         epochs = tuple(Epoch(**json.loads(line)) for line in lines)
         return Training(epochs, **read_json(_file(task))["costs"])
 
-    def pace(self, cell: Cell) -> float | None:
-        """Return the seconds of an epoch of a cell, where one was measured."""
-        epochs = read_metrics(cell.folder)
-        return fmean(epoch["seconds"] for epoch in epochs) if epochs else None
+    def trained(self, cell: Cell) -> list[float]:
+        """Return the seconds of each epoch that a cell has been trained."""
+        return [epoch["seconds"] for epoch in read_metrics(cell.folder)]
 
     def candidates(self, entry: Entry) -> list[Candidate]:
         """Return how each point of a grid does on the validation images; all of them have to be done."""

@@ -83,15 +83,15 @@ def _lines(title: str) -> list[str]:
 
 
 def plan_table(shop: Workshop, heading: str) -> RenderableType:
-    """Return every cell of an experiment: done, running or missing, and how long its training takes."""
+    """Return every cell of an experiment: done, running or missing, and how long its training will take."""
     table = _table()
     for name in ("cell", "name", "state"):
         table.add_column(name, no_wrap=True)
-    for name in ("takes", "memory"):
+    for name in ("left", "memory"):
         table.add_column(name, justify="right")
     plan = planned(shop)
     for item in plan:
-        takes = "" if item.seconds is None else duration(item.seconds)
+        takes = duration(item.seconds) if item.seconds else ""
         style = {"done": "green", "running": "bold", "failed": "bold red"}.get(item.state, "")
         table.add_row(item.cell, Text(item.name), Text(item.state, style), takes, _memory(item.mib))
     left = [item for item in plan if item.state != "done"]
@@ -111,7 +111,9 @@ def cost_table(shop: Workshop) -> RenderableType:
     table.add_column("to be trained", no_wrap=True)
     for name in ("cells", "takes each", "all", "memory"):
         table.add_column(name, justify="right")
-    left = [item for item in planned(shop) if item.state != "done" and item.seconds is not None]
+    todo = [item for item in planned(shop) if item.state != "done"]
+    trained = sum(item.seconds == 0 for item in todo)
+    left = [item for item in todo if item.seconds]
     kinds: dict[tuple[str, str], list[Planned]] = {}
     for item in sorted(left, key=lambda item: item.seconds or 0.0):
         kinds.setdefault((item.label, item.model), []).append(item)
@@ -120,7 +122,10 @@ def cost_table(shop: Workshop) -> RenderableType:
         each = " to ".join(dict.fromkeys((duration(min(seconds)), duration(max(seconds)))))
         memory = _memory(max((item.mib for item in items if item.mib is not None), default=None))
         table.add_row(Text(f"{label}, {model}"), f"{len(items):,}", each, duration(sum(seconds)), memory)
-    return Group(table, *map(Text, _dear(left))) if left else Group()
+    parts: list[RenderableType] = [table] if left else []
+    if trained:
+        parts.append(Text(f"{trained:,} {'cell is' if trained == 1 else 'cells are'} trained, and to be evaluated"))
+    return Group(*parts, *map(Text, _dear(left)))
 
 
 def _dear(items: Sequence[Planned]) -> Iterator[str]:
