@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from rich.console import Console
@@ -151,6 +151,7 @@ class Verified(Shown):
         return [asdict(self) | {"counterexample": witness}]
 
 
+@overload
 def verify(
     network: nn.Module,
     image: Tensor,
@@ -161,27 +162,66 @@ def verify(
     seconds: float = 60.0,
     rigorous: bool = False,
     seed: int = 0,
-) -> Verified:
+) -> Verified: ...
+@overload
+def verify(
+    network: nn.Module,
+    image: Tensor,
+    label: Tensor,
+    *,
+    eps: float,
+    stages: Sequence[str] | None = None,
+    seconds: float = 60.0,
+    rigorous: bool = False,
+    seed: int = 0,
+) -> list[Verified]: ...
+def verify(
+    network: nn.Module,
+    image: Tensor,
+    label: int | Tensor,
+    *,
+    eps: float,
+    stages: Sequence[str] | None = None,
+    seconds: float = 60.0,
+    rigorous: bool = False,
+    seed: int = 0,
+) -> Verified | list[Verified]:
     """Decide whether `label` has the largest logit for every point of [0, 1] within `eps` of `image`, [*input].
 
-    All is computed in float64, on a copy in eval mode. `stages` are those of `etb verify`, the whole cascade without
-    them; its complete stages have `seconds`. Raises ConfigError, DataError or UnsupportedLayer, which name what is
-    wrong.
+    Many at once, images [n, *input] and labels [n], share the preparation and all stages up to the complete ones. All
+    is computed in float64, on a copy in eval mode. `stages` are those of `etb verify`, the whole cascade without them;
+    its complete stages have `seconds` for each image. Raises ConfigError, DataError or UnsupportedLayer, which name
+    what is wrong.
 
     >>> verify(network, images[0], 7, eps=0.1).verdict
     <Verdict.ROBUST: 'robust'>
+    >>> [one.by for one in verify(network, images[:2], labels[:2], eps=0.1)]
+    ['ibp', 'crown']
     """
     check_radius(eps)
-    split, classes = _split(network, image[None], torch.tensor([label]))
+    many = isinstance(label, Tensor) and label.ndim > 0
+    images, labels = (image, torch.as_tensor(label)) if many else (image[None], torch.tensor([int(label)]))
+    split, classes = _split(network, images, labels)
     shape = tuple(split.images.shape[1:])
     whole = RIGOROUS_STAGES if rigorous else STAGES
     named = whole if stages is None else tuple(stages)
     settings = Settings(named, seconds=seconds, seed=seed, rigorous=rigorous)
     settings, left_out = provers([network], shape, settings, drop=stages is None)
     cascade = Cascade(network, shape, settings)
-    case = cascade.decide(robustness(Box.around(pixels(split.images).double(), eps), label, classes))
-    witness = None if case.witness is None else case.witness[0]
-    return Verified(case.verdict, case.by, witness, dict(case.seconds), left_out | case.failed)
+    centers = pixels(split.images).double().split(1)
+    targets = split.labels.tolist()
+    problems = [robustness(Box.around(x, eps), y, classes) for x, y in zip(centers, targets, strict=True)]
+    found = [
+        Verified(
+            case.verdict,
+            case.by,
+            None if case.witness is None else case.witness[0],
+            dict(case.seconds),
+            left_out | case.failed,
+        )
+        for case in cascade.decide_all(problems)
+    ]
+    return found if many else found[0]
 
 
 def _console(progress: bool) -> Console:

@@ -58,6 +58,9 @@ def test_a_network_is_trained_evaluated_and_verified_in_a_call_each(trained):
             assert one.counterexample is None
     assert verdicts.get(Verdict.ROBUST, 0) > 4
     assert Verdict.UNKNOWN not in verdicts
+    together = etb_plugin.verify(network, images[:12], labels[:12], eps=0.05, seconds=20)
+    assert [one.verdict for one in together].count(Verdict.ROBUST) == verdicts[Verdict.ROBUST]
+    assert Verdict.UNKNOWN not in {one.verdict for one in together}
     wrong = (int(labels[0]) + 1) % 10
     assert etb_plugin.verify(network, images[0], wrong, eps=0.01).verdict is Verdict.FALSIFIED
 

@@ -154,10 +154,16 @@ class Cascade:
 
     def decide(self, problem: Problem) -> Case:
         """Put one problem through all stages."""
-        case = Case.of(problem)
-        self.decide_together([case])
-        self.decide_alone(case)
+        (case,) = self.decide_all([problem])
         return case
+
+    def decide_all(self, problems: Sequence[Problem]) -> list[Case]:
+        """Put problems of one form through all stages."""
+        cases = [Case.of(problem) for problem in problems]
+        self.decide_together(cases)
+        for case in cases:
+            self.decide_alone(case)
+        return cases
 
     def decide_together(self, cases: Sequence[Case], deadline: float = math.inf) -> None:
         """Put cases of one form through the attack and the sound bounds, each on what is left. Before a `deadline` of
