@@ -35,8 +35,11 @@ def line(axis: Axes, number: int, x: list[float], y: list[float], label: str) ->
 
 
 def shared_legend(made: Figure, axis: Axes) -> None:
-    """Put the legend of `axis`, whose series all plots of the figure share, to the right of them all."""
-    made.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    """Put the legend of `axis`, whose series all plots of the figure share, to the right of them all, on paper of its
+    own: long names take nothing from the plots."""
+    legend = made.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    width, height = made.get_size_inches()
+    made.set_size_inches(width + legend.get_window_extent().width / made.dpi, height)
 
 
 def save_figure(made: Figure, path: Path) -> None:
