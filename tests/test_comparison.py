@@ -100,10 +100,23 @@ def test_the_same_run_again_keeps_its_cells(tmp_path):
     assert log.done == [("ibp", False), ("expected", False)]
 
 
+def test_the_environment_is_that_of_the_figures(tmp_path):
+    comparison(tmp_path).run(Log())
+    file = tmp_path / "run/results.json"
+    content = json.loads(file.read_text())
+    content["environment"]["device"] = "another machine"
+    file.write_text(json.dumps(content))
+    comparison(tmp_path).run(Log())
+    assert json.loads(file.read_text())["environment"] == content["environment"]
+    comparison(tmp_path, methods="ibp,expected,nominal").run(Log())  # figures of this one are among them
+    assert json.loads(file.read_text())["environment"]["device"] != "another machine"
+
+
 def test_an_interrupted_run_goes_on_to_the_same_results(tmp_path):
     unbroken = Comparison(read_experiment(None, {**FLAGS, "out": str(tmp_path / "whole")})).run(Log())
+    broken = Log(lambda _, progress: bool(broken.done) and progress.epoch == 2)  # whichever is estimated to take longer
     with pytest.raises(Killed):
-        comparison(tmp_path).run(Log(lambda name, progress: (name, progress.epoch) == ("expected", 2)))
+        comparison(tmp_path).run(broken)
     assert len(json.loads((tmp_path / "run" / "results.json").read_text())["cells"]) == 2  # the finished method's
     log = Log()
     resumed = comparison(tmp_path).run(log)

@@ -1,6 +1,7 @@
 """Results: one record per network and test eps, and the files that hold them (schema 1, design section 6)."""
 
 import contextlib
+import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -117,7 +118,8 @@ def write_results(
     results: Sequence[Result],
     grids: Mapping[str, Sequence[Candidate]],
 ) -> None:
-    """Write results.json and results.csv to `folder`, each whole or not at all."""
+    """Write results.json and results.csv to `folder`, each whole or not at all. Where these figures are there already
+    the environment stays: that in which they were measured, not that of who asks again."""
     content = {
         "schema": SCHEMA,
         "experiment": dict(experiment),
@@ -125,6 +127,10 @@ def write_results(
         "cells": [asdict(result) for result in results],
         "grids": {label: [asdict(candidate) for candidate in candidates] for label, candidates in grids.items()},
     }
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or one that is no more to be read
+        before = json.loads((folder / "results.json").read_text())
+        if all(before[key] == json.loads(json.dumps(content[key])) for key in ("cells", "grids")):
+            content["environment"] = before["environment"]
     write_json(folder / "results.json", content)
     write_file(folder / "results.csv", csv_text([row for result in results for row in result.rows()]))
 
