@@ -160,7 +160,7 @@ def test_the_policy_runs_no_script_but_the_pages_own(browser, folder):
 def test_while_a_run_goes_on_its_page_shows_cells_curves_and_the_time_left(browser, tmp_path, monkeypatch):
     monkeypatch.setattr(Paced, "every", 0.0)
     monkeypatch.setattr(Paced, "share", 0.0)
-    flags = {"methods": "ibp,expected", "model": "mlp-12x2", "epochs": 4, "test_limit": 40, "pgd_steps": 3}
+    flags = {"methods": "nominal,expected", "model": "mlp-12x2", "epochs": 4, "test_limit": 40, "pgd_steps": 3}
     comparison = Comparison(read_experiment(None, {**flags, "train_limit": 400, "out": str(tmp_path / "run")}))
     file = tmp_path / "run/report.html"
 
@@ -181,7 +181,7 @@ def test_while_a_run_goes_on_its_page_shows_cells_curves_and_the_time_left(brows
     browser.get(seen.as_uri())
     assert "1 of 2 cells done, 1 running" in browser.find_element(By.TAG_NAME, "header").text
     cells = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "table.cells tbody tr")]
-    assert cells[0] == "ibp done"
+    assert cells[0] == "nominal done"  # it takes a tenth, so that it comes first on the busiest machine
     assert cells[1].startswith("expected running epoch ")
     bars = browser.find_elements(By.CSS_SELECTOR, "table.cells progress")
     assert float(bars[0].get_attribute("value")) == 1 > float(bars[1].get_attribute("value")) > 0
