@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from dataclasses import asdict, replace
 from statistics import fmean
 
@@ -294,6 +295,25 @@ def test_verification_fills_its_own_column(tmp_path):
     assert result.verified["verified_accuracy"] <= result.verified["pgd_accuracy"]
     assert list((tmp_path / "run/cells").glob("*/verified/results.json"))
     assert Comparison(read_experiment(path, flags)).run(Log()) == [result]
+
+
+def test_a_worker_that_is_done_as_the_run_is_stopped_ends_with_it(tmp_path, monkeypatch):
+    """Its answer is never read, and it waited for another task, for a minute, until it was killed."""
+    killed, kill = [], multiprocessing.process.BaseProcess.kill
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "kill", lambda it: (killed.append(it.pid), kill(it)))
+    monkeypatch.setattr(local, "_PATIENCE", 20.0)
+
+    class Stopping(Log):
+        def elsewhere(self, overview):
+            while not list(tmp_path.glob("run/cells/*/result.json")):
+                time.sleep(0.05)
+            time.sleep(0.5)  # it has answered by now
+            raise Killed
+
+    with pytest.raises(Killed):
+        comparison(tmp_path, workers=2).run(Stopping())
+    assert not killed
+    assert len(comparison(tmp_path).run(Log())) == 4
 
 
 def test_a_worker_that_hangs_is_named_holds_up_no_other_and_goes_with_the_run(tmp_path, monkeypatch):

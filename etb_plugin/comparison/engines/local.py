@@ -184,10 +184,11 @@ class _Pool:
     def end(self) -> None:
         """Have every worker stop between two batches, and wait for its checkpoint."""
         for worker in self._workers:
-            if worker.task is None:
-                worker.connection.close()  # it waits for a task, and ends where there is none to come
-            elif worker.process.pid is not None and worker.process.is_alive():
+            if worker.task is not None and worker.process.pid is not None and worker.process.is_alive():
                 os.kill(worker.process.pid, signal.SIGTERM)
+            # One that waits for a task ends where there is none to come: also one that was done a moment ago, whose
+            # answer nobody has read.
+            worker.connection.close()
         for worker in self._workers:
             worker.process.join(_PATIENCE)
             if worker.process.is_alive():
@@ -226,6 +227,9 @@ def _serve(
                 answer = error
             except Exception as error:  # a bug in a cell is that cell's failure
                 answer = EtbError(f"{type(error).__name__}: {error}")
-            connection.send(answer)
+            try:
+                connection.send(answer)
+            except OSError:  # nobody waits for it any more
+                return
             if isinstance(answer, Stopped):
                 return
