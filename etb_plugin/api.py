@@ -199,9 +199,9 @@ def verify(
     ['ibp', 'crown']
     """
     check_radius(eps)
-    many = isinstance(label, Tensor) and label.ndim > 0
-    images, labels = (image, torch.as_tensor(label)) if many else (image[None], torch.tensor([int(label)]))
-    split, classes = _split(network, images, labels)
+    labels = torch.as_tensor(label)
+    many = labels.ndim > 0
+    split, classes = _split(network, *((image, labels) if many else (image[None], labels[None])))
     shape = tuple(split.images.shape[1:])
     whole = RIGOROUS_STAGES if rigorous else STAGES
     named = whole if stages is None else tuple(stages)

@@ -61,6 +61,9 @@ def test_a_network_is_trained_evaluated_and_verified_in_a_call_each(trained):
     together = etb_plugin.verify(network, images[:12], labels[:12], eps=0.05, seconds=20)
     assert [one.verdict for one in together].count(Verdict.ROBUST) == verdicts[Verdict.ROBUST]
     assert Verdict.UNKNOWN not in {one.verdict for one in together}
+    for image, label in ((images[0], 7.5), (images[0], torch.tensor(7.5)), (images[:12], labels[:12].double())):
+        with pytest.raises(DataError, match="labels are integers"):
+            etb_plugin.verify(network, image, label, eps=0.05)
     wrong = (int(labels[0]) + 1) % 10
     assert etb_plugin.verify(network, images[0], wrong, eps=0.01).verdict is Verdict.FALSIFIED
 

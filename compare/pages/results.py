@@ -15,7 +15,7 @@ from etb_plugin.report.sheet import comparison_sheet, percent
 from etb_plugin.report.text import markdown, markdown_table
 from pages import RESULTS, machine, runs_of
 
-START, END = "<!-- written by compare/page.py -->", "<!-- up to here -->"
+_START, _END = "<!-- written by compare/page.py -->", "<!-- up to here -->"
 _HEAD = """\
 # Results
 
@@ -95,9 +95,9 @@ def _published(entries: list[dict[str, Any]]) -> Iterator[str]:
 
 def with_table(front: str, order: dict[str, Any]) -> str:
     """Return README with its table of published figures, of full length, written anew."""
-    head, start, rest = front.partition(START)
-    _, end, tail = rest.partition(END)
-    assert end, f"README.md has no {START} ... {END}"
+    head, start, rest = front.partition(_START)
+    _, end, tail = rest.partition(_END)
+    assert end, f"README.md has no {_START} ... {_END}"
     rows = []
     for entry in order["comparisons"]:
         if entry.get("length", "").startswith("all"):

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from markdown.extensions.toc import slugify
+
 from etb_plugin.networks.checkpoints import read_weights
 from etb_plugin.report.sheet import percent
 from etb_plugin.report.text import markdown_table
@@ -29,7 +31,7 @@ def zoo() -> str:
     for name, card in cards.items():
         groups.setdefault((card["measured"][0]["row"]["dataset"], card["eps"]), []).append(name)
     for (dataset, eps), names in sorted(groups.items()):
-        rows = [[f"[{name}](#{name.replace('.', '')})", *_worth(cards[name])] for name in names]
+        rows = [[f"[{name}](#{slugify(name, '-')})", *_worth(cards[name])] for name in names]
         rows.sort(key=lambda row: float(row[4].split()[0]), reverse=True)
         parts.append(f"## {dataset} at {eps}\n")
         header = ["network", "method", "clean", "PGD", "certified", "AutoAttack", "verified"]
