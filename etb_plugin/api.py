@@ -95,10 +95,10 @@ def evaluate(
 ) -> Evaluation:
     """Return clean, attacked and certified accuracy of `network` at `eps` (pixel units), in eval mode.
 
-    Of a data set the test images are used. What PGD leaves standing is put to a further `attack`, by its name, such as
-    autoattack. With `rigorous` certificates hold in real arithmetic. Raises ConfigError for a certifier that is not
-    sound, UnsupportedLayer for one that cannot take the network, and SoundnessError where a certificate and an attack
-    contradict each other.
+    Of a data set the test images are used. What PGD leaves standing and no bound certifies is put to a further
+    `attack`, by its name, such as autoattack. With `rigorous` certificates hold in real arithmetic. Raises ConfigError
+    for a certifier that is not sound, UnsupportedLayer for one that cannot take the network, and SoundnessError where a
+    certificate and an attack contradict each other.
 
     >>> evaluate(network, (images, labels), eps=0.1, certify=["crown"]).certified_accuracy["crown"]
     """

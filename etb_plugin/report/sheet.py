@@ -208,7 +208,10 @@ def _notes(results: Sequence[Result], columns: Sequence[Column], spread: Spread)
         "often the expected bound's margins are positive."
     )
     if any(column.key == "attacked_autoattack" for column in columns):
-        yield "AutoAttack: what APGD (cross-entropy, targeted ratio) and Square leave of what PGD left; it lacks FAB."
+        yield (
+            "AutoAttack: as PGD, then APGD (cross-entropy, targeted ratio) and Square on what no bound certifies; it "
+            "lacks FAB."
+        )
     if any(column.key == "verified_accuracy" for column in columns):
         yield "verified: proved image by image by etb verify on the test images named; PGD beside it is its upper end."
     for label, changes in {r.method: r.changes for r in results if r.changes}.items():

@@ -129,6 +129,24 @@ def test_an_evaluation_keeps_the_order_of_its_accuracies(trained):
     assert without.pgd_accuracy == found.pgd_accuracy
 
 
+@pytest.mark.parametrize("certify", [(), ("crown",)])
+def test_a_further_attack_is_spared_what_pgd_broke_and_what_a_bound_certifies(trained, monkeypatch, certify):
+    monkeypatch.setattr(registry, "_registry", copy(registry._registry))
+    given = []
+
+    @registry.register_attack("idle")
+    def idle(network, box, labels, generator):
+        given.extend(labels.tolist())
+        return box.center, torch.zeros_like(labels, dtype=torch.bool)
+
+    digits = load("digits", test_limit=200)
+    found = evaluate(trained[0], digits.test, 10, Exam((EPS,), Pgd(10), certify, further="idle"), EPS)
+    certified = sum(found.certified_accuracy.values())
+    assert len(given) == round(200 * (found.pgd_accuracy - certified)) > 0
+    assert (certified > 0) == bool(certify)
+    assert found.attacked_accuracy["idle"] == found.pgd_accuracy
+
+
 def test_what_an_attack_says_is_checked(trained, monkeypatch):
     monkeypatch.setattr(registry, "_registry", copy(registry._registry))
 
