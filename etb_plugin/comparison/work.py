@@ -168,7 +168,7 @@ class Workshop:
         e = self.experiment
         if e.verification is None:
             return
-        asked = e.verification.model_dump() | e.evaluation.model_dump(exclude={"test_limit", "certify", "rigorous"})
+        asked = e.verification.model_dump() | e.evaluation.model_dump(include={"eps_test", "pgd_steps", "pgd_restarts"})
         request = VerifyRequest.model_validate(
             asked
             | {"images": None if e.verification.images is None else "{}:{}".format(*e.verification.images)}
