@@ -82,7 +82,7 @@ def evaluate(
     shape = tuple(split.images.shape[1:])
     certifiers = {name: Certifier(name, network, shape, in_real_arithmetic=exam.rigorous) for name in exam.certify}
     expected = prepare("expected", network, shape)
-    generator = torch.Generator(split.labels.device).manual_seed(exam.seed)
+    generator, further = (torch.Generator(split.labels.device).manual_seed(exam.seed) for _ in range(2))
     attack = _attack(network, exam, generator)
     sums = Counter[str]()
     done = 0
@@ -108,7 +108,7 @@ def evaluate(
         if exam.further is not None:
             verdicts["further"] = verdicts["pgd"].clone()
             if len(left := open_.nonzero()[:, 0]):
-                verdicts["further"][left] = ~_broken(exam.further, network, box[left], labels[left], generator)
+                verdicts["further"][left] = ~_broken(exam.further, network, box[left], labels[left], further)
         verdicts["expected"] = positive(expected, box, labels, right, classes)
         for name, verdict in verdicts.items():
             sums[name] += int(verdict.sum())

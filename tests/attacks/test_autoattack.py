@@ -1,6 +1,7 @@
 """APGD, Square and both together: inside the box, against ART's on the same network, and never weaker than PGD."""
 
 from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,6 +38,21 @@ def trained():
     images, labels = pixels(digits.test.images), digits.test.labels
     right = network(images).argmax(1) == labels
     return network, images[right], labels[right]
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """The labels that an attack "idle", which finds nothing and draws random numbers, is given."""
+    given = []
+    monkeypatch.setattr(registry, "_registry", copy(registry._registry))
+
+    @registry.register_attack("idle")
+    def idle(network, box, labels, generator):
+        given.extend(labels.tolist())
+        torch.rand(100, generator=generator)
+        return box.center, torch.zeros_like(labels, dtype=torch.bool)
+
+    return given
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -124,25 +140,25 @@ def test_an_evaluation_keeps_the_order_of_its_accuracies(trained):
     found = evaluate(trained[0], digits.test, 10, Exam((EPS,), Pgd(10), ("ibp", "crown"), further="autoattack"), EPS)
     assert max(found.certified_accuracy.values()) <= found.attacked_accuracy["autoattack"] <= found.pgd_accuracy
     assert found.attacked_accuracy["autoattack"] < found.clean_accuracy
-    without = evaluate(trained[0], digits.test, 10, Exam((EPS,), Pgd(10), ("ibp",)), EPS)
-    assert without.attacked_accuracy == {}
-    assert without.pgd_accuracy == found.pgd_accuracy
+    assert evaluate(trained[0], digits.test, 10, Exam((EPS,), Pgd(10), ("ibp",)), EPS).attacked_accuracy == {}
+
+
+def test_pgd_finds_the_same_whether_another_attack_follows_or_not(trained, idle):
+    digits, exam = load("digits"), Exam((0.15,), Pgd(1), ())  # of one step, so that the random start counts
+    alone, followed = (
+        evaluate(trained[0], digits.test, 10, each, 0.15, batch_size=20).pgd_accuracy
+        for each in (exam, replace(exam, further="idle"))
+    )
+    assert idle
+    assert alone == followed
 
 
 @pytest.mark.parametrize("certify", [(), ("crown",)])
-def test_a_further_attack_is_spared_what_pgd_broke_and_what_a_bound_certifies(trained, monkeypatch, certify):
-    monkeypatch.setattr(registry, "_registry", copy(registry._registry))
-    given = []
-
-    @registry.register_attack("idle")
-    def idle(network, box, labels, generator):
-        given.extend(labels.tolist())
-        return box.center, torch.zeros_like(labels, dtype=torch.bool)
-
+def test_a_further_attack_is_spared_what_pgd_broke_and_what_a_bound_certifies(trained, idle, certify):
     digits = load("digits", test_limit=200)
     found = evaluate(trained[0], digits.test, 10, Exam((EPS,), Pgd(10), certify, further="idle"), EPS)
     certified = sum(found.certified_accuracy.values())
-    assert len(given) == round(200 * (found.pgd_accuracy - certified)) > 0
+    assert len(idle) == round(200 * (found.pgd_accuracy - certified)) > 0
     assert (certified > 0) == bool(certify)
     assert found.attacked_accuracy["idle"] == found.pgd_accuracy
 
