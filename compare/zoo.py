@@ -1,9 +1,9 @@
 """Measure a network of the zoo: writes its card, NAME.json, beside compare/models/NAME.safetensors.
 
-    python compare/zoo.py NAME --eps 0.1 --made "etb compare FILE.yaml" [--first 200] [--time-limit 20]
+    python compare/zoo.py NAME --eps 0.1 --made "etb compare FILE.yaml" [--first 1000] [--time-limit 20]
 
-Three commands, kept in the card with what they gave: all test images under PGD of 40 steps and certified by IBP and
-CROWN-IBP; the first ones under AutoAttack; and verified, one by one. Then `python compare/page.py` writes the page.
+Two commands, kept in the card with what they gave: all test images, or the first ones, under PGD of 40 steps and
+AutoAttack and certified by IBP and CROWN-IBP; and verified, one by one. Then `python compare/page.py` writes the page.
 """
 
 import argparse
@@ -19,21 +19,22 @@ from pages import MODELS
 
 from etb_plugin.files import write_json
 
+_STAGES = "pgd,ibp,crown-ibp,crown,alpha-crown,bab"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("--eps", required=True, help="the radius that it is measured at")
     parser.add_argument("--made", required=True, help="the command that trained it")
-    parser.add_argument("--first", default="200", help="how many images are put to AutoAttack and verified")
-    parser.add_argument("--time-limit", default="20")
+    parser.add_argument("--first", help="how many test images; all of them without it")
+    parser.add_argument("--time-limit", default="20", help="seconds of branch and bound for an image")
     wanted = parser.parse_args()
     at = f"zoo:{wanted.name}", "--eps-test", wanted.eps
-    certify = "--certify", "ibp,crown-ibp"
+    first = (["--test-limit", wanted.first], ["--images", f"0:{wanted.first}"]) if wanted.first else ([], [])
     runs = [
-        measured("evaluate", *at, "--pgd-steps", "40", *certify),
-        measured("evaluate", *at, "--test-limit", wanted.first, "--attack", "autoattack", *certify),
-        measured("verify", *at, "--images", f"0:{wanted.first}", "--time-limit", wanted.time_limit),
+        measured("evaluate", *at, *first[0], "--attack", "autoattack", "--certify", "ibp,crown-ibp"),
+        measured("verify", *at, *first[1], "--time-limit", wanted.time_limit, "--stages", _STAGES),
     ]
     card = {
         "eps": wanted.eps,

@@ -13,8 +13,8 @@ from pages import MODELS, machine
 _HEAD = """\
 # Networks that come along
 
-In a clone, `etb verify zoo:NAME --eps-test EPS --images 0:200` and `etb evaluate zoo:NAME` take them. Percent of test
-images; AutoAttack is without FAB, on the images of the card. To add one, put its weights (safetensors as `etb` writes
+In a clone, `etb verify zoo:NAME --eps-test EPS --images 0:200` and `etb evaluate zoo:NAME` take them. Percent of the
+test images that the card names; AutoAttack is without FAB. To add one, put its weights (safetensors as `etb` writes
 them, under 2 MiB) at `compare/models/NAME.safetensors`, then
 
     python compare/zoo.py NAME --eps 0.1 --made "etb compare FILE.yaml"
@@ -32,9 +32,9 @@ def zoo() -> str:
         groups.setdefault((card["measured"][0]["row"]["dataset"], card["eps"]), []).append(name)
     for (dataset, eps), names in sorted(groups.items()):
         rows = [[f"[{name}](#{slugify(name, '-')})", *_worth(cards[name])] for name in names]
-        rows.sort(key=lambda row: float(row[4].split()[0]), reverse=True)
+        rows.sort(key=lambda row: float(row[5].split()[0]), reverse=True)
         parts.append(f"## {dataset} at {eps}\n")
-        header = ["network", "method", "clean", "PGD", "certified", "AutoAttack", "verified"]
+        header = ["network", "method", "clean", "PGD", "AutoAttack", "certified", "verified"]
         parts.append(markdown_table(header, rows))
     for name, card in cards.items():
         row = card["measured"][0]["row"]
@@ -52,10 +52,9 @@ def zoo() -> str:
 
 
 def _worth(card: dict[str, Any]) -> list[str]:
-    """Return a network's line: its method, and what all test images and the first ones say of it."""
-    everything, first, verified = _images(card)
-    named = (f"{first[3]} (first {first[0]})", f"{verified[5]} (first {verified[0]})")
-    return [card["measured"][0]["row"]["method"], *everything[1:3], everything[4], *named]
+    """Return a network's line: its method, and what is known of it."""
+    evaluated, verified = _images(card)
+    return [card["measured"][0]["row"]["method"], *evaluated[1:5], verified[5]]
 
 
 def _images(card: dict[str, Any]) -> list[list[str]]:
