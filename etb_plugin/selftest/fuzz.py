@@ -1,14 +1,6 @@
-"""What every sound bound is put to on a random network, and how a failing network is shrunk.
+"""What every sound bound is put to on a random network, and how a failing network is shrunk."""
 
-Run by itself it tells of the toolkits' own bounds what the tests tell of ours:
-
-    python -m etb_plugin.selftest.fuzz --pairs 500 --by auto_LiRPA
-"""
-
-import argparse
 import copy
-import time
-from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +12,7 @@ from etb_plugin.graph.affine import Affine
 from etb_plugin.graph.regions import Ball, Box, Region
 from etb_plugin.graph.smooth import Smooth
 from etb_plugin.graph.tracing import trace
-from etb_plugin.selftest.networks import Case, corners, drawn
+from etb_plugin.selftest.networks import Case, corners
 
 OPTIONS: dict[str, dict[str, object]] = {
     "ibp": {},
@@ -169,40 +161,3 @@ def told(case: Case, name: str, options: dict[str, object]) -> str:
         f"input {case.shape}\n"
         f"  blocks {small.blocks}\n  {small.network}"
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=500)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--by", default=None)
-    parser.add_argument("--shown", type=int, default=6)
-    asked = parser.parse_args()
-    found: Counter[str] = Counter()
-    begun, seed, shown = time.monotonic(), asked.first, 0
-    while sum(found.values()) < asked.pairs:
-        case = drawn(seed)
-        seed += 1
-        for name, own in OPTIONS.items():
-            options = dict(own)
-            if asked.by is not None:
-                if name == "dual" or isinstance(case.around(), Ball):
-                    continue
-                options = {"by": asked.by}
-            try:
-                wrong = fault(case, name, options)
-            except EtbError as error:
-                what = str(error).partition("(")[2].partition(":")[0] if "fails on this" in str(error) else "by name"
-                found[f"{name}: refused ({what})"] += 1
-                continue
-            found[f"{name}: " + ("right" if wrong is None else wrong.partition(" ")[0])] += 1
-            if wrong is not None and shown < asked.shown:
-                shown += 1
-                print(told(case, name, options), flush=True)
-    for kind, count in sorted(found.items()):
-        print(f"{count:6d}  {kind}")
-    print(f"cases {asked.first} to {seed - 1}, {time.monotonic() - begun:.0f} s")
-
-
-if __name__ == "__main__":
-    main()

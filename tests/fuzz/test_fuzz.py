@@ -1,6 +1,6 @@
 """Soundness is tested, not believed: every sound bound on random networks, and laws that hold between bounds.
 
-A failing network prints its seed, shrunk to the blocks that matter; `python -m etb_plugin.selftest.fuzz` goes on from
+A failing network prints its seed, shrunk to the blocks that matter; `python -m etb_plugin.selftest` goes on from
 there.
 """
 
