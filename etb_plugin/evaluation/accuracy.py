@@ -1,8 +1,8 @@
 """Evaluation: one implementation for every method, so that a difference in a table is one between networks."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,8 +38,8 @@ class Evaluation(Shown):
 
     `fgsm_accuracy` and `pgd_accuracy` count images that are right before and after the attack. `pgd_robustness`
     is the share whose prediction, right or wrong, PGD does not change (Alsubaihi et al. 2019, section 4).
-    `attacked_accuracy` is what of `pgd_accuracy` stands under a further attack too, by its name: that attack is spared
-    the certified images, of which it would find none.
+    `attacked_accuracy` is what of `pgd_accuracy` stands under a further attack too, by its name. Certified images are
+    spared that attack, and PGD's restarts but the first: they would find nothing there.
     `certified_accuracy` holds sound bounds only, in the network's own arithmetic, or in that of real numbers with
     `rigorous`; `expected_accuracy` is the share of right images whose expected margins are all positive, and is never a
     certificate.
@@ -74,19 +74,19 @@ def evaluate(
     """Return how `network` (in eval mode) does on all of `split` at radius `eps` (pixel units).
 
     Every right image is put to every certifier, those that PGD breaks too, so that an unsound bound is caught: raises
-    SoundnessError, naming bound and image, where an image is both certified and attacked. A further attack comes last,
-    on all that is left for it at once, since it takes many small steps. `watch` is told images done and in total, of
-    the further attack's too. Raises ConfigError for a certifier that is not sound and UnsupportedLayer for one that
-    cannot take the network.
+    SoundnessError, naming bound and image, where an image is both certified and attacked. PGD's restarts but the first,
+    and a further attack, come last, on what stands and no bound certifies, all of it at once. `watch` is told images
+    done and in total, of theirs too. Raises ConfigError for a certifier that is not sound and UnsupportedLayer for one
+    that cannot take the network.
     """
     check_certifiers(exam.certify, in_real_arithmetic=exam.rigorous)
     shape = tuple(split.images.shape[1:])
     certifiers = {name: Certifier(name, network, shape, in_real_arithmetic=exam.rigorous) for name in exam.certify}
     expected = prepare("expected", network, shape)
     generator = torch.Generator(split.labels.device).manual_seed(exam.seed)
-    attack = _attack(network, exam, generator)
-    sums = Counter[str]()
-    done, left = 0, []
+    attack = _pgd(network, replace(exam.attack, restarts=1), exam, generator)
+    found = defaultdict[str, list[Tensor]](list)
+    done = 0
     for images, labels in split.batches(batch_size):
         box = Box.around(images, eps)
         with torch.no_grad():
@@ -94,69 +94,88 @@ def evaluate(
         right = predicted == labels
         with torch.no_grad():
             fgsm_right = right & (network(fgsm(network, box, images, labels)).argmax(1) == labels)
-        _, changed = attack(box, predicted)
-        verdicts = {"clean": right, "fgsm": fgsm_right, "pgd": right & ~changed, "stable": ~changed}
-        left.append(verdicts["pgd"].clone())
+        changed = attack(box, predicted)
+        proved = torch.zeros_like(right)
         for name, certifier in certifiers.items():
-            verdicts[name] = certifier.certified(images, eps, labels, right, classes)
-            wrong = (verdicts[name] & (changed | ~fgsm_right)).nonzero()
+            certified = certifier.certified(images, eps, labels, right, classes)
+            wrong = (certified & (changed | ~fgsm_right)).nonzero()
             if len(wrong):
                 raise SoundnessError(
                     f"bound {name!r} certifies test image {done + int(wrong[0])} at eps {eps:g}, and an attack breaks "
                     f"it: this is a bug in the code; please report it"
                 )
-            left[-1] &= ~verdicts[name]
-        verdicts["expected"] = positive(expected, box, labels, right, classes)
-        for name, verdict in verdicts.items():
-            sums[name] += int(verdict.sum())
+            proved |= certified
+            found[f"certified {name}"].append(certified)
+        likely = positive(expected, box, labels, right, classes)
+        now = {"predicted": predicted, "right": right, "fgsm": fgsm_right, "changed": changed, "proved": proved}
+        for key, value in {**now, "expected": likely}.items():
+            found[key].append(value)
         done += len(labels)
         watch(done, len(split))
+    every = {key: torch.cat(parts) for key, parts in found.items()}
+    stands, left = ~every["changed"], ~every["proved"]
+    if exam.attack.restarts > 1:
+        again = _pgd(network, replace(exam.attack, restarts=exam.attack.restarts - 1), exam, generator)
+        stands &= ~_broken(again, Split(split.images, every["predicted"]), stands & left, eps, batch_size, watch)
+    standing = every["right"] & stands
     attacked = {}
     if exam.further is not None:
-        some = torch.cat(left)
-        rest = Split(split.images[some], split.labels[some])
-        broken = len(rest) - _standing(network, rest, exam, eps, batch_size, watch)
-        attacked[exam.further] = (sums["pgd"] - broken) / len(split)
-    share = {name: count / len(split) for name, count in sums.items()}
+        further = _drop_in(network, exam.further, exam.seed, split.labels.device)
+        attacked[exam.further] = _share(standing & ~_broken(further, split, standing & left, eps, batch_size, watch))
     return Evaluation(
         eps=eps,
         images=len(split),
-        clean_accuracy=share["clean"],
-        fgsm_accuracy=share["fgsm"],
-        pgd_accuracy=share["pgd"],
-        pgd_robustness=share["stable"],
-        certified_accuracy={name: share[name] for name in certifiers},
-        expected_accuracy=share["expected"],
+        clean_accuracy=_share(every["right"]),
+        fgsm_accuracy=_share(every["fgsm"]),
+        pgd_accuracy=_share(standing),
+        pgd_robustness=_share(stands),
+        certified_accuracy={name: _share(every[f"certified {name}"]) for name in certifiers},
+        expected_accuracy=_share(every["expected"]),
         attacked_accuracy=attacked,
         rigorous=exam.rigorous,
     )
 
 
-def _standing(
-    network: nn.Module, split: Split, exam: Exam, eps: float, batch_size: int, watch: Callable[[int, int], None]
-) -> int:
-    """Return how many images of `split` stand under the exam's further attack, by the points that it found, not by what
-    it says of them. Raises ConfigError where they are no points of the box."""
-    assert exam.further is not None
-    attack, generator = get_attack(exam.further), torch.Generator(split.labels.device).manual_seed(exam.seed)
-    standing, done = 0, 0
-    for images, labels in split.batches(batch_size):
-        box = Box.around(images, eps)
-        points, _ = attack(network, box, labels, generator)
-        slack = 1e-6  # centres and radii are rounded
-        if points.shape != images.shape or bool(((points < box.lower - slack) | (points > box.upper + slack)).any()):
-            raise ConfigError(f"attack {exam.further!r} gives points outside of the box: that is a bug in it")
-        with torch.no_grad():
-            standing += int((network(points.clamp(box.lower, box.upper)).argmax(1) == labels).sum())
-        done += len(labels)
-        watch(done, len(split))
-    return standing
+def _share(verdicts: Tensor) -> float:
+    return int(verdicts.sum()) / len(verdicts)
 
 
-def _attack(
-    network: nn.Module, exam: Exam, generator: torch.Generator
-) -> Callable[[Box, Tensor], tuple[Tensor, Tensor]]:
-    """Return the exam's PGD: replayed as a CUDA graph where there is a GPU."""
+Attack = Callable[[Box, Tensor], Tensor]
+"""Boxes [batch, *input] and what is predicted there [batch] -> whether it changes, [batch]."""
+
+
+def _broken(
+    attack: Attack, split: Split, which: Tensor, eps: float, batch_size: int, watch: Callable[[int, int], None]
+) -> Tensor:
+    """Return which images of `split` an attack breaks, of those that it is put to (`which`), both [images]."""
+    broken, places = torch.zeros_like(which), which.nonzero()[:, 0]
+    done = 0
+    for some in places.split(batch_size) if len(places) else ():
+        images, labels = next(Split(split.images[some], split.labels[some]).batches(len(some)))
+        broken[some] = attack(Box.around(images, eps), labels)
+        done += len(some)
+        watch(done, len(places))
+    return broken
+
+
+def _pgd(network: nn.Module, settings: Pgd, exam: Exam, generator: torch.Generator) -> Attack:
+    """Return PGD: replayed as a CUDA graph where there is a GPU."""
     if exam.capture and generator.device.type == "cuda":
-        return CapturedPgd(network, exam.attack, generator, CudaGraphs(generator), tell)
-    return lambda box, labels: pgd(network, box, labels, exam.attack, generator)
+        captured = CapturedPgd(network, settings, generator, CudaGraphs(generator), tell)
+        return lambda box, labels: captured(box, labels)[1]
+    return lambda box, labels: pgd(network, box, labels, settings, generator)[1]
+
+
+def _drop_in(network: nn.Module, name: str, seed: int, device: torch.device) -> Attack:
+    """Return a registered attack, with random numbers of its own: what it breaks is what the points say that it finds,
+    not what it says of them. It raises ConfigError where they are no points of the box."""
+    attack, generator, slack = get_attack(name), torch.Generator(device).manual_seed(seed), 1e-6  # of rounded radii
+
+    def broken(box: Box, labels: Tensor) -> Tensor:
+        points, _ = attack(network, box, labels, generator)
+        if points.shape != box.lower.shape or bool(((points < box.lower - slack) | (points > box.upper + slack)).any()):
+            raise ConfigError(f"attack {name!r} gives points outside of the box: that is a bug in it")
+        with torch.no_grad():
+            return network(points.clamp(box.lower, box.upper)).argmax(1) != labels
+
+    return broken

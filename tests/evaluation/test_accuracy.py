@@ -5,11 +5,11 @@ from copy import copy
 import pytest
 import torch
 
-from etb_plugin.attacks import Pgd
+from etb_plugin.attacks import Pgd, pgd
 from etb_plugin.bounds import Box, bound, margin_spec, register_bound, registry
 from etb_plugin.data import load
 from etb_plugin.errors import ConfigError, SoundnessError
-from etb_plugin.evaluation import Exam, evaluate
+from etb_plugin.evaluation import Exam, accuracy, evaluate
 from etb_plugin.networks import build
 from etb_plugin.objectives import get_method
 from etb_plugin.training import Settings, train
@@ -65,6 +65,35 @@ def test_batches_make_no_difference_to_bounds_and_seeds_repeat(trained):
     one, two = (evaluate(network, digits.test, 10, exam("crown-ibp"), EPS, batch_size=n) for n in (150, 7))
     assert one.certified_accuracy == two.certified_accuracy
     assert one == evaluate(network, digits.test, 10, exam("crown-ibp"), EPS, batch_size=150)
+
+
+def test_all_restarts_find_what_pgd_finds_at_once(trained):
+    network, digits = trained
+    images, _ = next(digits.test.batches(150))
+    predicted = network(images).argmax(1)
+    _, changed = pgd(network, Box.around(images, 0.1), predicted, Pgd(1, 5), torch.Generator().manual_seed(0))
+    once, often = (
+        evaluate(network, digits.test, 10, Exam((0.1,), Pgd(1, restarts), ()), 0.1, batch_size=150).pgd_robustness
+        for restarts in (1, 5)
+    )
+    assert often == pytest.approx(1 - changed.double().mean())
+    assert often < once
+
+
+def test_restarts_are_spared_what_is_broken_and_what_is_certified(trained, monkeypatch):
+    network, digits = trained
+    given = []
+
+    def counted(network, box, labels, settings, generator):
+        points, broken = pgd(network, box, labels, settings, generator)
+        given.append((settings.restarts, len(labels), int(broken.sum())))
+        return points, broken
+
+    monkeypatch.setattr(accuracy, "pgd", counted)
+    got = evaluate(network, digits.test, 10, Exam((EPS,), Pgd(10, 4), ("crown",)), EPS, batch_size=150)
+    (once, every, broken), (again, left, _) = given
+    assert (once, every, again) == (1, 150, 3)
+    assert 0 < left == 150 - broken - round(150 * got.certified_accuracy["crown"]) < 150 - broken
 
 
 @pytest.mark.parametrize("name", ["expected", "sampled", "dual:by=convex_adversarial:projections=20"])
