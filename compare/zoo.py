@@ -2,8 +2,9 @@
 
     python compare/zoo.py NAME --eps 0.1 --made "etb compare FILE.yaml" [--first 1000] [--time-limit 20]
 
-Two commands, kept in the card with what they gave: all test images, or the first ones, under PGD of 40 steps and
-AutoAttack and certified by IBP and CROWN-IBP; and verified, one by one. Then `python compare/page.py` writes the page.
+Two commands, kept in the card with what they gave: all test images, or the first ones, under PGD of 200 steps, ten
+times, and AutoAttack, and certified by IBP and CROWN-IBP; and verified, one by one. Then `python compare/page.py` writes
+the page.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pages import MODELS
 
 from etb_plugin.files import write_json
 
+_ATTACKS = "--pgd-steps", "200", "--pgd-restarts", "10", "--attack", "autoattack"
 _STAGES = "pgd,ibp,crown-ibp,crown,alpha-crown,bab"
 
 
@@ -33,7 +35,7 @@ def main() -> None:
     at = f"zoo:{wanted.name}", "--eps-test", wanted.eps
     first = (["--test-limit", wanted.first], ["--images", f"0:{wanted.first}"]) if wanted.first else ([], [])
     runs = [
-        measured("evaluate", *at, *first[0], "--attack", "autoattack", "--certify", "ibp,crown-ibp"),
+        measured("evaluate", *at, *first[0], *_ATTACKS, "--certify", "ibp,crown-ibp"),
         measured("verify", *at, *first[1], "--time-limit", wanted.time_limit, "--stages", _STAGES),
     ]
     card = {
