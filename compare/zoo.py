@@ -3,8 +3,8 @@
     python compare/zoo.py NAME --eps 0.1 --made "etb compare FILE.yaml" [--first 1000] [--time-limit 20]
 
 Two commands, kept in the card with what they gave: all test images, or the first ones, under PGD of 200 steps, ten
-times, and AutoAttack, and certified by IBP and CROWN-IBP; and verified, one by one. Then `python compare/page.py` writes
-the page.
+times, and AutoAttack, and certified by IBP and CROWN-IBP; and verified, one by one. Then `python compare/page.py`
+writes the page.
 """
 
 import argparse
