@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +129,11 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, experiment: Mapping[str, Any], may_grow: Sequence[str] = ()) -> Iterator[None]:
+def claimed(folder: Path, experiment: Mapping[str, Any], may_grow: Mapping[str, Any] = {}) -> Iterator[None]:
     """Hold `folder` for one experiment (plain values, written as experiment.yaml) and one process.
 
-    Lists under the keys `may_grow` may hold more than they did, in any order; a key that was not there may come.
+    Lists under the keys of `may_grow` may hold more than they did, in any order; there a key may come that was not
+    there, or had the value that `may_grow` has for it.
     Raises ConfigError, with nothing harmed, where the folder holds another experiment, one of another version of etb,
     or something else, or is in use.
     """
@@ -172,7 +173,7 @@ def read_experiment_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], may_grow: Sequence[str]) -> list[str]:
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], may_grow: Mapping[str, Any]) -> list[str]:
     """Return where two experiments differ, as "key 1 here, 2 there"."""
     flat_ours, flat_theirs = _flat(ours), _flat(theirs)
     found = []
@@ -180,7 +181,8 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], may_grow: S
         mine, other = flat_ours.get(key), flat_theirs.get(key)
         if mine == other or any(key == apart or key.startswith(f"{apart}.") for apart in _APART):
             continue
-        if any(key == grows or key.startswith(f"{grows}.") for grows in may_grow) and _holds(mine, other):
+        grows = next((grows for grows in may_grow if key == grows or key.startswith(f"{grows}.")), None)
+        if grows is not None and (other in (None, may_grow[grows]) or _holds(mine, other)):
             continue
         found.append(f"{key} {mine} here, {other} there")
     return found
@@ -194,8 +196,8 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def _holds(mine: Any, other: Any) -> bool:
-    """Return whether `mine` is a list with all that the list `other` has, or something where there was nothing."""
-    return other is None or (isinstance(mine, list) and isinstance(other, list) and all(one in mine for one in other))
+    """Return whether `mine` is a list with all that the list `other` has."""
+    return isinstance(mine, list) and isinstance(other, list) and all(one in mine for one in other)
 
 
 def _umask() -> int:

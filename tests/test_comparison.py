@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from copy import copy
 from dataclasses import asdict, replace
 from statistics import fmean
 
@@ -13,7 +14,7 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from etb_plugin import networks
+from etb_plugin import attacks, networks
 from etb_plugin.comparison import Comparison, Reevaluation, overview, planned
 from etb_plugin.comparison.engines import local
 from etb_plugin.errors import ConfigError, SoundnessError, TrainingError, UnsupportedLayer
@@ -52,7 +53,7 @@ class Log:
             raise Killed
 
     def evaluating(self, name, eps, done, total):
-        assert 0 < done <= total == 40
+        assert 0 < done <= total <= 40
 
     def verifying(self, name, eps, total, counts):
         assert sum(counts.values()) <= total
@@ -259,6 +260,18 @@ def test_a_larger_experiment_in_the_folder_keeps_what_is_done_in_any_order(tmp_p
     }
     assert [row for row in larger if row.seed == 0 and row.method == "ibp"] == [r for r in first if r.method == "ibp"]
     with pytest.raises(ConfigError, match=r"holds another experiment \(methods"):
+        comparison(tmp_path).run(Log())
+
+
+def test_a_further_attack_is_added_without_training_and_may_not_be_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(attacks.registry, "_registry", copy(attacks.registry._registry))
+    attacks.register_attack("idle")(lambda network, box, labels, generator: (box.center, labels < 0))
+    first, log = comparison(tmp_path).run(Log()), Log()
+    more = comparison(tmp_path, attack="idle").run(log)
+    assert log.trained == []
+    assert all(row.attacked_accuracy == {"idle": row.pgd_accuracy} for row in more)
+    assert untimed(replace(row, attacked_accuracy={}) for row in more) == untimed(first)
+    with pytest.raises(ConfigError, match=r"holds another experiment \(evaluation.attack pgd here, idle there\)"):
         comparison(tmp_path).run(Log())
 
 

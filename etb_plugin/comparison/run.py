@@ -15,8 +15,11 @@ from etb_plugin.files import Paced, claimed
 from etb_plugin.results import Candidate, Result, write_results
 from etb_plugin.training import Team
 
-_MAY_GROW = ("methods", "model", "eps", "seed", "evaluation.eps_test", "evaluation.certify", "verification")
-"""Keys whose lists a later call on the same folder may reorder and extend."""
+_MAY_GROW = {
+    **dict.fromkeys(("methods", "model", "eps", "seed", "evaluation.eps_test", "evaluation.certify", "verification")),
+    "evaluation.attack": "pgd",
+}
+"""Keys whose lists a later call on the same folder may reorder and extend, or that may come: instead of what."""
 
 
 class Comparison:
