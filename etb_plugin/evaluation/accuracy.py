@@ -106,9 +106,9 @@ def evaluate(
                 )
             proved |= certified
             found[f"certified {name}"].append(certified)
-        likely = positive(expected, box, labels, right, classes)
-        now = {"predicted": predicted, "right": right, "fgsm": fgsm_right, "changed": changed, "proved": proved}
-        for key, value in {**now, "expected": likely}.items():
+        seen = {"predicted": predicted, "right": right, "fgsm": fgsm_right, "changed": changed, "proved": proved}
+        seen["expected"] = positive(expected, box, labels, right, classes)
+        for key, value in seen.items():
             found[key].append(value)
         done += len(labels)
         watch(done, len(split))
@@ -140,12 +140,12 @@ def _share(verdicts: Tensor) -> float:
     return int(verdicts.sum()) / len(verdicts)
 
 
-Attack = Callable[[Box, Tensor], Tensor]
+_Attack = Callable[[Box, Tensor], Tensor]
 """Boxes [batch, *input] and what is predicted there [batch] -> whether it changes, [batch]."""
 
 
 def _broken(
-    attack: Attack, split: Split, which: Tensor, eps: float, batch_size: int, watch: Callable[[int, int], None]
+    attack: _Attack, split: Split, which: Tensor, eps: float, batch_size: int, watch: Callable[[int, int], None]
 ) -> Tensor:
     """Return which images of `split` an attack breaks, of those that it is put to (`which`), both [images]."""
     broken, places = torch.zeros_like(which), which.nonzero()[:, 0]
@@ -158,7 +158,7 @@ def _broken(
     return broken
 
 
-def _pgd(network: nn.Module, settings: Pgd, exam: Exam, generator: torch.Generator) -> Attack:
+def _pgd(network: nn.Module, settings: Pgd, exam: Exam, generator: torch.Generator) -> _Attack:
     """Return PGD: replayed as a CUDA graph where there is a GPU."""
     if exam.capture and generator.device.type == "cuda":
         captured = CapturedPgd(network, settings, generator, CudaGraphs(generator), tell)
@@ -166,7 +166,7 @@ def _pgd(network: nn.Module, settings: Pgd, exam: Exam, generator: torch.Generat
     return lambda box, labels: pgd(network, box, labels, settings, generator)[1]
 
 
-def _drop_in(network: nn.Module, name: str, seed: int, device: torch.device) -> Attack:
+def _drop_in(network: nn.Module, name: str, seed: int, device: torch.device) -> _Attack:
     """Return a registered attack, with random numbers of its own: what it breaks is what the points say that it finds,
     not what it says of them. It raises ConfigError where they are no points of the box."""
     attack, generator, slack = get_attack(name), torch.Generator(device).manual_seed(seed), 1e-6  # of rounded radii
