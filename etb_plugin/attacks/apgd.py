@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.attacks.pgd import cross_entropy, gradient_of
+from etb_plugin.attacks.registry import register_attack
 from etb_plugin.bounds import Box
 
 _MOMENTUM = 0.75
@@ -27,6 +28,7 @@ def targeted_ratio(logits: Tensor, pairs: Tensor) -> Tensor:
     return (target - true) / (first - (third + fourth) / 2 + 1e-12)
 
 
+@register_attack("apgd-ce")
 def apgd_ce(
     network: nn.Module, box: Box, labels: Tensor, generator: torch.Generator, steps: int = 100
 ) -> tuple[Tensor, Tensor]:
@@ -35,6 +37,7 @@ def apgd_ce(
     return climbed(network, box, labels, labels, cross_entropy, steps, generator)
 
 
+@register_attack("apgd-targeted")
 def apgd_targeted(
     network: nn.Module, box: Box, labels: Tensor, generator: torch.Generator, steps: int = 100, targets: int = 9
 ) -> tuple[Tensor, Tensor]:

@@ -56,8 +56,8 @@ class EvaluationSection(_Section):
     attack: Annotated[
         str,
         Field(
-            description="pgd, or what PGD leaves standing and no bound certifies is put to besides: autoattack (APGD "
-            "with two losses, and Square), square, or one of another package."
+            description="pgd, or what PGD leaves standing and no bound certifies is put to besides: autoattack, or one "
+            "of its parts (apgd-ce, apgd-targeted, square), or one of another package."
         ),
     ] = "pgd"
     certify: Annotated[

@@ -2,13 +2,14 @@
 
 from copy import copy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from etb_plugin.attacks import Pgd, apgd_ce, apgd_targeted, autoattack, pgd, registry, square
+from etb_plugin.attacks import Pgd, apgd_ce, apgd_targeted, autoattack, get_attack, pgd, registry, square
 from etb_plugin.attacks.apgd import targeted_ratio
 from etb_plugin.bounds import Box
 from etb_plugin.data import load, pixels
@@ -22,9 +23,8 @@ from tests.conftest import fully_connected
 
 EPS = 0.08
 ATTACKS = {
-    "apgd-ce": lambda *a: apgd_ce(*a, steps=50),
-    "apgd-targeted": lambda *a: apgd_targeted(*a, steps=30),
-    "square": lambda *a: square(*a, queries=300),
+    name: partial(get_attack(name), **fewer)
+    for name, fewer in {"apgd-ce": {"steps": 50}, "apgd-targeted": {"steps": 30}, "square": {"queries": 300}}.items()
 }
 
 
