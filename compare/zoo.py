@@ -21,7 +21,7 @@ from pages import MODELS
 from etb_plugin.files import write_json
 
 _ATTACKS = "--pgd-steps", "200", "--pgd-restarts", "10", "--attack", "autoattack"
-_STAGES = "pgd,ibp,crown-ibp,crown,alpha-crown,bab"
+_STAGES = "ibp,pgd,crown-ibp,crown,alpha-crown,bab"
 
 
 def main() -> None:

@@ -97,7 +97,7 @@ class Verifying(_Section):
     stages: Annotated[
         Names | None,
         Field(
-            description="The cascade: pgd, sound bounds, inputs, bab, exact, lp; without it pgd, ibp, crown-ibp, "
+            description="The cascade: pgd, sound bounds, inputs, bab, exact, lp; without it ibp, pgd, crown-ibp, "
             "crown, alpha-crown, dual, inputs, bab, exact, lp, as far as they take the network."
         ),
     ] = None

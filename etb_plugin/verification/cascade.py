@@ -1,4 +1,4 @@
-"""The cascade: an attack, then sound bounds from cheap to dear, then the complete verifiers, each on what is left.
+"""The cascade: IBP and an attack, sound bounds from cheap to dear, then the complete verifiers, each on what is left.
 
 A *case* is a problem with what is known of it so far. Stages that take a batch of cases come first; the complete ones
 take a case at a time, and share its seconds. A new stage is a `Stage` that is registered or, being a sound bound,
@@ -36,10 +36,10 @@ from etb_plugin.verification.exact import Decider
 from etb_plugin.verification.inputs import split_inputs
 from etb_plugin.verification.problem import Problem, Verdict, proved_parts, stacked
 
-STAGES = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown", "dual", "inputs", "bab", "exact", "lp")
-"""The whole cascade, in order."""
+STAGES = ("ibp", "pgd", "crown-ibp", "crown", "alpha-crown", "dual", "inputs", "bab", "exact", "lp")
+"""The whole cascade, in order: IBP takes two forward passes, and on a network trained by it leaves little to attack."""
 
-RIGOROUS_STAGES = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown", "inputs", "bab")
+RIGOROUS_STAGES = ("ibp", "pgd", "crown-ibp", "crown", "alpha-crown", "inputs", "bab")
 """Those whose proofs can take rounding in."""
 
 _FEW_INPUTS = 20
