@@ -125,7 +125,7 @@ def _heading(certifier: str) -> str:
 
 
 def _titled(attack: str) -> str:
-    return "Auto- Attack" if attack == "autoattack" else attack
+    return "AutoAttack" if attack == "autoattack" else attack
 
 
 def _attacked(name: str) -> Callable[[Result], float | None]:

@@ -72,6 +72,7 @@ def _figure(figure: Figure | None) -> Text:
 
 def _lines(title: str) -> list[str]:
     """Return a title in short lines: words, and the parts of hyphenated ones."""
+    title = title.replace("AutoAttack", "Auto-Attack")
     words = [part for word in title.split() for part in word.replace("-", "- ").replace(":", ": ").split()]
     lines = [words[0]]
     for word in words[1:]:
