@@ -89,8 +89,8 @@ def _published(entries: list[dict[str, Any]]) -> Iterator[str]:
     yield markdown_table(header, rows)
     yield (
         "Errors in percent. ✓: the published verified error lies in our interval of 95 % or above it; otherwise by "
-        "how much ours lies above it, and half of our interval. PGD is given by its steps and restarts; what the papers "
-        "verified and attacked by is in `etb report --against paper`.\n"
+        "how much ours lies above it, and half of our interval. PGD is given by its steps and restarts; what the "
+        "papers verified and attacked by is in `etb report --against paper`.\n"
     )
 
 
