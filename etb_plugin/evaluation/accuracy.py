@@ -80,10 +80,47 @@ def evaluate(
     that cannot take the network.
     """
     check_certifiers(exam.certify, in_real_arithmetic=exam.rigorous)
+    named = [] if exam.further is None else [exam.further]
+    further = {name: _drop_in(network, name, exam.seed, split.labels.device) for name in named}
+    generator = torch.Generator(split.labels.device).manual_seed(exam.seed)
+    every = _every_image(network, split, classes, exam, eps, generator, batch_size, watch)
+    stands, left = ~every["changed"], ~every["proved"]
+    if exam.attack.restarts > 1:
+        again = _pgd(network, replace(exam.attack, restarts=exam.attack.restarts - 1), exam, generator)
+        stands &= ~_broken(again, Split(split.images, every["predicted"]), stands & left, eps, batch_size, watch)
+    standing = every["right"] & stands
+    return Evaluation(
+        eps=eps,
+        images=len(split),
+        clean_accuracy=_share(every["right"]),
+        fgsm_accuracy=_share(every["fgsm"]),
+        pgd_accuracy=_share(standing),
+        pgd_robustness=_share(stands),
+        certified_accuracy={name: _share(every[f"certified {name}"]) for name in exam.certify},
+        expected_accuracy=_share(every["expected"]),
+        attacked_accuracy={
+            name: _share(standing & ~_broken(attack, split, standing & left, eps, batch_size, watch))
+            for name, attack in further.items()
+        },
+        rigorous=exam.rigorous,
+    )
+
+
+def _every_image(
+    network: nn.Module,
+    split: Split,
+    classes: int,
+    exam: Exam,
+    eps: float,
+    generator: torch.Generator,
+    batch_size: int,
+    watch: Callable[[int, int], None],
+) -> dict[str, Tensor]:
+    """Return what every image is put to, [images] each: predictions, which are right, stand under FGSM, are changed by
+    PGD's first restart, are certified by each certifier and by any, and have positive expected margins."""
     shape = tuple(split.images.shape[1:])
     certifiers = {name: Certifier(name, network, shape, in_real_arithmetic=exam.rigorous) for name in exam.certify}
     expected = prepare("expected", network, shape)
-    generator = torch.Generator(split.labels.device).manual_seed(exam.seed)
     attack = _pgd(network, replace(exam.attack, restarts=1), exam, generator)
     found = defaultdict[str, list[Tensor]](list)
     done = 0
@@ -112,28 +149,7 @@ def evaluate(
             found[key].append(value)
         done += len(labels)
         watch(done, len(split))
-    every = {key: torch.cat(parts) for key, parts in found.items()}
-    stands, left = ~every["changed"], ~every["proved"]
-    if exam.attack.restarts > 1:
-        again = _pgd(network, replace(exam.attack, restarts=exam.attack.restarts - 1), exam, generator)
-        stands &= ~_broken(again, Split(split.images, every["predicted"]), stands & left, eps, batch_size, watch)
-    standing = every["right"] & stands
-    attacked = {}
-    if exam.further is not None:
-        further = _drop_in(network, exam.further, exam.seed, split.labels.device)
-        attacked[exam.further] = _share(standing & ~_broken(further, split, standing & left, eps, batch_size, watch))
-    return Evaluation(
-        eps=eps,
-        images=len(split),
-        clean_accuracy=_share(every["right"]),
-        fgsm_accuracy=_share(every["fgsm"]),
-        pgd_accuracy=_share(standing),
-        pgd_robustness=_share(stands),
-        certified_accuracy={name: _share(every[f"certified {name}"]) for name in certifiers},
-        expected_accuracy=_share(every["expected"]),
-        attacked_accuracy=attacked,
-        rigorous=exam.rigorous,
-    )
+    return {key: torch.cat(parts) for key, parts in found.items()}
 
 
 def _share(verdicts: Tensor) -> float:

@@ -163,6 +163,13 @@ def test_a_further_attack_is_spared_what_pgd_broke_and_what_a_bound_certifies(tr
     assert found.attacked_accuracy["idle"] == found.pgd_accuracy
 
 
+def test_an_attack_that_is_not_there_is_refused_before_any_work(trained):
+    digits, watched = load("digits", test_limit=40), []
+    with pytest.raises(ConfigError, match="unknown attack 'autoatack'"):
+        evaluate(trained[0], digits.test, 10, Exam((EPS,), Pgd(5), (), further="autoatack"), EPS, watch=watched.append)
+    assert not watched
+
+
 def test_what_an_attack_says_is_checked(trained, monkeypatch):
     monkeypatch.setattr(registry, "_registry", copy(registry._registry))
 
