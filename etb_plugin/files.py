@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,13 +179,18 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], may_grow: M
     found = []
     for key in dict.fromkeys((*flat_ours, *flat_theirs)):
         mine, other = flat_ours.get(key), flat_theirs.get(key)
-        if mine == other or any(key == apart or key.startswith(f"{apart}.") for apart in _APART):
+        if mine == other or _above(key, _APART) is not None:
             continue
-        grows = next((grows for grows in may_grow if key == grows or key.startswith(f"{grows}.")), None)
+        grows = _above(key, may_grow)
         if grows is not None and (other in (None, may_grow[grows]) or _holds(mine, other)):
             continue
         found.append(f"{key} {mine} here, {other} there")
     return found
+
+
+def _above(key: str, tops: Iterable[str]) -> str | None:
+    """Return which of `tops` is the key, or a section that it stands in."""
+    return next((top for top in tops if key == top or key.startswith(f"{top}.")), None)
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

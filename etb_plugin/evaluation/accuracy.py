@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from etb_plugin.attacks import CapturedPgd, Pgd, fgsm, get_attack, pgd
 from etb_plugin.bounds import Box, prepare
-from etb_plugin.data import Split
+from etb_plugin.data import Split, pixels
 from etb_plugin.errors import ConfigError, SoundnessError, tell
 from etb_plugin.evaluation.certifiers import Certifier, check_certifiers, positive
 from etb_plugin.recording import CudaGraphs
@@ -167,8 +167,7 @@ def _broken(
     broken, places = torch.zeros_like(which), which.nonzero()[:, 0]
     done = 0
     for some in places.split(batch_size) if len(places) else ():
-        images, labels = next(Split(split.images[some], split.labels[some]).batches(len(some)))
-        broken[some] = attack(Box.around(images, eps), labels)
+        broken[some] = attack(Box.around(pixels(split.images[some]), eps), split.labels[some])
         done += len(some)
         watch(done, len(places))
     return broken
