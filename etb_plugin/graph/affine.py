@@ -181,9 +181,10 @@ class Conv(Affine):
         if single and self.groups == 1:
             return (flat.flatten(1) @ weight.flatten(1)).view(*rows.shape[:2], *weight.shape[1:])
         if dimensions == 2 and weight.shape[1] <= _FEW and self.groups == 1:
-            # A transposed convolution to an image's few channels idles: a product, and its parts put together.
+            # A transposed convolution to an image's few channels idles: a product, and its parts put together. The
+            # weights are repeated, which takes no memory, since `matmul` would turn the rows around instead.
             sizes = zip(self._grown(rows.shape[3:], weight, padding), extra, strict=True)
-            columns = torch.matmul(weight.flatten(1).t(), flat.flatten(2))
+            columns = torch.bmm(weight.flatten(1).t().expand(len(flat), -1, -1), flat.flatten(2))
             kernel, out = tuple(weight.shape[2:]), tuple(size + more for size, more in sizes)
             image = F.fold(columns, out, kernel, self.dilation, tuple(padding), self.stride)
             return image.unflatten(0, rows.shape[:2])

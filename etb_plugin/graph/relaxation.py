@@ -215,11 +215,10 @@ class Relaxation:
             assert isinstance(activation, PiecewiseLinear)
             values, shift = self._first_piece(i, activation, here)
             both = None if shift is None else torch.stack([shift, shift])
-            for _, knot, hinge, weighed in self._weighed(i, activation, here, {}):
-                steep, rise = here.view(hinge.steep), here.view(hinge.rise)
-                part = weighed * steep
-                total, negative = dot(weighed, rise), dot(weighed.clamp(max=0), rise)
-                ends = torch.stack([negative, total - negative])
+            for key, knot, lines, weighed in self._weighed(i, activation, here, {}):
+                steep, rise = self._view(here, key, lines, "steep"), self._view(here, key, lines, "rise")
+                part, *shifts = _ThroughChord.apply(weighed, steep, rise)
+                ends = torch.stack(shifts)
                 if knot:
                     ends = ends - knot * part.flatten(2).sum(2)
                 values = part if values is None else values + part
@@ -371,6 +370,33 @@ class _Through(torch.autograd.Function):
             of_steep = summed(grad * negative, steep)
             of_rise = weighed_sum(of_shift, negative, rise)
         return of_rows, of_low, of_steep, of_rise
+
+
+class _ThroughChord(torch.autograd.Function):
+    """Rows through the chord's slope on both sides: rows times `steep`, and what is lost below and gained above by
+    their entries' signs, times `rise`. Written out for the reasons of `_Through`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, steep: Tensor, rise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = rows.contiguous()
+        ctx.save_for_backward(rows, steep, rise)
+        below = dot(rows.clamp(max=0), rise)
+        return rows * steep, below, dot(rows, rise) - below
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, steep, rise = ctx.saved_tensors
+        grad, of_below, of_above = grads[0].contiguous(), grads[1], grads[2]
+        needed = ctx.needs_input_grad
+        of_rows = of_steep = of_rise = None
+        if needed[0]:
+            below, above = (of[(...,) + (None,) * (rows.ndim - 2)] for of in (of_below, of_above))
+            positive = torch.gt(rows, 0, out=torch.empty_like(rows))
+            of_rows = summed((positive * (above - below)).add_(below).mul_(rise).addcmul_(grad, steep), rows)
+        if needed[1] or needed[2]:
+            of_steep = summed(grad * rows, steep)
+            of_rise = weighed_sum(of_above, rows, rise) + weighed_sum(of_below - of_above, rows.clamp(max=0), rise)
+        return of_rows, of_steep, of_rise
 
 
 def optimized(
