@@ -238,3 +238,8 @@ def test_a_label_says_which_keys_of_a_ramp_are_changed():
 
     changes = {"eps_ramp": {"length": 0.3}, "kappa": {"start": 1, "end": 0.5}, "fusion": False}
     assert changed_text("ibp", changes) == "ibp eps_ramp={length: 0.3} kappa=1→0.5 fusion=false"
+    ramps = {
+        "eps_ramp": {"start": 0.0, "end": 1.0, "wait": "2000 steps", "length": 2 / 7, "form": "smooth"},
+        "kappa": {"start": 0, "end": 0, "length": 0.5},
+    }
+    assert changed_text("ibp", ramps) == "ibp eps_ramp=0→1 (wait 2000 steps, over 0.2857, smooth) kappa=0"

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from etb_plugin.catalogue import catalogue, check_spelling, others_register
 from etb_plugin.cli import options as o
-from etb_plugin.experiment import changed_text
+from etb_plugin.experiment import changed_text, ramp_text
 
 
 def command(
@@ -85,8 +85,8 @@ def _show(name: str) -> None:
     o.stdout().print(keys)
     o.stdout().print(
         f"Changed as in --methods {example} (eps: the training radius), or in a file as "
-        f"{method.name}: {{kappa: 0.5}}.\nA ramp, {{start, end, wait, length}}, is timed in shares of the run, "
-        f'"10 epochs" or "2000 steps".',
+        f"{method.name}: {{kappa: 0.5}}.\nA ramp, {{start, end, wait, length, form: linear or smooth}}, "
+        f'is timed in shares of the run, "10 epochs" or "2000 steps".',
         highlight=False,
     )
 
@@ -95,8 +95,9 @@ def _value(value: object) -> str:
     from etb_plugin.objectives import Ramp
 
     if isinstance(value, Ramp):
-        moves = f" (wait {value.wait}, length {value.length})" if value.start != value.end else ""
-        return f"{value.start:g}" if not moves else f"{value.start:g} to {value.end:g}{moves}"
+        return ramp_text(**asdict(value))
     if is_dataclass(value) and not isinstance(value, type):
-        return ", ".join(f"{key} {part}" for key, part in asdict(value).items())
-    return str(list(value) if isinstance(value, tuple) else value)
+        return ", ".join(f"{key} {_value(part)}" for key, part in asdict(value).items())
+    if isinstance(value, tuple):
+        return ", ".join(map(_value, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -27,7 +27,7 @@ from etb_plugin.experiment.schema import (
     resolve_device,
 )
 from etb_plugin.experiment.values import eps_text, read_eps
-from etb_plugin.experiment.variant import Variant, changed_text
+from etb_plugin.experiment.variant import Variant, changed_text, ramp_text
 
 __all__ = [
     "Engine",
@@ -42,6 +42,7 @@ __all__ = [
     "Verifying",
     "changed_text",
     "eps_text",
+    "ramp_text",
     "read_eps",
     "read_evaluation",
     "read_experiment",

@@ -104,9 +104,22 @@ def changed_text(name: str, changes: Mapping[str, Any]) -> str:
     return " ".join((name, *(f"{key}={_value_text(value)}" for key, value in changes.items())))
 
 
+def ramp_text(start: float, end: float, wait: float | str = 0, length: float | str = 0, form: str = "linear") -> str:
+    """Return a whole ramp, of the keys of `objectives.Ramp`, in a few words."""
+    if start == end:
+        return f"{end:g}"
+    spans = (
+        f"{word} {span if isinstance(span, str) else f'{span:.4g}'}"
+        for word, span in (("wait", wait), ("over", length))
+        if span
+    )
+    how = ", ".join((*spans, *(() if form == "linear" else (form,))))
+    return f"{start:g}→{end:g}" + (f" ({how})" if how else "")
+
+
 def _value_text(value: Any) -> str:
     if isinstance(value, dict):  # some keys of a ramp, or of an attack
         if value.keys() >= {"start", "end"}:
-            return f"{value['start']}→{value['end']}"
+            return ramp_text(**value)
         return "{" + ", ".join(f"{key}: {_value_text(part)}" for key, part in value.items()) + "}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -226,6 +226,7 @@ def test_methods_and_models_list_what_is_registered(tmp_path):
     shown = etb("methods", "expected", cwd=tmp_path).stdout
     assert re.search(r"masks +center", shown)
     assert "--methods expected:kappa=0.5:eps=0.2" in shown
+    assert re.search(r"eps_ramp +0→1 \(over 0\.2857, smooth\)", etb("methods", "sabr", cwd=tmp_path).stdout)
     assert "did you mean expected" in etb("methods", "expectd", cwd=tmp_path).stderr
     shown = etb("models", cwd=tmp_path).stdout
     for name in networks.networks():
