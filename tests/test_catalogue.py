@@ -1,6 +1,7 @@
 """What is read off the source is what the registries hold."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from etb_plugin.bounds import bounds
 from etb_plugin.catalogue import catalogue
 from etb_plugin.data import sources
+from etb_plugin.experiment import Experiment
 from etb_plugin.networks import networks
 from etb_plugin.objectives import methods
 from etb_plugin.studies import studies
@@ -19,6 +21,11 @@ REGISTRIES = {"method": methods, "bound": bounds, "network": networks, "dataset"
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_the_catalogue_names_what_the_registry_holds(kind):
     assert set(catalogue(kind)) == set(REGISTRIES[kind]())
+
+
+def test_the_help_names_every_data_set():
+    description = Experiment.model_fields["dataset"].description
+    assert set(catalogue("dataset")) <= set(re.findall(r"[\w-]+", description or ""))
 
 
 def test_it_says_of_bounds_and_methods_what_the_registry_says():

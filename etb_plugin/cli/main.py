@@ -1,6 +1,7 @@
 """The entry point: collects the subcommands, and turns errors into a line or two and an exit status."""
 
 import importlib
+import inspect
 import os
 import signal
 import sys
@@ -46,7 +47,15 @@ def build(arguments: Sequence[str]) -> typer.Typer:
             app.add_typer(module.app, name=name)
         else:
             app.command(name, hidden=name in _FOR_MACHINES)(module.command)
+    for group in (app, *(info.typer_instance for info in app.registered_groups)):
+        for command in group.registered_commands if group else ():
+            command.help = _flowing(inspect.getdoc(command.callback) or "")
     return app
+
+
+def _flowing(text: str) -> str:
+    """Return paragraphs as one line each: a terminal breaks them where it ends."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _version(wanted: bool) -> None:

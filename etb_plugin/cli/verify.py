@@ -31,7 +31,7 @@ def command(
     ] = None,
     property_: Annotated[
         Path | None,
-        typer.Argument(metavar="[PROPERTY]", help="A VNN-LIB property of an ONNX network.", show_default=False),
+        typer.Argument(metavar="property", help="A VNN-LIB property of an ONNX network.", show_default=False),
     ] = None,
     instances: Annotated[
         Path | None,
@@ -83,9 +83,9 @@ def command(
 ) -> None:
     """Decide for each test image whether any point of its box is misclassified.
 
-    PGD looks for a counterexample, sound bounds from cheap to dear for a proof, each on what is left; branch and bound
-    (bab) and mixed-integer programming (exact) decide the rest within the time limit. What is left is unknown, and
-    counts as attackable. With --out, results.json, one file for each image and the counterexamples are written there,
+    IBP proves what it can, PGD looks for a counterexample, dearer sound bounds for a proof, each on what is left;
+    branch and bound (bab) and mixed-integer programming (exact) decide the rest within the time limit. What is left is
+    unknown, and counts as attackable. With --out, results.json, one file for each image and the counterexamples are written there,
     and the same command goes on where it stopped.
 
     A file with a list of state_dicts is a cascade of networks, verified as one: an image is answered by the first that

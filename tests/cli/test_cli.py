@@ -240,11 +240,15 @@ def test_methods_and_models_list_what_is_registered(tmp_path):
 )
 def test_every_command_helps_with_an_example(command, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["etb", *command.split(), "--help"])
+    monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 0
     example = {"status": "compare status", "cell": "compare mine.yaml --out run --engine print"}.get(command, command)
-    assert f"Example: etb {example}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"Example: etb {example}" in shown
+    for paragraph in re.split(r"\n\s*\n", shown.partition("╭")[0]):
+        assert "\n" not in paragraph.strip(), "a terminal breaks lines, not the source"
 
 
 def test_the_public_surface_is_the_designs():
