@@ -85,8 +85,8 @@ def command(
 
     IBP proves what it can, PGD looks for a counterexample, dearer sound bounds for a proof, each on what is left;
     branch and bound (bab) and mixed-integer programming (exact) decide the rest within the time limit. What is left is
-    unknown, and counts as attackable. With --out, results.json, one file for each image and the counterexamples are written there,
-    and the same command goes on where it stopped.
+    unknown, and counts as attackable. With --out, results.json, one file for each image and the counterexamples are
+    written there, and the same command goes on where it stopped.
 
     A file with a list of state_dicts is a cascade of networks, verified as one: an image is answered by the first that
     is robust there, or else by the last.

@@ -164,7 +164,8 @@ class Experiment(_Placed):
         str,
         Field(
             description="digits, mnist, fashion-mnist, cifar10, cifar100, svhn, har, imagenet64, "
-            "tinyimagenet, path/to/file.npz, path/to/folder/ with images in train/CLASS and test/CLASS, or path/file.py:NAME of your own."
+            "tinyimagenet, path/to/file.npz, path/to/folder/ with images in train/CLASS and test/CLASS, or "
+            "path/file.py:NAME of your own."
         ),
     ] = "digits"
     model: Annotated[
