@@ -132,7 +132,7 @@ def _comparison(entry: dict[str, Any]) -> Iterator[str]:
     if "plot" in entry:
         yield f"![Clean against certified accuracy, by the best sound bound, for each method]({entry['plot']})\n"
     for dataset, results in by_dataset(merged(runs)).items():
-        yield markdown(comparison_sheet(results, dataset))
+        yield markdown(comparison_sheet(results, dataset, entry.get("spread", "deviation")))
     if "note" in entry:
         yield f"{entry['note']}\n"
 

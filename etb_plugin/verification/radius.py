@@ -17,7 +17,7 @@ from etb_plugin.verification.cascade import Cascade, Case
 from etb_plugin.verification.problem import Verdict, robustness
 from etb_plugin.verification.run import TOGETHER, Verification
 
-RADIUS_STAGES = ("pgd", "ibp", "crown-ibp", "crown", "alpha-crown")
+RADIUS_STAGES = ("ibp", "pgd", "crown-ibp", "crown", "alpha-crown")
 """The cascade of every step, where none is asked for: the complete verifiers would take their limit at most steps."""
 
 
