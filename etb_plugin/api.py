@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from etb_plugin.errors import ConfigError, DataError
 from etb_plugin.evaluation import Evaluation, Exam
 from etb_plugin.experiment import read_keywords
 from etb_plugin.files import claimed
-from etb_plugin.networks import classes_of, evaluating, register_own
+from etb_plugin.networks import before_softmax, classes_of, evaluating, register_own
 from etb_plugin.objectives import single_method
 from etb_plugin.report.compared import Compared
 from etb_plugin.report.live import Live
@@ -37,9 +38,11 @@ from etb_plugin.verification import RIGOROUS_STAGES, STAGES, Cascade, Settings, 
 
 __all__ = ["Compared", "Data", "Verified", "compare", "evaluate", "train", "verify"]
 
-Data = str | Dataset | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+Array = Tensor | np.ndarray
+Data = str | Dataset | tuple[Array, Array] | Iterable[tuple[Array, Array]]
 """A data set by name or by file, one that is loaded, a pair (images [n, *input], uint8 or float32 in [0, 1]; integer
-labels [n]), or batches of such pairs, which a DataLoader is: they are read once and kept on the network's device."""
+labels [n]) of tensors or of numpy's arrays, or batches of such pairs, which a DataLoader is: they are read once and
+kept on the network's device."""
 
 
 def train(
@@ -85,7 +88,7 @@ def evaluate(
     data: Data,
     *,
     eps: float,
-    certify: Sequence[str] = ("ibp", "crown-ibp"),
+    certify: str | Sequence[str] = ("ibp", "crown-ibp"),
     pgd_steps: int = 40,
     pgd_restarts: int = 1,
     attack: str | None = None,
@@ -104,7 +107,8 @@ def evaluate(
     """
     check_radius(eps)
     given = _dataset(network, data)
-    exam = Exam((eps,), Pgd(pgd_steps, pgd_restarts), tuple(certify), seed, attack, rigorous)
+    certifiers = tuple(certify.split(",") if isinstance(certify, str) else certify)
+    exam = Exam((eps,), Pgd(pgd_steps, pgd_restarts), certifiers, seed, attack, rigorous)
     with evaluating(network), Live(_console(progress)) as live:
         watch = partial(live.evaluating, "evaluate", eps)
         return evaluation.evaluate(network, given.test, given.classes, exam, eps, watch=watch)
@@ -203,11 +207,13 @@ def verify(
     many = labels.ndim > 0
     split, classes = _split(network, *((image, labels) if many else (image[None], labels[None])))
     shape = tuple(split.images.shape[1:])
+    with evaluating(network):
+        logits = before_softmax(network, shape)
     whole = RIGOROUS_STAGES if rigorous else STAGES
     named = whole if stages is None else tuple(stages)
     settings = Settings(named, seconds=seconds, seed=seed, rigorous=rigorous)
-    settings, left_out = provers([network], shape, settings, drop=stages is None)
-    cascade = Cascade(network, shape, settings)
+    settings, left_out = provers([logits], shape, settings, drop=stages is None)
+    cascade = Cascade(logits, shape, settings)
     centers = pixels(split.images).double().split(1)
     targets = split.labels.tolist()
     problems = [robustness(Box.around(x, eps), y, classes) for x, y in zip(centers, targets, strict=True)]
@@ -254,14 +260,17 @@ def _dataset(network: nn.Module, data: Data) -> Dataset:
         pairs = list(data)
         if not pairs:
             raise DataError("there are no batches in the data")
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+            raise DataError(f"a batch is a pair (images, labels); got {type(pairs[0]).__name__}")
         images, labels = (torch.cat([torch.as_tensor(pair[place]) for pair in pairs]) for place in (0, 1))
     split, classes = _split(network, images, labels)
     return Dataset("given", split, split, classes)
 
 
-def _split(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Split, int]:
+def _split(network: nn.Module, images: Any, labels: Any) -> tuple[Split, int]:
     """Return images and labels on the network's device, and its number of classes. Raises DataError for what cannot be
     meant."""
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
     if images.dtype not in (torch.uint8, torch.float32):
         raise DataError(f"images are uint8, or float32 in [0, 1]; got {images.dtype}")
     if images.dim() < 2 or labels.shape != images.shape[:1] or not len(labels):

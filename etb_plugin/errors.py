@@ -1,6 +1,7 @@
 """Errors that a user can act on. Each message says what is wrong, where, and what would be right."""
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable
 
@@ -50,9 +51,11 @@ class SoundnessError(EtbError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """Return the error for a `name` that is not among the `known` ones, nearest spellings first."""
+    """Return the error for a `name` that is not among the `known` ones: what it abbreviates (lr) comes first, then what
+    it looks like."""
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    short = [long for long in names if "".join(word[:1] for word in re.split("[-_]", long)) == name.lower()]
+    near = list(dict.fromkeys([*short, *difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)]))
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}."
     return ConfigError(f"unknown {kind} {name!r}; {hint}")
 

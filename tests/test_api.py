@@ -72,7 +72,9 @@ def test_tensors_a_loader_and_a_data_set_are_one_and_the_same(trained):
     network, digits = trained
     pair = (pixels(digits.test.images), digits.test.labels)
     loader = DataLoader(TensorDataset(*pair), batch_size=37)
-    found = [etb_plugin.evaluate(network, data, eps=0.05, pgd_steps=5) for data in (digits, pair, loader, "digits")]
+    arrays = tuple(part.numpy() for part in pair)
+    every = (digits, pair, loader, "digits", arrays)
+    found = [etb_plugin.evaluate(network, data, eps=0.05, pgd_steps=5) for data in every]
     assert all(one == found[0] for one in found)
 
 
@@ -104,6 +106,7 @@ def test_training_goes_on_in_its_folder_and_refuses_another_call(tmp_path):
         (torch.full((4, 6), torch.nan), torch.zeros(4, dtype=int), r"lie in \[0, 1\]"),
         (torch.rand(4, 6), torch.tensor([0, 1, 2, 3]), "labels run from 0 to 2; got 0 to 3"),
         (torch.rand(4, 6), torch.tensor([0, -1, 2, 1]), "got -1 to 2"),
+        (torch.rand(4, 6), torch.full((4,), 3), "got 3$"),
         (torch.rand(4, 6), torch.zeros(4), "labels are integers"),
         (torch.rand(4, 6), torch.zeros(3, dtype=int), "images are"),
         (torch.rand(0, 6), torch.zeros(0, dtype=int), "n at least 1"),
@@ -139,8 +142,16 @@ def test_networks_and_numbers_that_cannot_be_meant_are_refused():
         etb_plugin.verify(Own(6, 3), pair[0][0], 0, eps=8)
     with pytest.raises(ConfigError, match="did you mean"):
         etb_plugin.train(Own(6, 3), pair, method="ipb", eps=0.1, epochs=1)
+    with pytest.raises(ConfigError, match="a number from 0 to 1; got '8/255'"):
+        etb_plugin.evaluate(Own(6, 3), pair, eps="8/255")
+    with pytest.raises(ConfigError, match="unknown key of method 'ibp': 'kapa'; did you mean kappa"):
+        etb_plugin.train(Own(6, 3), pair, method="ibp:kapa=0", eps=0.1, epochs=1)
+    with pytest.raises(ConfigError, match="'lr'; did you mean learning_rate"):
+        etb_plugin.train(Own(6, 3), pair, method="ibp", eps=0.1, epochs=1, lr=0.1)
     with pytest.raises(DataError, match="no batches"):
         etb_plugin.evaluate(Own(6, 3), [], eps=0.1)
+    with pytest.raises(DataError, match=r"a batch is a pair \(images, labels\); got dict"):
+        etb_plugin.evaluate(Own(6, 3), [{"x": pair[0], "y": pair[1]}], eps=0.1)
 
 
 COMPARE = {

@@ -15,6 +15,7 @@ from etb_plugin.data import Dataset
 from etb_plugin.errors import ConfigError
 from etb_plugin.evaluation.calibration import Calibration, calibrate
 from etb_plugin.experiment import Evaluated
+from etb_plugin.networks import before_softmax
 from etb_plugin.registry import named_options
 from etb_plugin.results.networks import restore
 
@@ -80,7 +81,7 @@ def _radii(request: Evaluated, about: dict[str, Any], data: Dataset) -> tuple[fl
 
 
 def _prepared(names: Sequence[str], network: nn.Module, input_shape: tuple[int, ...]) -> dict[str, PreparedBound]:
-    prepared = {}
+    prepared, network = {}, before_softmax(network, input_shape)
     for text in names:
         name, values = named_options(text)
         prepared[text] = prepare(name, network, input_shape, **values)

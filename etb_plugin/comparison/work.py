@@ -24,7 +24,7 @@ from etb_plugin.errors import CheckpointError, EtbError, Stopped, UnsupportedLay
 from etb_plugin.evaluation import Certifier, Evaluation, Exam, evaluate, least_margins
 from etb_plugin.experiment import Experiment, Resolved, VerifyRequest
 from etb_plugin.files import read_experiment_of, read_json, write_file, write_json
-from etb_plugin.networks import evaluating, members
+from etb_plugin.networks import before_softmax, evaluating, members
 from etb_plugin.results import Candidate, Result
 from etb_plugin.results.networks import describe, untrained
 from etb_plugin.training import Epoch, Estimate, Team, Training, check_training, read_metrics, train
@@ -193,7 +193,7 @@ class Workshop:
             return  # no pictures
         exam = self.exam(cell.seed)
         images, labels = next(self.data.test.batches(_EXAMPLES))
-        eps = max(exam.eps_test)
+        eps, network = max(exam.eps_test), before_softmax(network, self.data.input_shape)
         with torch.no_grad():
             before = network(images).argmax(1)
         generator = torch.Generator(images.device).manual_seed(exam.seed)
@@ -318,6 +318,7 @@ def _score(evaluation: Evaluation, select: str) -> float:
 def check_bounds(network: nn.Module, data: Dataset, model: str, exam: Exam) -> None:
     """Raise UnsupportedLayer, naming bound and architecture, for a bound of the exam that cannot take the network."""
     with evaluating(network):
+        network = before_softmax(network, data.input_shape)  # as `evaluate` does
         for name in exam.certify:
             with refusal_of(f"bound {name!r}", model):
                 Certifier(name, network, data.input_shape, in_real_arithmetic=exam.rigorous)

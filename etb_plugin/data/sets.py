@@ -185,7 +185,8 @@ def beyond(images: Tensor, labels: Tensor, classes: int) -> str | None:
     if not bool(((images >= 0) & (images <= 1)).all()):
         return "images have to lie in [0, 1]: put the normalisation into the network, as its first layer"
     if not bool(((labels >= 0) & (labels < classes)).all()):
-        return f"labels run from 0 to {classes - 1}; got {int(labels.min())} to {int(labels.max())}"
+        least, most = int(labels.min()), int(labels.max())
+        return f"labels run from 0 to {classes - 1}; got {least}" + (f" to {most}" if most != least else "")
     return None
 
 

@@ -13,6 +13,7 @@ from etb_plugin.bounds import Box, prepare
 from etb_plugin.data import Split, pixels
 from etb_plugin.errors import ConfigError, SoundnessError, tell
 from etb_plugin.evaluation.certifiers import Certifier, check_certifiers, positive
+from etb_plugin.networks import before_softmax
 from etb_plugin.recording import CudaGraphs
 from etb_plugin.shown import Shown, spread
 
@@ -77,9 +78,10 @@ def evaluate(
     SoundnessError, naming bound and image, where an image is both certified and attacked. PGD's restarts but the first,
     and a further attack, come last, on what stands and no bound certifies, all of it at once. `watch` is told images
     done and in total, of theirs too. Raises ConfigError for a certifier that is not sound and UnsupportedLayer for one
-    that cannot take the network.
+    that cannot take the network. A softmax that it ends with is left out.
     """
     check_certifiers(exam.certify, in_real_arithmetic=exam.rigorous)
+    network = before_softmax(network, tuple(split.images.shape[1:]))
     named = [] if exam.further is None else [exam.further]
     further = {name: _drop_in(network, name, exam.seed, split.labels.device) for name in named}
     generator = torch.Generator(split.labels.device).manual_seed(exam.seed)

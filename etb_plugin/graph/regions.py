@@ -1,6 +1,7 @@
 """Input regions: boxes, and l2 and l1 balls."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from typing import Literal
@@ -38,12 +39,15 @@ class Box:
         """Return the box of radius `eps` (pixel units, 0 to 1) around `images` [batch, *input].
 
         The box is cut to the range `clip`; `clip=None` leaves it whole. Raises ConfigError for an eps that
-        is negative or not finite; a scalar on the device is not looked at.
+        is negative or not finite; a scalar on the device is not looked at. Warns of images beyond the range, which are
+        not in their boxes; on a device these are not looked at either.
         """
         if not isinstance(eps, Tensor) and not (math.isfinite(eps) and eps >= 0):
             raise ConfigError(f"eps is {eps}; it must be finite and not negative, in pixel units (0 to 1)")
         lower, upper = images - eps, images + eps
         if clip is not None:
+            if images.is_cpu and type(images) is Tensor and images.numel():  # no fake tensor, whose values nobody knows
+                _warn_beyond(images, clip)
             lower, upper = lower.clamp(*clip), upper.clamp(*clip)
         return cls(lower, upper, ordered=True)
 
@@ -93,6 +97,17 @@ class Box:
 
     def __getitem__(self, index: slice | Tensor) -> "Box":
         return Box(self.lower[index], self.upper[index], ordered=True)
+
+
+def _warn_beyond(images: Tensor, clip: tuple[float, float]) -> None:
+    least, most = (float(end) for end in images.detach().aminmax())
+    slack = 1e-4 * (clip[1] - clip[0])
+    if least < clip[0] - slack or most > clip[1] + slack:
+        warnings.warn(
+            f"images from {least:.4g} to {most:.4g} do not lie in their boxes, cut to {clip[0]:g} to {clip[1]:g}: "
+            f"put a normalisation into the network, or give Box.around the images' own clip, or None",
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

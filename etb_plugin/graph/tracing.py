@@ -235,9 +235,10 @@ class _Builder:
             return self._part(node, inputs)
         elif (kind_of := _CALLS.get(node.target)) is not None:
             return kind_of(self, node, inputs)
-        raise UnsupportedLayer(
-            f"layer {self.name(node)} is neither affine nor an elementwise function that is known; no bound takes it"
-        )
+        what = "is neither affine nor an elementwise function that is known; no bound takes it"
+        if "oftmax" in (name := self.name(node)) or "_softmax" in name:
+            what += ". At the end of a network leave it out: methods take logits"
+        raise UnsupportedLayer(f"layer {name} {what}")
 
     def _part(self, node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
         """Return the position of one of several values that a split gave."""

@@ -18,6 +18,7 @@ from etb_plugin.networks.registry import (
     parameters,
     register_network,
 )
+from etb_plugin.networks.softmax import before_softmax
 from etb_plugin.networks.statistics import (
     clean_statistics,
     evaluating,
@@ -32,6 +33,7 @@ __all__ = [
     "Normalize",
     "Pair",
     "Residual",
+    "before_softmax",
     "build",
     "check_network",
     "classes_of",

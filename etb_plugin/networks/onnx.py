@@ -6,7 +6,6 @@ batch size that a file happens to hold, and hides what it does in modules of its
 `onnx_operations` is what each operation becomes.
 """
 
-import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from etb_plugin.errors import CheckpointError, ConfigError, UnsupportedLayer
 from etb_plugin.files import write_file
@@ -88,21 +86,6 @@ def file_outputs(path: Path, points: Tensor) -> Tensor:
         return _running(onnx.load(str(path)))[0](points).double()
     except Exception as error:  # of either runtime
         raise CheckpointError(f"{path} cannot be run: {str(error).partition(chr(10))[0]}") from error
-
-
-def before_softmax(network: nn.Module) -> nn.Module | None:
-    """Return a network that `read_onnx` gave without the softmax over the outputs, or its logarithm, that it ends with;
-    None where it ends with none."""
-    network = copy.deepcopy(network)
-    assert isinstance(network, fx.GraphModule)
-    end = next(node for node in network.graph.nodes if node.op == "output")
-    last = end.args[0]
-    if not isinstance(last, fx.Node) or last.target not in (F.softmax, F.log_softmax) or last.args[1] not in (1, -1):
-        return None
-    end.args = (last.args[0],)
-    network.graph.erase_node(last)
-    network.recompile()
-    return network
 
 
 def _outputs(

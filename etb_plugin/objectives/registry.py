@@ -12,7 +12,7 @@ from etb_plugin.bounds import get_bound
 from etb_plugin.errors import ConfigError, unknown_name
 from etb_plugin.objectives.recipe import Recipe
 from etb_plugin.objectives.terms import with_terms
-from etb_plugin.registry import Registry
+from etb_plugin.registry import Registry, named_options
 
 Number = float | Tensor
 """A number, on the host or, as a scalar, on the device."""
@@ -194,8 +194,10 @@ def get_method(name: str) -> Method:
 
 
 def single_method(name: str, changes: Mapping[str, Any]) -> Method:
-    """Return a method, changed, for a network of one's own. Raises ConfigError, too, where it trains a pair of them."""
-    method = get_method(name).changed(changes)
+    """Return a method, changed, also as in `ibp:kappa=0`, for a network of one's own. Raises ConfigError, too, where it
+    trains a pair of them."""
+    name, written = named_options(name)
+    method = get_method(name).changed({**written, **changes})
     if method.pair:
         raise ConfigError(f"method {name!r} trains a pair of networks; etb train does that")
     return method

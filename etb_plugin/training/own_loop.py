@@ -1,6 +1,7 @@
 """A method's loss for a training loop of one's own: to put where `F.cross_entropy` stood."""
 
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -137,5 +138,5 @@ def objective(
 
 def check_radius(eps: float | None) -> None:
     """Raise ConfigError for what is no radius; None is one that is named later."""
-    if eps is not None and not 0 <= eps <= 1:
-        raise ConfigError(f"eps is a radius in pixel units, from 0 to 1; got {eps}")
+    if eps is not None and not (isinstance(eps, Real) and 0 <= eps <= 1):
+        raise ConfigError(f"eps is a radius in pixel units, a number from 0 to 1; got {eps!r}")

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from etb_plugin.attacks import Pgd
 from etb_plugin.errors import ConfigError
-from etb_plugin.networks.onnx import before_softmax, file_outputs, read_onnx
+from etb_plugin.networks import before_softmax
+from etb_plugin.networks.onnx import file_outputs, read_onnx
 from etb_plugin.verification.cascade import Cascade, Case, Settings, takers
 from etb_plugin.verification.problem import Problem, Verdict
 from etb_plugin.verification.vnnlib import counterexample_text, read_vnnlib
@@ -53,8 +54,7 @@ class PropertyCheck:
         with torch.no_grad():
             outputs = whole(torch.zeros(1, *shape)).shape[1]
         self.problems = read_vnnlib(vnnlib, shape, outputs)
-        logits = before_softmax(whole) if all(problem.compares for problem in self.problems) else None
-        judged = whole if logits is None else logits
+        judged = before_softmax(whole, shape) if all(problem.compares for problem in self.problems) else whole
         self.settings, self.left_out = takers([judged], shape, settings, drop=drop)
         self._cascade = Cascade(judged, shape, self.settings)
 

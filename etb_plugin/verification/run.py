@@ -23,7 +23,7 @@ from etb_plugin.data import pixels
 from etb_plugin.errors import ConfigError, SoundnessError
 from etb_plugin.experiment import VerifyRequest, resolve_device
 from etb_plugin.files import claimed, read_json, write_file, write_json
-from etb_plugin.networks import NetworkCascade
+from etb_plugin.networks import NetworkCascade, before_softmax
 from etb_plugin.networks.checkpoints import weights_digest
 from etb_plugin.results import SCHEMA, environment
 from etb_plugin.results.networks import Trained, restore
@@ -133,7 +133,8 @@ class Verification:
 
     def __init__(self, path: Path, request: VerifyRequest, stages: tuple[str, ...] = STAGES) -> None:
         first, stop = request.images or (0, None)
-        self.data, self.trained = restore(path, request.model_copy(update={"test_limit": stop}), cascades=True)
+        self.data, trained = restore(path, request.model_copy(update={"test_limit": stop}), cascades=True)
+        self.trained = [replace(t, network=before_softmax(t.network, self.data.input_shape)) for t in trained]
         stop = len(self.data.test) if stop is None else stop
         if not 0 <= first < stop <= len(self.data.test):
             raise ConfigError(

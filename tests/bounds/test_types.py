@@ -18,6 +18,14 @@ def test_a_box_is_clipped_to_the_pixel_range_unless_told_otherwise():
     torch.testing.assert_close(Box.around(images, 0.1, clip=None).radius, torch.full((1, 3), 0.1))
 
 
+def test_images_beyond_the_range_that_boxes_are_cut_to_are_warned_of():
+    normalised = torch.tensor([[-0.5, 0.5, 2.0]])
+    with pytest.warns(UserWarning, match=r"images from -0\.5 to 2 do not lie in their boxes, cut to 0 to 1"):
+        Box.around(normalised, 0.1)
+    for clip in (None, (-0.5, 2.0)):  # a warning would be an error here
+        Box.around(normalised, 0.1, clip)
+
+
 @pytest.mark.parametrize("eps", [-0.1, float("nan"), float("inf")])
 def test_an_eps_that_is_no_radius_is_refused(eps):
     with pytest.raises(ConfigError, match="must be finite and not negative"):

@@ -33,6 +33,10 @@ def bare():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
+def probabilities():
+    return nn.Sequential(bare(), nn.Softmax(1))
+
+
 def narrow():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 
@@ -68,6 +72,17 @@ def test_it_is_compared_by_several_processes(folder):
     found = json.loads((folder / "run/results.json").read_text())["cells"]
     assert [(cell["model"], cell["parameters"]) for cell in found] == [("net.py:Net", 2044), ("net.py:bare", 650)]
     assert [name.rpartition("-")[0] for name in cells(folder)] == ["ibp-net-py-Net-seed0", "ibp-net-py-bare-seed0"]
+
+
+def test_one_that_ends_in_a_softmax_is_certified_by_its_logits_and_not_trained_by_a_bound(folder):
+    own = ("compare", "--model", "net.py:probabilities", *QUICK, "--eps", "0.001", "--set", "verification.images=0:20")
+    done = etb(*own, "--methods", "pgd", "--out", "softmax", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads((folder / "softmax/results.json").read_text())["cells"]
+    assert 0 < found["certified_accuracy"]["ibp"] <= found["verified"]["verified_accuracy"] <= found["clean_accuracy"]
+    refused = etb(*own, "--methods", "ibp", cwd=folder)
+    assert refused.returncode == 2
+    assert "leave it out: methods take logits" in refused.stderr
 
 
 def test_its_weights_are_evaluated_where_the_command_names_it_and_no_code_runs_otherwise(folder):

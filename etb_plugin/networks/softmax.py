@@ -1,0 +1,55 @@
+"""The softmax over the classes that a network may end with."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.graph.tracing import example_input
+
+_PLAIN, _LOGARITHM = partial(F.softmax, dim=1), partial(F.log_softmax, dim=1)
+_FORMS: dict[object, Callable[[Tensor], Tensor]] = {
+    **dict.fromkeys((nn.Softmax, F.softmax, torch.softmax, "softmax"), _PLAIN),
+    **dict.fromkeys((nn.LogSoftmax, F.log_softmax, torch.log_softmax, "log_softmax"), _LOGARITHM),
+}
+"""By layer, function or method."""
+
+
+def before_softmax(network: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+    """Return `network`, in eval mode, without the softmax over its classes, or its logarithm, that it ends with; itself
+    where it ends with none.
+
+    Which class has the largest output does not change, and no bound takes a softmax. Weights are shared. Raises
+    UnsupportedLayer where what is left, and a softmax behind it, does not give the network's outputs.
+    """
+    try:
+        traced = fx.symbolic_trace(network)
+    except Exception:  # a bound that cannot trace it either says why
+        return network
+    end = next(node for node in reversed(traced.graph.nodes) if node.op == "output")
+    last = end.args[0]
+    form = _form(traced, last) if isinstance(last, fx.Node) else None
+    if form is None:
+        return network
+    end.args = (last.all_input_nodes[0],)
+    traced.graph.erase_node(last)
+    traced.recompile()
+    like = example_input(network, torch.Size(input_shape))
+    points = torch.rand(like.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(like)
+    with torch.no_grad():
+        if not torch.allclose(form(traced(points)), network(points)):
+            raise UnsupportedLayer(f"{type(network).__name__} was read wrongly: its softmax is not its last step")
+    return traced
+
+
+def _form(module: fx.GraphModule, node: fx.Node) -> Callable[[Tensor], Tensor] | None:
+    """Return the softmax over [batch, classes] that a node is, if it is one."""
+    if node.op == "call_module":
+        layer = module.get_submodule(str(node.target))
+        form, dim = _FORMS.get(type(layer)), getattr(layer, "dim", None)
+    else:
+        form, dim = _FORMS.get(node.target), node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    return form if dim in (None, 1, -1) else None
