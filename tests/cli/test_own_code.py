@@ -83,6 +83,7 @@ def test_one_that_ends_in_a_softmax_is_certified_by_its_logits_and_not_trained_b
     refused = etb(*own, "--methods", "ibp", cwd=folder)
     assert refused.returncode == 2
     assert "leave it out: methods take logits" in refused.stderr
+    (folder / "ran").unlink()
 
 
 def test_its_weights_are_evaluated_where_the_command_names_it_and_no_code_runs_otherwise(folder):
