@@ -54,6 +54,7 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
     network that the graph does not compute; ConfigError for a network in training mode whose layers then depend on
     the batch.
     """
+    network = unwrapped(network)
     refuse_training_mode(network)
     example, structure = example_input(network, input_shape), (input_shape, _structure(network))
     known = _traced.get(network)
@@ -73,6 +74,13 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
     check_values(graph, network, example)
     _traced[network] = structure, graph
     return graph
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network that was compiled by torch, or put on several devices."""
+    while isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(network, "_orig_mod"):
+        network = network._orig_mod if hasattr(network, "_orig_mod") else network.module  # type: ignore[assignment]
+    return network
 
 
 _traced: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, Graph]]" = weakref.WeakKeyDictionary()

@@ -17,7 +17,8 @@ from etb_plugin.training.schedule import Schedule, last_point
 class TrainingLoss:
     """Call it with a batch of images, [batch, *input] in [0, 1], and labels, [batch]: it gives the loss, a scalar.
     Every call takes a step of the method's schedule; beyond its end, or without one, its last point holds. A call with
-    `eps` (pixel units) is at that radius in place of the schedule's.
+    `eps` (pixel units) is at that radius in place of the schedule's. Under autocast too it is computed in the network's
+    own precision.
 
     `rate` is the schedule's learning rate for the next step, `last` the parts of the last loss.
     """
@@ -66,9 +67,11 @@ class TrainingLoss:
 
     def __call__(self, images: Tensor, labels: Tensor, eps: float | None = None) -> Tensor:
         check_radius(eps)
+        self._check(images, labels)
         if self.last is None:
-            self._check(images, labels)
-        self.last = self._loss(images, labels, self._point(eps), self.generator)
+            self._check_values(images, labels)
+        with torch.autocast(images.device.type, enabled=False):
+            self.last = self._loss(images, labels.long(), self._point(eps), self.generator)
         self.step += 1
         return self.last.total
 
@@ -82,17 +85,22 @@ class TrainingLoss:
         self.generator.set_state(state["generator"])
 
     def _check(self, images: Tensor, labels: Tensor) -> None:
-        """Raise ConfigError for a batch that the loss would misunderstand. Once, as it waits for the device."""
-        if images.shape[1:] != self._shape or labels.shape != images.shape[:1]:
+        """Raise ConfigError for a batch that the loss does not take."""
+        if images.shape[1:] != self._shape or labels.shape != images.shape[:1] or not len(labels):
             raise ConfigError(
                 f"the loss was made for images [batch, {', '.join(map(str, self._shape))}] and labels [batch]; "
                 f"got {list(images.shape)} and {list(labels.shape)}"
             )
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ConfigError(f"labels are integers; got {labels.dtype}")
         like = next(self._network.parameters())
         if (images.dtype, images.device) != (like.dtype, like.device):
             raise ConfigError(
                 f"images are {images.dtype} on {images.device}, the network {like.dtype} on {like.device}: move either"
             )
+
+    def _check_values(self, images: Tensor, labels: Tensor) -> None:
+        """Raise ConfigError for a batch that the loss would misunderstand. Once, as it waits for the device."""
         if (wrong := beyond(images, labels, self._classes)) is not None:
             raise ConfigError(wrong)
         if not any(layer.training for layer in self._network.modules()):
@@ -138,5 +146,5 @@ def objective(
 
 def check_radius(eps: float | None) -> None:
     """Raise ConfigError for what is no radius; None is one that is named later."""
-    if eps is not None and not (isinstance(eps, Real) and 0 <= eps <= 1):
+    if eps is not None and not (isinstance(eps, Real | Tensor) and 0 <= eps <= 1):
         raise ConfigError(f"eps is a radius in pixel units, a number from 0 to 1; got {eps!r}")

@@ -123,3 +123,30 @@ def test_a_call_names_its_own_radius_and_without_a_schedule_the_last_point_holds
     ):
         with pytest.raises(ConfigError, match=message):
             call()
+
+
+def test_under_autocast_and_around_a_wrapped_network_the_loss_is_the_same():
+    torch.manual_seed(0)
+    network = Own()
+    images, labels = torch.rand(5, 64), torch.tensor([0, 1, 2, 0, 1])
+    make = lambda network: etb_plugin.objective("mtl-expected", network, (64,), 10, eps=0.05)  # noqa: E731
+    want = make(network)(images, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(make(network)(images, labels), want)
+    assert torch.equal(make(network)(images, labels.int()), want)
+    for wrapped in (nn.DataParallel(network), torch.compile(network, backend="eager")):
+        torch.testing.assert_close(make(wrapped)(images, labels), want)
+
+
+def test_every_batch_is_looked_at_as_far_as_that_waits_for_nothing():
+    loss = etb_plugin.objective("ibp", Own(), (64,), 10, eps=0.05)
+    images, labels = torch.rand(5, 64), torch.tensor([0, 1, 2, 0, 1])
+    loss(images, labels)
+    for batch, message in (
+        ((images[:, :60], labels), r"images \[batch, 64\]"),
+        ((images[:0], labels[:0]), r"got \[0, 64\]"),
+        ((images.double(), labels), r"images are torch\.float64"),
+        ((images, labels.float()), "labels are integers"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            loss(*batch)
