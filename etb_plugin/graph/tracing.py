@@ -691,6 +691,10 @@ def _dense(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Aff
     return Dense(builder.closure(node, inputs))
 
 
+def _dense_layer(builder: _Builder, node: fx.Node, _: nn.Module) -> Affine:
+    return _dense(builder, node, tuple(node.all_input_nodes))
+
+
 def _occurrences(node: fx.Node, of: fx.Node) -> int:
     count = 0
 
@@ -810,7 +814,9 @@ _LAYERS: dict[Any, _Maker] = {
     nn.modules.batchnorm._BatchNorm: _batch_norm,
     nn.Upsample: _upsampled,
     nn.PixelShuffle | nn.PixelUnshuffle | nn.ChannelShuffle: _gather,
-    nn.ZeroPad2d | nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d: _scale_and_shift,
+    nn.modules.padding._ConstantPadNd | nn.modules.padding._ReflectionPadNd: _scale_and_shift,
+    nn.modules.padding._ReplicationPadNd | nn.modules.padding._CircularPadNd: _scale_and_shift,
+    nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d: _dense_layer,
 }
 
 _CALLS: dict[Any, _Maker] = {

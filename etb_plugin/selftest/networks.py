@@ -16,7 +16,21 @@ from etb_plugin.graph.regions import Ball, Box, Region
 
 Block = tuple[str, int]
 
-IMAGE = ("conv", "conv", "conv", "activation", "activation", "norm", "average", "largest", "residual", "shift", "join")
+IMAGE = (
+    "conv",
+    "conv",
+    "conv",
+    "activation",
+    "activation",
+    "norm",
+    "average",
+    "largest",
+    "residual",
+    "shift",
+    "join",
+    "transposed",
+    "padded",
+)
 FLAT = ("linear", "linear", "activation", "activation", "norm", "residual", "shift", "join", "product")
 PIECEWISE = ("relu", "relu", "relu", "leaky", "falling", "prelu", "hardtanh", "relu6", "abs", "clamp", "hardsigmoid")
 SMOOTH = {
@@ -138,6 +152,11 @@ def made(block: Block, shape: torch.Size) -> nn.Module | None:
     elif kind == "largest" and image:
         kernel = draw.choice([2, 2, 3])
         layer = nn.MaxPool2d(kernel, draw.choice([1, 2]), draw.choice([0, 0, 1]), 1, ceil_mode=draw.random() < 0.2)
+    elif kind == "transposed" and image:
+        layer = nn.ConvTranspose2d(channels, draw.choice([1, 2]), draw.choice([2, 3]), draw.choice([1, 2]), 1)
+    elif kind == "padded" and image:
+        pad = draw.choice([nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d, nn.ZeroPad2d])
+        layer = pad((draw.choice([0, 1, 2]), 1, 1, draw.choice([0, 1])))
     elif kind == "residual":
         inner = nn.Conv2d(channels, channels, 3, padding=1) if image else nn.Linear(channels, channels)
         layer = Residual(nn.Sequential(inner, nn.ReLU(), *([nn.ReLU()] if draw.random() < 0.1 else [])), seed % 3 == 0)
@@ -179,7 +198,7 @@ def build(blocks: list[Block], shape: tuple[int, ...], scale: float) -> nn.Seque
     network = nn.Sequential(*layers).eval()
     with torch.no_grad():
         for layer in network.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                 layer.weight.mul_(scale)
                 if layer.bias is not None:
                     layer.bias.mul_(scale)

@@ -131,6 +131,16 @@ TAKEN = {
         w=torch.randn(4, 2, 3, 3),
         b=torch.randn(2),
     ),
+    "transposed convolution, as a layer": lambda: image(
+        lambda s, x: s.out(torch.relu(s.t(s.a(x))).flatten(1)),
+        200,
+        t=nn.ConvTranspose2d(4, 2, 3, stride=2, padding=1, output_padding=1, groups=2, dilation=2),
+    ),
+    "mirrored": lambda: image(
+        lambda s, x: s.out(torch.relu(s.p(s.a(x))).flatten(1)), 140, p=nn.ReflectionPad2d((1, 2, 0, 1))
+    ),
+    "replicated": lambda: image(lambda s, x: s.out(torch.relu(s.p(s.a(x))).flatten(1)), 144, p=nn.ReplicationPad2d(1)),
+    "circular": lambda: image(lambda s, x: s.out(torch.relu(s.p(s.a(x))).flatten(1)), 144, p=nn.CircularPad2d(1)),
     "shuffled": lambda: image(lambda s, x: s.out(s.p(torch.relu(s.a(x))).flatten(1)), 64, p=nn.PixelShuffle(2)),
 }
 
