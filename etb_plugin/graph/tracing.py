@@ -244,7 +244,7 @@ class _Builder:
         elif (kind_of := _CALLS.get(node.target)) is not None:
             return kind_of(self, node, inputs)
         what = "is neither affine nor an elementwise function that is known; no bound takes it"
-        if "oftmax" in (name := self.name(node)) or "_softmax" in name:
+        if "oftmax" in (name := self.name(node)):
             what += ". At the end of a network leave it out: methods take logits"
         raise UnsupportedLayer(f"layer {name} {what}")
 

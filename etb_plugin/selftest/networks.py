@@ -17,19 +17,8 @@ from etb_plugin.graph.regions import Ball, Box, Region
 Block = tuple[str, int]
 
 IMAGE = (
-    "conv",
-    "conv",
-    "conv",
-    "activation",
-    "activation",
-    "norm",
-    "average",
-    "largest",
-    "residual",
-    "shift",
-    "join",
-    "transposed",
-    "padded",
+    *("conv", "conv", "conv", "activation", "activation", "norm", "average", "largest"),
+    *("residual", "shift", "join", "transposed", "padded"),
 )
 FLAT = ("linear", "linear", "activation", "activation", "norm", "residual", "shift", "join", "product")
 PIECEWISE = ("relu", "relu", "relu", "leaky", "falling", "prelu", "hardtanh", "relu6", "abs", "clamp", "hardsigmoid")
