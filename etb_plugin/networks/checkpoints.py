@@ -37,8 +37,8 @@ def save_weights(network: nn.Module, path: Path, about: Mapping[str, Any]) -> No
 def read_weights(path: Path) -> tuple[list[Weights], dict[str, Any]]:
     """Return the weights in `path`, and what is known about them (nothing for files that are not ours).
 
-    Takes safetensors, and what torch.save made of a state_dict, of {"state_dict": ...}, or of a list of either: the
-    networks of a cascade, in order. Raises CheckpointError for anything else.
+    Takes safetensors, and what torch.save made of a state_dict, of a dictionary that holds one under any name, or of a
+    list of either: the networks of a cascade, in order. Raises CheckpointError for anything else.
     """
     if path.is_dir() or not path.exists():
         raise CheckpointError(f"there is no file of weights {path}")
@@ -52,16 +52,27 @@ def read_weights(path: Path) -> tuple[list[Weights], dict[str, Any]]:
         raise CheckpointError(
             f"{path} is damaged, or holds more than tensors (a whole pickled network, say): save its state_dict"
         ) from error
-    content = _unwrapped(content)
-    several = [_unwrapped(one) for one in content] if isinstance(content, list) else [content]
-    for one in several or [None]:
-        if not (isinstance(one, dict) and one and all(isinstance(v, Tensor) for v in one.values())):
-            raise CheckpointError(f"{path} holds no state_dict, nor a list of them")
+    content = _unwrapped(content, path)
+    several = [_unwrapped(one, path) for one in content] if isinstance(content, list) else [content]
+    if not several or not all(map(_is_state, several)):
+        raise CheckpointError(f"{path} holds no state_dict, nor a list of them")
     return several, {}
 
 
-def _unwrapped(content: Any) -> Any:
-    return content["state_dict"] if isinstance(content, dict) and "state_dict" in content else content
+def _is_state(content: Any) -> bool:
+    return isinstance(content, dict) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
+
+
+def _unwrapped(content: Any, path: Path) -> Any:
+    """Return the state_dict of a checkpoint that holds it under some name, beside an epoch or an optimizer's state."""
+    if not isinstance(content, dict) or _is_state(content):
+        return content
+    if "state_dict" in content:
+        return content["state_dict"]
+    held = {str(key): value for key, value in content.items() if _is_state(value)}
+    if len(held) > 1:
+        raise CheckpointError(f"{path} holds several state_dicts ({', '.join(held)}): save the one that is meant")
+    return next(iter(held.values()), content)
 
 
 def _read_safetensors(path: Path) -> tuple[Weights, dict[str, Any]]:

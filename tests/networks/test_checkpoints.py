@@ -20,7 +20,19 @@ def test_weights_and_what_is_known_of_them_come_back(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "ema": s, "epoch": 3},
+        lambda s: {
+            "model_state_dict": s,
+            "optimizer_state_dict": {"state": {}, "param_groups": [{"lr": 0.1}]},
+            "loss": 0.3,
+        },
+        lambda s: {"net": {f"module.{name}": value for name, value in s.items()}, "acc": 91.2},
+    ],
+)
 def test_anyones_state_dict_is_read_and_matched_in_order(tmp_path, wrap):
     theirs = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), nn.ReLU(), nn.Linear(8, 10))
     torch.save(wrap(theirs.state_dict()), tmp_path / "w.pt")
@@ -77,3 +89,10 @@ def test_what_is_no_state_dict_is_refused(tmp_path):
         read_weights(tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match="there is no file of weights"):
         read_weights(tmp_path / "absent.pt")
+    weights = nn.Linear(2, 2).state_dict()
+    torch.save({"model": weights, "ema": weights, "epoch": 3}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=r"holds several state_dicts \(model, ema\): save the one that is meant"):
+        read_weights(tmp_path / "w.pt")
+    torch.save({"epoch": 3}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match="holds no state_dict"):
+        read_weights(tmp_path / "w.pt")
