@@ -94,7 +94,7 @@ def test_a_truncated_file_is_named(tmp_path):
     ("change", "message"),
     [
         ({"x_train": None}, "lacks x_train"),
-        ({"x_test": np.zeros((20, 8, 8))}, "x_test needs uint8 images"),
+        ({"x_test": np.zeros((20, 8, 8))}, r"x_test needs uint8 images .*store \(255 \* x\)\.round\(\) as uint8"),
         ({"y_train": np.zeros(29, int)}, "one label for each of the 30 images"),
         ({"y_train": np.full(30, -1)}, "integer labels from 0"),
         ({"y_test": np.full(20, 10)}, "label 10, beyond all of y_train"),

@@ -49,8 +49,9 @@ class Comparison:
             for model in e.model
         ]
         aside = f"; grids chosen by {t.select} on {t.validation:,} other training images" if t.validation else ""
+        epochs = f"{t.epochs} epoch{'s' if t.epochs > 1 else ''}"
         return e.report.title or (
-            f"{e.dataset}, {', '.join(sizes)}, trained at eps {', '.join(map(eps_text, e.eps))} for {t.epochs} epochs "
+            f"{e.dataset}, {', '.join(sizes)}, trained at eps {', '.join(map(eps_text, e.eps))} for {epochs} "
             f"of {len(self.workshop.data.train):,} images; PGD {v.pgd_steps} steps x {v.pgd_restarts}{aside}"
         )
 

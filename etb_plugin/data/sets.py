@@ -338,9 +338,10 @@ def checked(arrays: Arrays, path: Path) -> Arrays:
     for part in ("train", "test"):
         images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
         if images.dtype != np.uint8 or images.ndim not in (3, 4):
+            floats = "; from 0 to 1 store (255 * x).round() as uint8" if images.dtype.kind == "f" else ""
             raise DataError(
                 f"{path}: x_{part} needs uint8 images [n, height, width] or [n, height, width, channels]; "
-                f"got {images.dtype} {list(images.shape)}"
+                f"got {images.dtype} {list(images.shape)}{floats}"
             )
         if images.ndim == 4 and images.shape[3] not in (1, 3):
             raise DataError(
