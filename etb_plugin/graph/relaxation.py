@@ -374,7 +374,8 @@ class _Through(torch.autograd.Function):
 
 class _ThroughChord(torch.autograd.Function):
     """Rows through the chord's slope on both sides: rows times `steep`, and what is lost below and gained above by
-    their entries' signs, times `rise`. Written out for the reasons of `_Through`."""
+    their entries' signs, times `rise`. Written out for the reasons of `_Through`, by whose two lines, both the chord,
+    a step of the dual takes a third longer."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, steep: Tensor, rise: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -78,9 +78,13 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
 
 def unwrapped(network: nn.Module) -> nn.Module:
     """Return the network that was compiled by torch, or put on several devices."""
-    while isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(network, "_orig_mod"):
-        network = network._orig_mod if hasattr(network, "_orig_mod") else network.module  # type: ignore[assignment]
-    return network
+    while True:
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            network = network.module
+        elif isinstance(compiled := getattr(network, "_orig_mod", None), nn.Module):
+            network = compiled
+        else:
+            return network
 
 
 _traced: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, Graph]]" = weakref.WeakKeyDictionary()

@@ -21,6 +21,12 @@ class _Ending(nn.Module):
         return self.end(self.layers(x))
 
 
+def _looked_at(x):
+    found = x.softmax(1)
+    found.sum()
+    return found
+
+
 ENDS = {
     "layer": nn.Softmax(1),
     "its last dimension": nn.Softmax(-1),
@@ -31,16 +37,8 @@ ENDS = {
     "of torch": lambda x: torch.log_softmax(x, 1),
     "method": lambda x: x.log_softmax(1),
     "method by key": lambda x: x.softmax(dim=-1),
+    "method that is looked at besides": _looked_at,
 }
-
-
-def _looked_at(x):
-    found = x.softmax(1)
-    found.sum()
-    return found
-
-
-ENDS["method that is looked at besides"] = _looked_at
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
