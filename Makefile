@@ -28,7 +28,7 @@ compiled: setup
 	$(BIN)/python -m compileall -q etb_plugin
 
 test: compiled
-	$(BIN)/pytest --numprocesses 2
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 test-all: compiled
 	$(BIN)/pytest --numprocesses 2 -m ''

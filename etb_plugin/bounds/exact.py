@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.bounds.program import affine_maps, build_program, refuse_smooth
+from etb_plugin.bounds.program import affine_maps, build_program, refuse_curved
 from etb_plugin.bounds.registry import BoundFunction, register_bound
 from etb_plugin.bounds.solvers import TOLERANCE, check_solver, load
 from etb_plugin.bounds.types import check_spec, identity_rows
@@ -57,7 +57,7 @@ def by_program(
     if time_limit is not None and not time_limit > 0:
         raise ConfigError(f"time_limit is {time_limit}; it must be positive, in seconds")
     graph = trace(network, input_shape)
-    refuse_smooth(graph)
+    refuse_curved(graph)
     classes = graph.classes
 
     def apply(box: Box, spec: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ def through_pieces(pieces: Pieces) -> Through:
     """Return the rule by which a row passes activations that are replaced by their pieces: times the slope."""
 
     def through(i: int, activation: Activation, rows: Rows) -> tuple[Tensor, None]:
-        return rows.values * rows.view(pieces[i][0]), None
+        return activation.repeated(rows.values) * rows.view(pieces[i][0]), None
 
     return through
 
@@ -50,8 +50,9 @@ def step(graph: Graph, i: int, values: list[Tensor], pieces: Pieces) -> Tensor:
     assert node.operation is not None
     if i not in pieces:
         return node.operation.forward(*(values[j] for j in node.inputs))
+    assert isinstance(node.operation, Activation)
     slope, intercept = pieces[i]
-    value = values[node.inputs[0]] * slope
+    value = node.operation.added(values[node.inputs[0]] * slope)
     return value if intercept is None else value + intercept
 
 
@@ -102,7 +103,7 @@ def sketch(graph: Graph, region: Region, projections: int, seed: int) -> Points:
         if isinstance(operation, Activation):
             points[i] = values[node.inputs[0]] + estimate(inputs[0], region), None
             pieces[i] = operation.piece(*points[i])
-            columns[i] = inputs[0] * pieces[i][0].unsqueeze(1)
+            columns[i] = operation.added(inputs[0] * pieces[i][0].unsqueeze(1))
         else:
             assert isinstance(operation, Affine)
             columns[i] = operation.push(*inputs)

@@ -17,12 +17,11 @@ from torch import Size
 from torch.nn import functional as F
 
 from etb_plugin.errors import UnsupportedLayer
-from etb_plugin.graph.activations import PiecewiseLinear
+from etb_plugin.graph.activations import Curved, PiecewiseLinear
 from etb_plugin.graph.affine import Affine, Linear, Reshape, Sum
 from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.regions import Box
 from etb_plugin.graph.relaxation import Hinge, Relaxation
-from etb_plugin.graph.smooth import Smooth
 from etb_plugin.memory import fitting
 from etb_plugin.stopping import check_time
 
@@ -72,11 +71,11 @@ class Program:
         return np.asarray(row @ self.outputs).ravel(), float(row @ self.constants)
 
 
-def refuse_smooth(graph: Graph) -> None:
+def refuse_curved(graph: Graph) -> None:
     """Raise UnsupportedLayer, naming the layer, for a graph of which there is no program."""
     for node in graph.nodes:
-        if isinstance(node.operation, Smooth):
-            raise UnsupportedLayer(f"layer {node.name} is smooth; programs are made of piecewise linear layers")
+        if isinstance(node.operation, Curved):
+            raise UnsupportedLayer(f"layer {node.name} is not piecewise linear; programs are made of layers that are")
 
 
 def affine_maps(graph: Graph, like: torch.Tensor) -> Maps:

@@ -122,7 +122,10 @@ class PreparedBound:
         if spec is not None and not len(box):  # as where an attack left no image standing
             nothing = spec.new_empty(0, spec.shape[1])
             return Interval(nothing, nothing, sound=self.sound)
-        return Interval(*self._function(box, spec), sound=self.sound)
+        lower, upper = self._function(box, spec)
+        # No number, as of a logarithm whose input may be negative, or beyond the dtype: nothing is said.
+        lower, upper = lower.masked_fill(lower.isnan(), -torch.inf), upper.masked_fill(upper.isnan(), torch.inf)
+        return Interval(lower, upper, sound=self.sound)
 
 
 def register_bound(

@@ -1,9 +1,13 @@
-"""Activations: elementwise, continuous functions; here the piecewise linear ones, in `smooth` the others."""
+"""Activations: the continuous functions between affine maps; here the piecewise linear ones.
+
+The others are `Curved`: elementwise in `smooth` (by tables) and `convex`, and functions of several values in `joint`.
+"""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +18,10 @@ Number = float | Tensor
 
 
 class Activation(ABC):
-    """An elementwise, continuous function, as a node of a graph."""
+    """A continuous function, as a node of a graph: elementwise, or, where it `joins`, of all elements along the last
+    axis, [batch, *features, n] -> [batch, *features]. Slopes are of the input's shape, intercepts of the value's."""
+
+    joins: ClassVar[bool] = False
 
     hinges: Callable[[], Sequence[tuple[float, Number]]]
     """Where a piecewise linear function changes its slope: a sound bound relaxes, and a branch decides, each hinge by
@@ -41,6 +48,14 @@ class Activation(ABC):
         """Return a slope, and the intercepts of a line below and of one above with that slope, on [low, high]: chords'
         slopes, as in Wong and Kolter's dual."""
 
+    def repeated(self, values: Tensor) -> Tensor:
+        """Return rows of the value as rows of the input, which its slopes are still to be multiplied with."""
+        return values.unsqueeze(-1) if self.joins else values
+
+    def added(self, products: Tensor) -> Tensor:
+        """Return what slopes times the input add up to, of the value's shape."""
+        return products.sum(-1) if self.joins else products
+
     def magnitude(self, size: Tensor) -> Tensor:
         """Return the sum of the sizes of all that a value is added up from, for inputs of at most `size`: what rounding
         is relative to."""
@@ -49,6 +64,68 @@ class Activation(ABC):
     @abstractmethod
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance of the function of a normal variable."""
+
+
+class Curved(Activation):
+    """A function that is relaxed as a whole, by a line below it and one above: one that is not piecewise linear."""
+
+    def hinges(self) -> Sequence[tuple[float, Number]]:
+        return ()
+
+    def undecided(self, low: Tensor, high: Tensor) -> Tensor:
+        """Return for which inputs tighter ends are worth their rows."""
+        return high > low
+
+    @abstractmethod
+    def line(self, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
+        """Return slope and intercept of a line that lies below the function on [low, high], for `sign` 1, or above it,
+        for -1. Differentiable in the ends."""
+
+    @abstractmethod
+    def chosen(self, share: Tensor, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
+        """Return one of many such lines, by a `share` in [0, 1], of the value's shape: all are sound."""
+
+    @abstractmethod
+    def share(self, slope: Tensor, low: Tensor, high: Tensor, sign: int) -> Tensor:
+        """Return the share by which `chosen` gives the line of `line`, or one near it, whose slope is given."""
+
+
+@dataclass(frozen=True)
+class Known(Curved):
+    """z itself, known to lie between `least` and `most`, whatever bounds say: its lines are between it and those."""
+
+    least: float
+    most: float
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z
+
+    def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        return low.clamp(self.least, self.most), high.clamp(self.least, self.most)
+
+    def undecided(self, low: Tensor, high: Tensor) -> Tensor:
+        return (low < self.least) | (high > self.most)
+
+    def piece(self, z: Tensor, deviation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return torch.ones_like(z), None
+
+    def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        return mean, variance
+
+    def line(self, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
+        return self.chosen(self.share(low, low, high, sign), low, high, sign)
+
+    def chosen(self, share: Tensor, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
+        low, high = self.range(low, high)
+        return share.expand(torch.broadcast_shapes(share.shape, low.shape)), (1 - share) * (low if sign > 0 else high)
+
+    def share(self, slope: Tensor, low: Tensor, high: Tensor, sign: int) -> Tensor:
+        return (low >= self.least if sign > 0 else high <= self.most).to(low.dtype)
+
+    def parallel(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        slope = self.share(low, low, high, 1) * self.share(low, low, high, -1)
+        low, high = self.range(low, high)
+        return slope, (1 - slope) * low, (1 - slope) * high
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Shapes: a value is [batch, *features]; rows and columns are [batch or 1, number,
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -88,6 +88,8 @@ class Linear(Affine):
         bias = self.bias()
         if bias is None:
             return None
+        if rows.window is not None:
+            return rows.dot(bias.expand(1, *shapes[0][:-1], -1))
         products = rows.values @ bias
         return products if products.ndim == 2 else products.flatten(2).sum(2)
 
@@ -370,6 +372,51 @@ class Scale(Affine):
     def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
         offset = self.offset()
         return None if offset is None else rows.dot(offset.expand(1, *shapes[0]))
+
+
+@dataclass(frozen=True)
+class Pairs(Coherent):
+    """Elements of two values, put together: every element of the result is one of an input. `alike` [elements] is the
+    first element that is the same one, for each: of a value that meets many others, one row is enough."""
+
+    alike: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+
+@dataclass(frozen=True)
+class LogSoftmax(Affine):
+    """x - log sum exp x along the last axis, from x [batch, *features, n] and that sum L [batch, *features].
+
+    An interval is found from x alone: each value rises in its own element and falls in the others.
+    """
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return inputs[0] - inputs[1].unsqueeze(-1)
+
+    push = forward
+
+    def spread(self, *radii: Tensor) -> Tensor:
+        return radii[0] + radii[1].unsqueeze(-1)
+
+    squared = spread
+
+    def interval(self, *inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        (x, radius), _ = inputs
+        low, high = (-_log_sum_of(x - way, x + way) for way in (radius, -radius))
+        return (high + low) / 2, (high - low) / 2
+
+    def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        return [rows, -rows.sum(-1)]
+
+    def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
+        return None
+
+
+def _log_sum_of(own: Tensor, others: Tensor) -> Tensor:
+    """Return log sum_j exp(z_j - own_i) for each i, z_i being own_i and the other z_j those of `others`."""
+    n = own.shape[-1]
+    differences = others.unsqueeze(-2) - own.unsqueeze(-1)
+    eye = torch.eye(n, dtype=torch.bool, device=own.device)
+    return differences.masked_fill(eye, 0.0).logsumexp(-1)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from etb_plugin.graph.activations import Activation
-from etb_plugin.graph.affine import Linear
+from etb_plugin.graph.activations import Activation, Curved
+from etb_plugin.graph.affine import Linear, Pairs
 from etb_plugin.graph.graph import Ends, Graph
 from etb_plugin.graph.regions import Region
 from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, cut, optimized, ordered
 from etb_plugin.graph.rounding import are_rigorous, gamma
 from etb_plugin.graph.rows import Rows, Window
-from etb_plugin.graph.smooth import Smooth
 from etb_plugin.memory import fitting
 from etb_plugin.shapes import are_fixed
 from etb_plugin.stopping import check_time
@@ -61,6 +60,9 @@ def row_size(graph: Graph, position: int, like: Tensor) -> int:
     def through(i: int, activation: Activation, rows: Rows) -> tuple[Tensor, Tensor | None]:
         nonlocal widest
         widest = max(widest, rows.values.numel())
+        if activation.joins:
+            before = graph.nodes[graph.nodes[i].inputs[0]].shape
+            return activation.repeated(rows.values).expand(*rows.values.shape[:2], *before), None
         return rows.values, None
 
     found, _ = graph.backward(start, through, shifts=False)
@@ -153,7 +155,10 @@ def tightened(relaxation: Relaxation, choice: Choice, *, steps: int, start: Tigh
 
 def dual_ends(graph: Graph, region: Region) -> dict[int, tuple[Tensor, Tensor]]:
     """Return the ends of every activation's input by the rows of every unit, with the chord's slope on both sides
-    (Wong and Kolter 2018). Cost: a row for every unit."""
+    (Wong and Kolter 2018), and by interval arithmetic where activations are curved, of which some take no negative
+    numbers. Cost: a row for every unit."""
+    curved = any(isinstance(one, Curved) for one in graph.activations.values())
+    known = interval_ends(graph, region)[0] if curved else {}
     ends: dict[int, tuple[Tensor, Tensor]] = {}
     batch, relaxation = len(region), Relaxation(graph, region, {})
     for i in graph.activations:
@@ -169,6 +174,8 @@ def dual_ends(graph: Graph, region: Region) -> dict[int, tuple[Tensor, Tensor]]:
             low.append(lower)
             high.append(upper)
         ends[i] = _units_in_order(low, shape, batch, places), _units_in_order(high, shape, batch, places)
+        if i in known:
+            ends[i] = cut(*ends[i], known[i])
     return ends
 
 
@@ -227,15 +234,20 @@ def _of_units(
     With steps, those units and their slopes too, as `Tightened` has them, where it is one example and they are not too
     many.
     """
+    graph, source = relaxation.graph, relaxation.graph.nodes[i].inputs[0]
+    pairs = graph.nodes[source].operation
+    alike = pairs.alike.to(low.device) if isinstance(pairs, Pairs) else None
     if are_fixed():
         batch, count = len(low), low[0].numel()
         owners = torch.arange(batch, device=low.device).repeat_interleave(count)
         units = torch.arange(count, device=low.device).repeat(batch)
     else:
-        owners, units = unstable.flatten(1).nonzero().unbind(1)
+        asked = unstable.flatten(1)
+        if alike is not None:
+            asked = asked & (alike == torch.arange(len(alike), device=low.device))
+        owners, units = asked.nonzero().unbind(1)
     if not len(units):
         return low, high, None
-    graph, source = relaxation.graph, relaxation.graph.nodes[i].inputs[0]
     size = 2 * row_size(graph, source, low)
     at_once = max(1, _block(low) // size)
     twice = torch.is_grad_enabled() and len(units) * size > fitting(_KEPT)
@@ -277,16 +289,18 @@ def _of_units(
     flat_low, flat_high = low.flatten(1), high.flatten(1)
     flat_low = flat_low.index_put(index, torch.maximum(flat_low[index], found[:, 0]))
     flat_high = flat_high.index_put(index, torch.minimum(flat_high[index], found[:, 1]))
-    alike = bool(kept) and all(block.keys() == kept[0].keys() for block in kept)
-    all_slopes = (units, {key: torch.cat([block[key] for block in kept]) for key in kept[0]}) if alike else None
+    if alike is not None:
+        flat_low, flat_high = flat_low[:, alike], flat_high[:, alike]
+    same = bool(kept) and all(block.keys() == kept[0].keys() for block in kept)
+    all_slopes = (units, {key: torch.cat([block[key] for block in kept]) for key in kept[0]}) if same else None
     return flat_low.view_as(low), flat_high.view_as(high), all_slopes
 
 
 def _unstable(activation: Activation, i: int, low: Tensor, high: Tensor, choice: Choice) -> Tensor:
-    """Return which units of an activation are undecided and unstable, [batch, *features]: of a smooth one, all that
+    """Return which units of an activation are undecided and unstable, [batch, *features]: of a curved one, all that
     may move."""
-    if isinstance(activation, Smooth):
-        return high > low
+    if isinstance(activation, Curved):
+        return activation.undecided(low, high)
     found = torch.zeros_like(low, dtype=torch.bool)
     for h, (knot, _) in enumerate(activation.hinges()):
         here = (low < knot) & (high > knot)

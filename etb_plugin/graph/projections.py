@@ -64,8 +64,9 @@ def projected_ends(graph: Graph, box: Box, number: int) -> dict[int, tuple[Tenso
             deviation = estimate(spread, box)
             ends[i] = middle - deviation, middle + deviation
             slope, below, above = operation.parallel(*ends[i])
-            middles[i] = slope * middle + (below + above) / 2
-            columns[i] = slope.unsqueeze(1) * spread + ((above - below) / 2).unsqueeze(1) * cauchy(middle, number)
+            middles[i] = operation.added(slope * middle) + (below + above) / 2
+            own = ((above - below) / 2).unsqueeze(1) * cauchy(below, number)
+            columns[i] = operation.added(slope.unsqueeze(1) * spread) + own
         else:
             assert isinstance(operation, Affine)
             middles[i] = operation.forward(*(middles[j] for j in node.inputs))

@@ -4,8 +4,7 @@ Each hinge max(z - knot, 0) of an activation is relaxed by itself, so that leaky
 their own. Where it is unstable on [low, high] it lies below its chord, and above every line through the knot with a
 slope in [0, 1]. CROWN takes the chord above and slope 0 or 1 below; alpha-CROWN optimises the slope; Wong and Kolter's
 dual takes the chord's slope on both sides, so that one pass gives both ends. Splits and multipliers make bounds of a
-branch (beta-CROWN). A smooth activation has a line below and one above it (`smooth`), both of which alpha-CROWN
-optimises.
+branch (beta-CROWN). A curved activation has a line below and one above it, both of which alpha-CROWN optimises.
 """
 
 import copy
@@ -17,16 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etb_plugin.graph.activations import Activation, PiecewiseLinear, chord
+from etb_plugin.graph.activations import Activation, Curved, PiecewiseLinear, chord
 from etb_plugin.graph.graph import Ends, Graph, reach
 from etb_plugin.graph.regions import Box, Region
 from etb_plugin.graph.rounding import Sizes, Slack, are_rigorous, check_rigorous
 from etb_plugin.graph.rows import Rows, Tables, dot, summed, weighed_sum
-from etb_plugin.graph.smooth import Smooth
 from etb_plugin.stopping import check_time
 
 Hinge = tuple[int, int]
-"""An activation's position in the graph, and the number of one of its hinges; of a smooth one 0 is the line below, 1
+"""An activation's position in the graph, and the number of one of its hinges; of a curved one 0 is the line below, 1
 the line above."""
 
 
@@ -35,10 +33,10 @@ class Choice:
     """What a relaxation may choose for the hinges; a hinge may be missing.
 
     `slopes` are those of the lower lines, in [0, 1], as the rows arrive there ([groups, rows or 1, *features or
-    window]), and of smooth activations' lines how far between the least and the greatest derivative they lie: any
-    choice is sound; CROWN's is the default. `signs` [batch, 1, *features] are the branch: +1 where z >=
-    knot, -1 where z <= knot is taken as given, 0 elsewhere. `multipliers` >= 0 [batch, rows or 1, *features] price
-    them (beta-CROWN, Wang et al. 2021, equation 8): any choice is sound on the branch.
+    window]), and the shares of curved activations' lines (`Curved.chosen`): any choice is sound; CROWN's is the
+    default. `signs` [batch, 1, *features] are the branch: +1 where z >= knot, -1 where z <= knot is taken as given, 0
+    elsewhere. `multipliers` >= 0 [batch, rows or 1, *features] price them (beta-CROWN, Wang et al. 2021, equation 8):
+    any choice is sound on the branch.
     """
 
     slopes: Mapping[Hinge, Tensor] = field(default_factory=dict)
@@ -112,7 +110,7 @@ def _hinge(low: Tensor, high: Tensor) -> _Hinge:
 
 @dataclass(frozen=True)
 class _Line:
-    """A line below or above a smooth activation over its ends, all [batch or 1, *features]."""
+    """A line below or above a curved activation over its ends, all [batch or 1, *features]."""
 
     low: Tensor
     high: Tensor
@@ -139,7 +137,7 @@ class Relaxation:
             self._hinges[key] = before._hinges[key] if before and key[0] in known else _hinge(low, high)
         for i, (low, high) in self.ends.items():
             activation = graph.activations[i]
-            if isinstance(activation, Smooth):
+            if isinstance(activation, Curved):
                 for side, sign in enumerate((1, -1)):
                     line = before._curves[i, side] if before and i in known else None
                     self._curves[i, side] = line or _Line(low, high, *activation.line(low, high, sign))
@@ -174,8 +172,8 @@ class Relaxation:
 
         def through(i: int, activation: Activation, here: Rows) -> tuple[Tensor, Tensor | None]:
             arriving[i] = here
-            if isinstance(activation, Smooth):
-                return self._through_smooth(i, activation, here, choice)
+            if isinstance(activation, Curved):
+                return self._through_curved(i, activation, here, choice)
             assert isinstance(activation, PiecewiseLinear)
             return self._through(i, activation, here, choice)
 
@@ -206,12 +204,12 @@ class Relaxation:
         start = {self.graph.last: Rows(rows)} if isinstance(rows, Tensor) else rows
 
         def through(i: int, activation: Activation, here: Rows) -> tuple[Tensor, Tensor | None]:
-            if isinstance(activation, Smooth):
+            if isinstance(activation, Curved):
                 here = here.inside(self.graph.nodes[i].shape[1:])
                 slope, lower, upper = (here.view(line) for line in activation.parallel(*self.ends[i]))
                 positive, negative = here.values.clamp(min=0), here.values.clamp(max=0)
                 least, most = dot(positive, lower) + dot(negative, upper), dot(positive, upper) + dot(negative, lower)
-                return here.values * slope, torch.stack([least, most])
+                return activation.repeated(here.values) * slope, torch.stack([least, most])
             assert isinstance(activation, PiecewiseLinear)
             values, shift = self._first_piece(i, activation, here)
             both = None if shift is None else torch.stack([shift, shift])
@@ -300,30 +298,28 @@ class Relaxation:
         assert values is not None
         return values, constant
 
-    def _through_smooth(self, i: int, activation: Smooth, rows: Rows, choice: Choice) -> tuple[Tensor, Tensor]:
-        """Return `rows` of a smooth activation as rows of its input, and the constant that goes with them."""
+    def _through_curved(self, i: int, activation: Curved, rows: Rows, choice: Choice) -> tuple[Tensor, Tensor]:
+        """Return `rows` of a curved activation as rows of its input, and the constant that goes with them."""
         rows = rows.inside(self.graph.nodes[i].shape[1:])
         values, constants = [], []
         for side, sign in enumerate((1, -1)):
-            line, chosen = self._curves[i, side], choice.slopes.get((i, side))
-            if chosen is None:
+            line, share = self._curves[i, side], choice.slopes.get((i, side))
+            if share is None:
                 slope, intercept = (self._view(rows, (i, side), line, name) for name in ("slope", "intercept"))
             else:
                 low, high = (self._view(rows, (i, side), line, name) for name in ("low", "high"))
-                slope = torch.lerp(*activation.slopes(low, high), chosen)
-                intercept = activation.intercept(slope, low, high, sign)
+                slope, intercept = activation.chosen(share, low, high, sign)
             mine = sign * torch.relu(sign * rows.values)
-            values.append(mine * slope)
+            values.append(activation.repeated(mine) * slope)
             constants.append((mine * intercept).flatten(2).sum(2))
         return values[0] + values[1], constants[0] + constants[1]
 
     def _shares(self, rows: Rows, key: Hinge) -> Tensor:
-        """Return how far the slope of a line of a smooth activation lies between the least and the greatest one."""
+        """Return the shares by which a curved activation's line is the one that it has without a choice."""
         activation, line = self.graph.activations[key[0]], self._curves[key]
-        assert isinstance(activation, Smooth)
+        assert isinstance(activation, Curved)
         low, high, slope = (self._view(rows, key, line, name) for name in ("low", "high", "slope"))
-        least, most = activation.slopes(low, high)
-        return ((slope - least) / (most - least).clamp(min=torch.finfo(slope.dtype).tiny)).clamp(0, 1)
+        return activation.share(slope, low, high, 1 - 2 * key[1])
 
 
 def _times(values: Tensor, factor: float | Tensor) -> Tensor:
@@ -454,7 +450,7 @@ def optimized(
                 check_time()
                 # The first values are those of `start`; what is behind a step is taken with the next one.
                 value = relaxation.below(rows, choice).value
-                best = torch.maximum(best, value.detach())
+                best = torch.fmax(best, value.detach())
                 grads = torch.autograd.grad(-value.sum(), leaves, allow_unused=True)
                 for leaf, grad in zip(leaves, grads, strict=True):
                     # The fused step reads a gradient as if it were laid out like its leaf.
@@ -467,6 +463,6 @@ def optimized(
                         price.clamp_(min=0)
                 optimizer.param_groups[0]["lr"] *= 0.95
         with torch.no_grad():
-            best = torch.maximum(best, relaxation.below(rows, choice).value)
+            best = torch.fmax(best, relaxation.below(rows, choice).value)
     fixed, priced = ({k: v.detach() for k, v in values.items()} for values in (slopes, prices))
     return best, Choice(fixed, start.signs, priced)

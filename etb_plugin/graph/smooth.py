@@ -1,4 +1,4 @@
-"""Smooth activations, and lines below and above them.
+"""Smooth elementwise activations of bounded slope, and lines below and above them.
 
 Any slope gives a sound line once its intercept is the least (or greatest) value of f(z) - slope z on the range, and
 that is attained at an end, at a kink, or where f' is the slope. So the derivative is tabulated on the intervals on
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from etb_plugin.graph.activations import Activation, Number
+from etb_plugin.graph.activations import Curved
 
 _CELLS = 4096
 """Cells of the table of the derivative on each interval on which it is monotone."""
@@ -30,7 +30,7 @@ _POINTS = 24
 
 
 @dataclass(frozen=True)
-class Smooth(Activation):
+class Smooth(Curved):
     """An elementwise function by its value and derivative.
 
     `turns` are where the derivative is not monotone or jumps, ascending; beyond +-`reach` it is constant, as far as
@@ -45,9 +45,6 @@ class Smooth(Activation):
     slack: float = 0.0
     drift: float = 0.0
     beyond: float = -math.inf
-
-    def hinges(self) -> Sequence[tuple[float, Number]]:
-        return ()
 
     def forward(self, z: Tensor) -> Tensor:
         return self.value(z)
@@ -80,8 +77,7 @@ class Smooth(Activation):
         return middle, square
 
     def line(self, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-        """Return slope and intercept of a line that lies below the function on [low, high], for `sign` 1, or above it,
-        for -1, and leaves the smallest area between. Differentiable in the ends."""
+        """Return the line that leaves the smallest area between itself and the function."""
         middle = (low + high) / 2
         with torch.no_grad():
             hull = _Hull(self, low, high, sign)
@@ -97,6 +93,14 @@ class Smooth(Activation):
         run = torch.where(one, torch.ones_like(low), last - first)
         slope = torch.where(one, self.derivative(middle), (self.value(last) - self.value(first)) / run)
         return slope, self.intercept(slope, low, high, sign)
+
+    def chosen(self, share: Tensor, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
+        slope = torch.lerp(*self.slopes(low, high), share)
+        return slope, self.intercept(slope, low, high, sign)
+
+    def share(self, slope: Tensor, low: Tensor, high: Tensor, sign: int) -> Tensor:
+        least, most = self.slopes(low, high)
+        return ((slope - least) / (most - least).clamp(min=torch.finfo(slope.dtype).tiny)).clamp(0, 1)
 
     def parallel(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         run = high - low

@@ -27,6 +27,8 @@ from etb_plugin.errors import ConfigError, UnsupportedLayer
 from etb_plugin.graph.activations import Activation, PiecewiseLinear, Relu, clipped, leaky
 from etb_plugin.graph.affine import Affine, Coherent, Conv, Dense, LargerOf, Linear, Reshape, Scale, Sum
 from etb_plugin.graph.composites import called, composites
+from etb_plugin.graph.convex import EXP, LOG, RECIPROCAL, RSQRT, SQRT, SQUARE, Convex
+from etb_plugin.graph.expansions import Steps, Value
 from etb_plugin.graph.graph import Graph, Node
 from etb_plugin.graph.smooth import (
     ERF,
@@ -42,6 +44,7 @@ from etb_plugin.graph.smooth import (
     elu,
     softplus,
 )
+from etb_plugin.graph.symbolic import symbolic
 
 _PROBE_BATCH = 2  # batch norm refuses a batch of one in some layouts; two also tells batch from features
 _CHECKED_BATCH = 3  # not the probe's: a graph that has taken in the probe's batch is found out
@@ -64,7 +67,9 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
             check_values(known[1], network, example)
             return known[1]
     try:
-        module = fx.symbolic_trace(network)
+        module = symbolic(network)
+    except UnsupportedLayer:
+        raise
     except Exception as error:
         why = str(error).partition("\n")[0]
         raise UnsupportedLayer(
@@ -155,6 +160,7 @@ class _Builder:
         self.nodes: list[Node] = []
         self.positions: dict[fx.Node, int] = {}
         self.several: set[fx.Node] = set()  # tuples of values, such as chunks
+        self.sized: set[fx.Node] = set()  # what depends on the shape of a value, which the batch is part of
         self.values: dict[fx.Node, Any] = {}
         self.composites = composites(module)
 
@@ -195,14 +201,22 @@ class _Builder:
             return
         args = fx.map_arg(node.args, lambda n: self.values[n])
         kwargs = fx.map_arg(node.kwargs, lambda n: self.values[n])
-        value = self.values[node] = getattr(interpreter, node.op)(node.target, args, kwargs)
+        try:
+            value = self.values[node] = getattr(interpreter, node.op)(node.target, args, kwargs)
+        except RuntimeError as error:
+            why = str(error).partition("\n")[0]
+            raise UnsupportedLayer(f"layer {self.name(node)} fails on a batch of {_PROBE_BATCH}: {why}") from error
         inputs = tuple(n for n in node.all_input_nodes if n in self.positions or n in self.several)
-        if not inputs:
-            return  # a constant, or a size: part of the operations that use it
+        if not inputs:  # a constant, or a size: part of the operations that use it
+            if any(n in self.sized for n in node.all_input_nodes):
+                self.sized.add(node)
+            return
         if not isinstance(value, Tensor):
             if node.target in _SPLITS:
                 self.several.add(node)
-            elif node.target not in _SIZES:
+            elif node.target in _SIZES:
+                self.sized.add(node)
+            else:
                 raise UnsupportedLayer(f"layer {self.name(node)} takes a value out of the network; no bound can follow")
             return
         operation = self._operation(node, inputs)
@@ -227,6 +241,8 @@ class _Builder:
         out = node.args[0]
         if not isinstance(out, fx.Node) or out not in self.positions or self.values[out].ndim != 2:
             raise UnsupportedLayer("the network must return one tensor of logits, [batch, classes]")
+        if _ends_in_softmax(self, out):
+            raise self.unknown(out)
         # Layers behind the output would be walked for nothing.
         del self.nodes[self.positions[out] + 1 :]
 
@@ -247,10 +263,17 @@ class _Builder:
             return self._part(node, inputs)
         elif (kind_of := _CALLS.get(node.target)) is not None:
             return kind_of(self, node, inputs)
-        what = "is neither affine nor an elementwise function that is known; no bound takes it"
+        raise self.unknown(node)
+
+    def unknown(self, node: fx.Node) -> UnsupportedLayer:
+        what = "is neither affine nor a function that is known; no bound takes it"
         if "oftmax" in (name := self.name(node)):
             what += ". At the end of a network leave it out: methods take logits"
-        raise UnsupportedLayer(f"layer {name} {what}")
+        return UnsupportedLayer(f"layer {name} {what}")
+
+    def value(self, node: Any) -> Value:
+        """Return the position and shape of a node that depends on the input."""
+        return Value(self.positions[node], self.features(node))
 
     def _part(self, node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
         """Return the position of one of several values that a split gave."""
@@ -276,7 +299,8 @@ class _Builder:
                 return operator.attrgetter(str(argument.target))(self.module)
             if not isinstance(self.values[argument], Tensor):
                 return self.values[argument]
-            return called(self.module, argument, self.constant)
+            value = called(self.module, argument, self.constant)
+            return value[:1] if self._repeated(argument) else value
         if isinstance(argument, list | tuple):
             return type(argument)(self.constant(part) for part in argument)
         return argument
@@ -286,9 +310,23 @@ class _Builder:
 
         def call(*tensors: Tensor) -> Any:
             given = dict(zip(inputs, tensors, strict=True))
-            return called(self.module, node, lambda n: given[n] if n in given else self.constant(n))
+
+            def read(n: fx.Node) -> Any:
+                if n in given:
+                    return given[n]
+                value = self.constant(n)
+                return value.expand(len(tensors[0]), *value.shape[1:]) if self._repeated(n) else value
+
+            return called(self.module, node, read)
 
         return call
+
+    def _repeated(self, node: fx.Node) -> bool:
+        """Whether a constant was repeated for every example of the probe's batch, as a class token is."""
+        value = self.values[node]
+        if node not in self.sized or not isinstance(value, Tensor) or value.shape[:1] != (_PROBE_BATCH,):
+            return False
+        return bool((value == value[:1]).all())
 
     def features(self, node: fx.Node) -> torch.Size:
         """Return the shape of a node's value without the batch. Raises UnsupportedLayer where it has none."""
@@ -682,9 +720,23 @@ def _normalized_call(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ..
     return replace(_scale_and_shift(builder, node, inputs), opaque=True)
 
 
+def _attribute(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    if node.args[1] not in ("mT", "T"):
+        raise builder.unknown(node)
+    return _rearrange(builder, node, inputs)
+
+
 def _rearrange(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
     builder.features(node)
     return Coherent(builder.closure(node, inputs))
+
+
+def _einsum(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
+    equation, *values = node.args
+    if len(values) == 2 and all(v in builder.positions for v in values) and isinstance(equation, str):
+        builder.features(node)
+        return Steps(builder, node).einsum(equation, *(builder.value(v) for v in values)).position
+    return _dense(builder, node, inputs)
 
 
 def _dense(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
@@ -718,8 +770,13 @@ def _linear_call(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) 
     return Linear(lambda: builder.constant(weight), lambda: builder.constant(bias))
 
 
-def _matmul(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
-    other = _argument(node, 1, "other", None)
+def _matmul(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
+    other = _argument(node, 1, "mat2" if node.target in _BATCHED else "other", None)
+    if node.args[0] in builder.positions and other in builder.positions:
+        builder.features(node)
+        return Steps(builder, node).matrix_product(builder.value(node.args[0]), builder.value(other)).position
+    if node.target in _BATCHED:
+        return _dense(builder, node, inputs)
     if inputs == (node.args[0],) and other is not inputs[0] and builder.constant(other).ndim == 2:
         return Linear(lambda: builder.constant(other).t(), lambda: None)
     return _dense(builder, node, inputs)
@@ -772,24 +829,166 @@ def _negative(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> 
     return _negated(builder, node, builder.positions[inputs[0]], builder.features(node))
 
 
-def _product(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
-    if len(inputs) != 1 or sum(a is inputs[0] for a in node.args) != 1:
-        raise UnsupportedLayer(f"layer {builder.name(node)} multiplies two values that depend on the input")
+def _product(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
+    if all(a in builder.positions for a in node.args):
+        builder.features(node)
+        return Steps(builder, node).product(*(builder.value(a) for a in node.args)).position
     if builder.features(inputs[0]) != builder.features(node) or node.kwargs:
         return Coherent(builder.closure(node, inputs), homogeneous=True)
     return Scale(builder.elementwise(node, next(a for a in node.args if a is not inputs[0])), lambda: None)
 
 
-def _quotient(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
-    if node.args[0] is not inputs[0] or len(inputs) != 1 or node.args[1] is inputs[0] or node.kwargs:
-        raise UnsupportedLayer(f"layer {builder.name(node)} divides by a value that depends on the input, or rounds")
+def _quotient(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
+    if node.kwargs or len(node.args) != 2:
+        raise UnsupportedLayer(f"layer {builder.name(node)} rounds")
+    above, under = node.args
+    if isinstance(under, fx.Node) and under in builder.positions:
+        builder.features(node)
+        steps = Steps(builder, node)
+        inverse = steps.reciprocal(builder.value(under))
+        if isinstance(above, fx.Node) and above in builder.positions:
+            return steps.product(builder.value(above), inverse).position
+        if builder.features(under) != builder.features(node):
+            raise UnsupportedLayer(f"layer {builder.name(node)} divides a constant that is larger than its divisor")
+        return steps.scaled(inverse, builder.elementwise(node, above)).position
     if builder.features(inputs[0]) != builder.features(node):
         return Coherent(builder.closure(node, inputs), homogeneous=True)
     divisor = builder.elementwise(node, node.args[1])
     return Scale(lambda: 1 / divisor(), lambda: None)
 
 
+# Several nodes.
+
+
+def _convex(function: Convex) -> "_Maker":
+    def make(builder: _Builder, node: fx.Node, _: Any) -> Convex:
+        builder.features(node)
+        return function
+
+    return make
+
+
+def _power(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Convex | int:
+    exponent = _argument(node, 1, "exponent", None)
+    if isinstance(exponent, float | int) and node.args[0] in builder.positions:
+        if exponent == int(exponent) and 1 <= exponent <= 16:
+            return Steps(builder, node).power(builder.value(node.args[0]), int(exponent)).position
+        if exponent in _POWERS:
+            return _POWERS[exponent]
+    raise UnsupportedLayer(
+        f"layer {builder.name(node)} is a power; those of 1 to 16, 1/2, -1/2 and -1 of a value that depends on the "
+        f"input are taken"
+    )
+
+
+_POWERS = {0.5: SQRT, -0.5: RSQRT, -1.0: RECIPROCAL}
+
+
+def _dimension(builder: _Builder, node: fx.Node, layer: Any) -> int:
+    """Return the dimension, the batch being 0, along which a softmax is taken. Raises UnsupportedLayer for the batch's
+    own."""
+    dim = layer.dim if node.op == "call_module" else _argument(node, 1, "dim", None)
+    dimensions = builder.values[node.all_input_nodes[0]].ndim
+    if dim is None:
+        dim = 0 if dimensions in (0, 1, 3) else 1  # torch's own rule for a softmax
+    if dim in (0, -dimensions):
+        raise UnsupportedLayer(f"layer {builder.name(node)} goes along the batch")
+    return int(dim % dimensions)
+
+
+def _softmax(builder: _Builder, node: fx.Node, layer: Any) -> int:
+    value, dim = builder.value(node.all_input_nodes[0]), _dimension(builder, node, layer)
+    steps = Steps(builder, node)
+    return (steps.log_softmax if "log" in builder.name(node).lower() else steps.softmax)(value, dim).position
+
+
+def _log_sum_exp(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+    dim = _argument(node, 1, "dim", None)
+    if isinstance(dim, tuple | list) and len(dim) == 1:
+        (dim,) = dim
+    value, keep = builder.value(inputs[0]), _argument(node, 2, "keepdim", False)
+    if not isinstance(dim, int) or not dim % (len(value.shape) + 1):
+        raise UnsupportedLayer(f"layer {builder.name(node)} goes along several dimensions, or the batch")
+    return Steps(builder, node).log_sum_exp(value, dim, keep).position
+
+
+def _ends_in_softmax(builder: _Builder, node: fx.Node) -> bool:
+    kind = node.target if node.op != "call_module" else type(builder.module.get_submodule(str(node.target)))
+    return kind in _SOFTMAX_LAYERS or kind in _SOFTMAX_CALLS
+
+
+def _layer_norm(builder: _Builder, node: fx.Node, layer: Any) -> int:
+    if node.op == "call_module":
+        size, eps = len(layer.normalized_shape), layer.eps
+        weight, bias = (lambda: layer.weight), (lambda: layer.bias)
+    else:
+        size, eps = len(_argument(node, 1, "normalized_shape", ())), _argument(node, 4, "eps", 1e-5)
+        terms = [_argument(node, place, name, None) for place, name in ((2, "weight"), (3, "bias"))]
+        weight, bias = (partial(builder.constant, term) for term in terms)
+    return _normalised(builder, node, size, eps, weight, bias)
+
+
+def _rms_norm(builder: _Builder, node: fx.Node, layer: Any) -> int:
+    eps = torch.finfo(builder.probe.dtype).eps if layer.eps is None else layer.eps
+    return _normalised(
+        builder, node, len(layer.normalized_shape), eps, lambda: layer.weight, lambda: None, centred=False
+    )
+
+
+def _normalised(
+    builder: _Builder,
+    node: fx.Node,
+    size: int,
+    eps: float,
+    weight: Callable[[], Tensor | None],
+    bias: Callable[[], Tensor | None],
+    *,
+    centred: bool = True,
+) -> int:
+    """Return the position of a value normalised over its last `size` dimensions, then scaled and shifted."""
+    value, steps = builder.value(node.all_input_nodes[0]), Steps(builder, node)
+    flat = steps.reshaped(value, (*value.shape[:-size], value.shape[-size:].numel()))
+    found = steps.normalised(flat, eps, value.shape, centred=centred)
+    if weight() is None:
+        return found.position
+    offset = None if bias() is None else bias
+    return steps.scaled(found, weight, offset).position  # type: ignore[arg-type]
+
+
+def _group_norm(builder: _Builder, node: fx.Node, layer: Any) -> int:
+    value, steps = builder.value(node.all_input_nodes[0]), Steps(builder, node)
+    if isinstance(layer, nn.GroupNorm):
+        groups = layer.num_groups
+    elif layer.track_running_stats:
+        raise UnsupportedLayer(f"layer {builder.name(node)} normalises by running statistics")
+    else:
+        groups = value.shape[0]
+    parts = steps.reshaped(value, (groups, value.shape.numel() // groups))
+    found = steps.normalised(parts, layer.eps, value.shape)
+    if layer.weight is None:
+        return found.position
+    shape = (1, -1, *[1] * (len(value.shape) - 1))
+    return steps.scaled(found, lambda: layer.weight.view(shape), lambda: layer.bias.view(shape)).position
+
+
+def _scaled_dot_product(builder: _Builder, node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+    three = [_argument(node, place, name, None) for place, name in enumerate(("query", "key", "value"))]
+    others = [_argument(node, 3, "attn_mask", None), _argument(node, 4, "dropout_p", 0.0)]
+    others += [_argument(node, 5, "is_causal", False), node.kwargs.get("enable_gqa", False)]
+    if any(others) or not all(n in builder.positions for n in three):
+        raise UnsupportedLayer(
+            f"layer {builder.name(node)} is taken without mask, dropout and groups, of values that depend on the input"
+        )
+    query, key, value = (builder.value(n) for n in three)
+    return Steps(builder, node).attention(query, key, value, _argument(node, 6, "scale", None)).position
+
+
 _Maker = Callable[[_Builder, fx.Node, Any], _Operation | int | None]
+
+_SOFTMAX_LAYERS = {nn.Softmax, nn.LogSoftmax}
+_SOFTMAX_CALLS = {
+    *(torch.softmax, F.softmax, "softmax", torch.nn.functional.log_softmax, torch.log_softmax, "log_softmax"),
+}
 
 _LAYERS: dict[Any, _Maker] = {
     nn.Linear: _linear,
@@ -821,6 +1020,10 @@ _LAYERS: dict[Any, _Maker] = {
     nn.modules.padding._ConstantPadNd | nn.modules.padding._ReflectionPadNd: _scale_and_shift,
     nn.modules.padding._ReplicationPadNd | nn.modules.padding._CircularPadNd: _scale_and_shift,
     nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d: _dense_layer,
+    nn.Softmax | nn.LogSoftmax: _softmax,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _rms_norm,
+    nn.GroupNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d: _group_norm,
 }
 
 _CALLS: dict[Any, _Maker] = {
@@ -860,6 +1063,7 @@ _CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([operator.add, operator.iadd, torch.add, "add", "add_"], _add),
     **dict.fromkeys([operator.sub, operator.isub, torch.sub, "sub", "sub_"], _subtract),
     **dict.fromkeys([operator.neg, torch.neg, "neg"], _negative),
+    getattr: _attribute,
     **dict.fromkeys([torch.cat, torch.concat, torch.concatenate, torch.stack, torch.roll, torch.flip], _rearrange),
     **dict.fromkeys([torch.permute, "permute", torch.transpose, "transpose", operator.getitem, F.pad], _rearrange),
     **dict.fromkeys(["flip", "roll", "select", "narrow", "index_select", torch.select, torch.narrow], _rearrange),
@@ -872,8 +1076,20 @@ _CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([operator.truediv, operator.itruediv, torch.div, "div", "div_"], _quotient),
     F.linear: _linear_call,
     **dict.fromkeys([F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d], _conv_call),
-    **dict.fromkeys([torch.matmul, operator.matmul, "matmul", torch.mm, "mm"], _matmul),
-    **dict.fromkeys([torch.einsum, torch.bmm, "bmm", torch.addmm, torch.tensordot], _dense),
+    **dict.fromkeys([torch.matmul, operator.matmul, "matmul", torch.mm, "mm", torch.bmm, "bmm"], _matmul),
+    torch.einsum: _einsum,
+    **dict.fromkeys([torch.addmm, torch.tensordot], _dense),
+    **dict.fromkeys(_SOFTMAX_CALLS, _softmax),
+    **dict.fromkeys([torch.logsumexp, "logsumexp"], _log_sum_exp),
+    F.scaled_dot_product_attention: _scaled_dot_product,
+    F.layer_norm: _layer_norm,
+    **dict.fromkeys([torch.exp, "exp"], _convex(EXP)),
+    **dict.fromkeys([torch.log, "log"], _convex(LOG)),
+    **dict.fromkeys([torch.square, "square"], _convex(SQUARE)),
+    **dict.fromkeys([torch.sqrt, "sqrt"], _convex(SQRT)),
+    **dict.fromkeys([torch.rsqrt, "rsqrt"], _convex(RSQRT)),
+    **dict.fromkeys([torch.reciprocal, "reciprocal"], _convex(RECIPROCAL)),
+    **dict.fromkeys([torch.pow, operator.pow, "pow"], _power),
     F.batch_norm: _normalized_call,
     F.interpolate: lambda builder, node, _: _interpolated(builder, node, _argument(node, 3, "mode", "nearest")),
 }
@@ -881,4 +1097,5 @@ _CALLS: dict[Any, _Maker] = {
 _SIZES = {"size", "dim", "numel", "ndimension", getattr, len}
 """What may be asked of a value: its shape, and nothing that depends on its elements."""
 _SPLITS = {torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind"}
+_BATCHED = {torch.bmm, "bmm"}
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}

@@ -1,7 +1,7 @@
 """ONNX operations as torch's: what `onnx` reads files with. A new operation is one function and its line in the table.
 
-Whatever is built here is held against onnxruntime before it is used; what has no bound (products of two values, smooth
-activations) is read all the same, and refused by name by the bounds that cannot take it.
+Whatever is built here is held against onnxruntime before it is used; what has no bound (a sign, a sine) is read all the
+same, and refused by name by the bounds that cannot take it.
 """
 
 import math
@@ -271,6 +271,30 @@ def _batch_norm(call: Call) -> Results:
     statistics = {"weight": scale, "bias": shift, "running_mean": mean, "running_var": variance}
     layer.load_state_dict(statistics, strict=False)
     return call.layer(layer)
+
+
+def _layer_norm(call: Call) -> Results:
+    scale, shift = call.constant(1), call.constant(2)
+    if scale is None or call.outputs > 1:
+        raise call.refused("needs a constant scale, and gives no statistics")
+    shape = call.x.probe.shape[call.axis(call.get("axis", -1)) :]
+    terms = [None if term is None else term.expand(shape) for term in (scale, shift)]
+    return call.run(F.layer_norm, call.x, tuple(shape), terms[0], terms[1], call.get("epsilon", 1e-5))
+
+
+def _group_norm(call: Call) -> Results:
+    scale, shift = call.constant(1), call.constant(2)
+    channels = call.x.probe.shape[1]
+    if scale is None or shift is None or len(scale) != channels:
+        raise call.refused("needs a constant scale and shift for every channel")
+    groups = call.get("num_groups", channels)  # an instance norm has one for each
+    layer = nn.GroupNorm(groups, channels, call.get("epsilon", 1e-5), dtype=scale.dtype)
+    layer.load_state_dict({"weight": scale, "bias": shift})
+    return call.layer(layer)
+
+
+def _einsum(call: Call) -> Results:
+    return call.run(torch.einsum, call.get("equation", b"").decode(), *call.operands)
 
 
 def _average_pool(call: Call) -> Results:
@@ -555,7 +579,8 @@ def _pow(call: Call) -> Results:
     exponent = call.constant(1)
     if exponent is not None and bool((exponent == 1).all()):
         return call.x
-    return call.run(torch.pow, call.operands[0], call.operands[1])
+    one = exponent is not None and exponent.numel() == 1
+    return call.run(torch.pow, call.operands[0], exponent.item() if one else call.operands[1])  # type: ignore[union-attr]
 
 
 def _resize(call: Call) -> Results:
@@ -657,6 +682,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "DepthToSpace": _depth_to_space,
     "Div": _fold(operator.truediv),
     "Dropout": _same,
+    "Einsum": _einsum,
     "Elu": lambda call: call.run(F.elu, call.x, call.get("alpha", 1.0)),
     "Erf": _elementwise(torch.erf),
     "Exp": _elementwise(torch.exp),
@@ -666,9 +692,11 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average,
+    **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), _group_norm),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _elementwise(F.hardswish),
     "Identity": _same,
+    "LayerNormalization": _layer_norm,
     "LeakyRelu": lambda call: call.layer(nn.LeakyReLU(call.get("alpha", 0.01))),
     "Log": _elementwise(torch.log),
     "MatMul": _matmul,
@@ -682,6 +710,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "PRelu": _prelu,
     "Pad": _pad,
     "Pow": _pow,
+    "Reciprocal": _elementwise(torch.reciprocal),
     "ReduceMax": _extreme(torch.maximum),
     "ReduceMean": _reduced(torch.mean),
     "ReduceMin": _extreme(torch.minimum),

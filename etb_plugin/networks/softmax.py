@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.graph.symbolic import symbolic
 from etb_plugin.graph.tracing import example_input, unwrapped
 
 _PLAIN, _LOGARITHM = partial(F.softmax, dim=1), partial(F.log_softmax, dim=1)
@@ -26,7 +27,7 @@ def before_softmax(network: nn.Module, input_shape: tuple[int, ...]) -> nn.Modul
     UnsupportedLayer where what is left, and a softmax behind it, does not give the network's outputs.
     """
     try:
-        traced = fx.symbolic_trace(unwrapped(network))
+        traced = symbolic(unwrapped(network))
     except Exception:  # a bound that cannot trace it either says why
         return network
     end = next(node for node in reversed(traced.graph.nodes) if node.op == "output")

@@ -1,14 +1,17 @@
 """What every sound bound is put to on a random network, and how a failing network is shrunk."""
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
 
 from etb_plugin import bound
 from etb_plugin.errors import EtbError
-from etb_plugin.graph.activations import PiecewiseLinear
+from etb_plugin.graph.activations import Known, PiecewiseLinear
 from etb_plugin.graph.affine import Affine
+from etb_plugin.graph.convex import Convex
+from etb_plugin.graph.joint import LogSumExp, Product
 from etb_plugin.graph.regions import Ball, Box, Region
 from etb_plugin.graph.smooth import Smooth
 from etb_plugin.graph.tracing import trace
@@ -30,6 +33,7 @@ def arithmetic(network: nn.Module, region: Region) -> Tensor:
     3.1), and a factor for what a bound adds to a forward pass."""
     graph = trace(network, region.shape)
     sizes = [region.center.abs() + region.radius]
+    ends = [(center - radius, center + radius) for center, radius in graph.intervals(region)]
     longest = 1
     for node in graph.nodes[1:]:
         assert node.operation is not None
@@ -38,6 +42,20 @@ def arithmetic(network: nn.Module, region: Region) -> Tensor:
             least, greatest = node.operation.slopes(torch.tensor(-1e3), torch.tensor(1e3))
             at_zero = node.operation.forward(torch.zeros_like(inputs[0])).abs()
             sizes.append(inputs[0] * max(-float(least), float(greatest)) + at_zero + node.operation.slack)
+        elif isinstance(node.operation, Convex):
+            at_ends = node.operation.known(*ends[node.inputs[0]])
+            steep, value = (
+                torch.stack([of(end).abs() for end in at_ends]).amax(0)
+                for of in (node.operation.derivative, node.operation.value)
+            )
+            sizes.append(inputs[0] * steep + value)
+        elif isinstance(node.operation, Product):
+            sizes.append(2 * inputs[0].prod(-1))
+        elif isinstance(node.operation, LogSumExp):
+            sizes.append(inputs[0].amax(-1) + math.log(inputs[0].shape[-1]))
+            longest += inputs[0].shape[-1]
+        elif isinstance(node.operation, Known):
+            sizes.append(inputs[0])
         elif isinstance(node.operation, PiecewiseLinear):
             first, hinges = node.operation.first(), node.operation.hinges()
             slope = torch.as_tensor(first).abs() + sum(torch.as_tensor(change).abs() for _, change in hinges)
@@ -64,7 +82,9 @@ def reached(network: nn.Module, region: Region, spec: Tensor, seed: int) -> tupl
     def meet(points: Tensor) -> None:
         nonlocal low, high
         values = torch.einsum("brk,nbk->nbr", spec, network(points.flatten(0, 1)).unflatten(0, points.shape[:2]))
-        low, high = torch.minimum(low, values.amin(0).detach()), torch.maximum(high, values.amax(0).detach())
+        values = values.detach()
+        least, most = values.nan_to_num(torch.inf, torch.inf), values.nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+        low, high = torch.minimum(low, least.amin(0)), torch.maximum(high, most.amax(0))
 
     box = region if isinstance(region, Box) else None
     shape = region.center.shape
@@ -116,6 +136,7 @@ def fault(case: Case, name: str, options: dict[str, object], device: str = "cpu"
     except Exception as error:
         return f"untyped failure: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     slack = torch.einsum("brk,bk->br", spec.abs(), arithmetic(network, region)).double()
+    slack = slack.nan_to_num(torch.inf, torch.inf)  # where intervals are no numbers, rounding may have done anything
     low, high = reached(network, region, spec, case.seed)
     lower, upper = got.lower.double().cpu(), got.upper.double().cpu()
     if not bool((lower <= low + slack).all() and (upper >= high - slack).all()):  # also where it is no number

@@ -18,9 +18,12 @@ Block = tuple[str, int]
 
 IMAGE = (
     *("conv", "conv", "conv", "activation", "activation", "norm", "average", "largest"),
-    *("residual", "shift", "join", "transposed", "padded"),
+    *("residual", "shift", "join", "transposed", "padded", "own-norm", "gate"),
 )
-FLAT = ("linear", "linear", "activation", "activation", "norm", "residual", "shift", "join", "product")
+FLAT = (
+    *("linear", "linear", "linear", "activation", "activation", "activation", "norm", "residual", "shift", "join"),
+    *("product", "own-norm", "gate", "curve", "attention"),
+)
 PIECEWISE = ("relu", "relu", "relu", "leaky", "falling", "prelu", "hardtanh", "relu6", "abs", "clamp", "hardsigmoid")
 SMOOTH = {
     "sigmoid": torch.sigmoid,
@@ -35,6 +38,24 @@ SMOOTH = {
     "selu": F.selu,
     "logsigmoid": F.logsigmoid,
     "hardswish": F.hardswish,
+}
+
+
+CURVES = {
+    "square": torch.square,
+    "cube": lambda x: x**3 / 8,
+    "exp": torch.exp,
+    "bell": lambda x: torch.exp(-x * x),
+    "log": lambda x: torch.log(1 + x.square()),
+    "sqrt": lambda x: (1 + x * x).sqrt(),
+    "rsqrt": lambda x: torch.rsqrt(1 + x.abs()),
+    "reciprocal": lambda x: 1 / (2 + x.square()),
+    "ratio": lambda x: x / (1 + x.abs()),
+    "negative": lambda x: 1 / (-2 - x.square()),
+    "softmax": lambda x: x.softmax(1),
+    "log-softmax": lambda x: F.log_softmax(x, 1),
+    "logsumexp": lambda x: x - x.logsumexp(1, keepdim=True),
+    "normalized": lambda x: x / (x.square().sum(1, keepdim=True) + 0.1).sqrt(),
 }
 
 
@@ -56,6 +77,7 @@ class Activation(nn.Module):
             "clamp": lambda x: x.clamp(max=0.5),
             "hardsigmoid": F.hardsigmoid,
             **SMOOTH,
+            **CURVES,
         }
         return calls[self.kind](x)
 
@@ -104,6 +126,44 @@ class Product(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.einsum("bi,ij->bj", x, self.weight) + F.linear(x, self.weight * 0.5)
+
+
+class Gate(nn.Module):
+    """Features times others: squeeze and excitation on images, a gated linear unit on vectors."""
+
+    def __init__(self, channels: int, image: bool) -> None:
+        super().__init__()
+        self.image, self.inner = image, nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.image:
+            return x * torch.sigmoid(self.inner(x))
+        return x * torch.sigmoid(self.inner(x.mean((2, 3)))).unsqueeze(2).unsqueeze(3)
+
+
+class Attention(nn.Module):
+    """Features as tokens that look at each other, by one of the ways to write that."""
+
+    def __init__(self, tokens: int, features: int, how: str) -> None:
+        super().__init__()
+        self.tokens, self.features, self.how = tokens, features, how
+        if how == "layer":
+            self.layer = nn.MultiheadAttention(features, 1, batch_first=True)
+        else:
+            self.query, self.key, self.value = (nn.Linear(features, features) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.view(-1, self.tokens, self.features)
+        if self.how == "layer":
+            return self.layer(tokens, tokens, tokens, need_weights=False)[0].flatten(1)
+        query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
+        if self.how == "fused":
+            found = F.scaled_dot_product_attention(query, key, value)
+        elif self.how == "einsum":
+            found = torch.einsum("bij,bjd->bid", torch.einsum("bid,bjd->bij", query, key).softmax(2), value)
+        else:
+            found = torch.softmax(query @ key.transpose(1, 2), -1) @ value
+        return (tokens + found).flatten(1)
 
 
 def made(block: Block, shape: torch.Size) -> nn.Module | None:
@@ -155,6 +215,17 @@ def made(block: Block, shape: torch.Size) -> nn.Module | None:
         layer = Join()
     elif kind == "product" and not image:
         layer = Product(channels)
+    elif kind == "curve" and not image:
+        layer = Activation(draw.choice(tuple(CURVES)), channels)
+    elif kind == "gate":
+        layer = Gate(channels, bool(image))
+    elif kind == "own-norm" and image:
+        norm = nn.GroupNorm(draw.choice([1, channels]), channels, affine=draw.random() < 0.7)
+        layer = norm if draw.random() < 0.7 else nn.InstanceNorm2d(channels, affine=draw.random() < 0.5)
+    elif kind == "own-norm":
+        layer = (nn.LayerNorm if draw.random() < 0.7 else nn.RMSNorm)(channels)
+    elif kind == "attention" and not image and channels % 3 == 0:
+        layer = Attention(3, channels // 3, draw.choice(["layer", "fused", "einsum", "plain"]))
     return layer
 
 
@@ -168,14 +239,14 @@ def build(blocks: list[Block], shape: tuple[int, ...], scale: float) -> nn.Seque
         layer.eval()
         try:
             out = layer(torch.zeros(2, *here)).shape[1:]
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             return  # it does not fit
         if 0 < out.numel() <= 300:
             layers.append(layer)
             here = out
 
     for block in blocks:
-        if block[0] in ("linear", "product") and len(here) > 1:
+        if block[0] in ("linear", "product", "curve", "attention") and len(here) > 1:
             add(nn.Flatten())
         layer = made(block, here)
         if layer is not None:

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from etb_plugin.attacks import Pgd, falsify
 from etb_plugin.bounds import Box, PreparedBound, get_bound, prepare_lower
-from etb_plugin.bounds.program import Maps, affine_maps, refuse_smooth
+from etb_plugin.bounds.program import Maps, affine_maps, refuse_curved
 from etb_plugin.bounds.solvers import check_solver
 from etb_plugin.errors import ConfigError, EtbError, OutOfTime, SoundnessError, Stopped, UnsupportedLayer
+from etb_plugin.graph.activations import Curved
 from etb_plugin.graph.ends import crown_ends, tightened
 from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.relaxation import Choice, Relaxation
 from etb_plugin.graph.rounding import rigorous
-from etb_plugin.graph.smooth import Smooth
 from etb_plugin.graph.tracing import trace
 from etb_plugin.memory import in_smaller_blocks
 from etb_plugin.registry import Registry
@@ -246,8 +246,8 @@ class Cascade:
     def split_inputs(self, case: Case, deadline: float) -> None:
         """Cut the input where few of its elements move, or where nothing else can be branched on."""
         assert self._graph is not None
-        smooth = any(isinstance(one, Smooth) for one in self._graph.activations.values())
-        if not self._cuts(case) and not smooth:
+        curved = any(isinstance(one, Curved) for one in self._graph.activations.values())
+        if not self._cuts(case) and not curved:
             return
         found = split_inputs(self.network, self._graph, case.problem, _open_parts(case), deadline)
         case.proved[found.proved] = True
@@ -379,6 +379,6 @@ def _open_parts(case: Case) -> Tensor:
 
 
 register_stage("inputs", Stage(Cascade.split_inputs, rigorous=True))
-register_stage("bab", Stage(_bab, refuse_smooth, rigorous=True))
-register_stage("exact", Stage(_exact, refuse_smooth, 4))
-register_stage("lp", Stage(_lp, refuse_smooth, 1))
+register_stage("bab", Stage(_bab, refuse_curved, rigorous=True))
+register_stage("exact", Stage(_exact, refuse_curved, 4))
+register_stage("lp", Stage(_lp, refuse_curved, 1))
