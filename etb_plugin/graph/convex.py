@@ -109,3 +109,19 @@ LOG = Convex("log", torch.log, torch.reciprocal, concave=True)
 SQRT = Convex("sqrt", torch.sqrt, lambda z: 0.5 * z.rsqrt(), concave=True)
 RSQRT = Convex("rsqrt", torch.rsqrt, lambda z: -0.5 * z.rsqrt() / z)
 RECIPROCAL = Convex("reciprocal", torch.reciprocal, lambda z: -z.reciprocal().square(), pole=True)
+
+
+def even_power(exponent: int) -> Convex:
+    """Return z to an even power."""
+    if exponent == 2:
+        return SQUARE
+    return Convex("power", lambda z: z.pow(exponent), lambda z: exponent * z.pow(exponent - 1), least=0.0)
+
+
+def power_of_positive(exponent: int) -> Convex:
+    """Return max(z, 0) to a power of 2 or more."""
+    return Convex(
+        "power of the positive part",
+        lambda z: torch.relu(z).pow(exponent),
+        lambda z: exponent * torch.relu(z).pow(exponent - 1),
+    )

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.graph.activations import Activation, Known
 from etb_plugin.graph.affine import Affine, Coherent, LogSoftmax, Pairs, Reshape, Scale, Sum
-from etb_plugin.graph.convex import EXP, RECIPROCAL, RSQRT, SQUARE
+from etb_plugin.graph.convex import EXP, RECIPROCAL, RSQRT, SQUARE, even_power, power_of_positive
 from etb_plugin.graph.joint import LogSumExp, Product
 
 
@@ -122,12 +122,14 @@ class Steps:
         return self.add(RECIPROCAL, x.shape, x)
 
     def power(self, x: Value, exponent: int) -> Value:
-        """Return x to a whole power of 1 or more."""
+        """Return x to a whole power of 1 or more: an odd one from those of its positive and its negative part, which
+        are convex."""
         if exponent == 1:
             return x
-        half = self.power(x, exponent // 2)
-        square = self.product(half, half)
-        return self.product(square, x) if exponent % 2 else square
+        if exponent % 2 == 0:
+            return self.add(even_power(exponent), x.shape, x)
+        part = power_of_positive(exponent)
+        return self.minus(self.add(part, x.shape, x), self.add(part, x.shape, self.scaled(x, -1.0)))
 
     def log_softmax(self, x: Value, dim: int) -> Value:
         return self._along(x, dim, self._log_softmax)

@@ -68,6 +68,9 @@ class LirpaNetwork:
         for node in bounded._modules.values():
             if type(node).__name__ == "BoundLeakyRelu" and node.alpha < 0:
                 raise UnsupportedLayer(f"node {node.name}: auto_LiRPA takes a LeakyReLU that falls for one that rises")
+            positive = type(node).__name__ == "BoundDiv" and type(node.inputs[0]).__name__ == "BoundExp"  # a softmax
+            if type(node).__name__ == "BoundDiv" and not node.is_constant_op and not positive:
+                raise UnsupportedLayer(f"node {node.name}: auto_LiRPA's interval of a quotient of values is not sound")
         bounded.eval()
         _check_forward(bounded, self._network, self._example)
         _repair_pooling(bounded)

@@ -154,3 +154,75 @@ def test_auto_lirpas_patches_are_outside_on_groups_and_dilation_and_its_matrices
     assert outside(by="auto_LiRPA") <= 1e-9
     monkeypatch.setattr(lirpa, "_unsound_in_patches", lambda network: False)
     assert outside(by="auto_LiRPA") > 1e-4
+
+
+class Curved(nn.Module):
+    """A function of two values that depend on the input, between linear layers."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.one, self.two, self.last = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(self.function(self.one(x), self.two(x)))
+
+
+CURVED = {
+    "product": lambda a, b: a * b,
+    "its own square": lambda a, b: a * a + b,
+    "gate": lambda a, b: a * torch.sigmoid(b),
+    "exp": lambda a, b: torch.exp(a) - torch.exp(-b),
+    "log": lambda a, b: torch.log(1 + a * a) + b,
+    "sqrt": lambda a, b: torch.sqrt(1 + torch.exp(a)) * b,
+    "broadcast": lambda a, b: a.sum(1, keepdim=True) * b,
+}
+
+
+@pytest.mark.lirpa
+@pytest.mark.parametrize("eps", [0.02, 0.4])
+@pytest.mark.parametrize("name", CURVED)
+def test_products_and_convex_functions_are_auto_lirpas_or_tighter(name, eps):
+    """Its planes and tangents are others: the means of the widths say which are the better ones."""
+    network = Curved(CURVED[name]).double().eval().requires_grad_(False)
+    box = Box.around(torch.rand(4, 4).double(), eps, clip=None)
+    intervals = [bound("ibp", network, box, **options) for options in ({}, {"by": "auto_LiRPA"})]
+    torch.testing.assert_close(intervals[0].lower, intervals[1].lower)
+    torch.testing.assert_close(intervals[0].upper, intervals[1].upper)
+    ours, theirs = (bound("crown", network, box, **options).width.mean() for options in ({}, {"by": "auto_LiRPA"}))
+    assert ours <= theirs * (1 + 1e-9)
+
+
+@pytest.mark.lirpa
+def test_auto_lirpas_interval_of_a_softmax_is_wider():
+    network = Curved(lambda a, b: (3 * a).softmax(1) * b).double().eval().requires_grad_(False)
+    box = Box.around(torch.rand(4, 4).double(), 0.1, clip=None)
+    ours, theirs = (bound("ibp", network, box, **options) for options in ({}, {"by": "auto_LiRPA"}))
+    assert bool((ours.lower >= theirs.lower - 1e-9).all())
+    assert bool((ours.upper <= theirs.upper + 1e-9).all())
+    assert ours.width.mean() < 0.8 * theirs.width.mean()
+
+
+@pytest.mark.lirpa
+def test_auto_lirpas_interval_of_a_quotient_is_outside_and_not_taken():
+    """Where auto_LiRPA is right one day, this test says so: then its refusal can go."""
+    from etb_plugin.lirpa import network as lirpa
+
+    network = Curved(lambda a, b: a / (1 + torch.relu(b))).double().eval().requires_grad_(False)
+    with torch.no_grad():  # x_0 / (1 + x_1)
+        for layer, place in ((network.one, 0), (network.two, 1)):
+            layer.weight.zero_()
+            layer.weight[0, place] = 1
+            layer.bias.zero_()
+        network.last.weight.fill_(1)
+        network.last.bias.zero_()
+    box = Box(torch.tensor([[-1.0, 0, 0, 0]]).double(), torch.tensor([[1.0, 3, 0, 0]]).double())
+    ours = bound("ibp", network, box)
+    assert (ours.lower[0, 0], ours.upper[0, 0]) == (-1, 1)  # reached at x_1 = 0
+    with pytest.raises(UnsupportedLayer, match="interval of a quotient of values is not sound"):
+        bound("ibp", network, box, by="auto_LiRPA")
+    converted = lirpa._convert(network, torch.zeros(2, 4, dtype=torch.float64), "matrix", True)
+    region = lirpa.PerturbationLpNorm(norm=float("inf"), x_L=box.lower, x_U=box.upper)
+    with lirpa._default_dtype(torch.float64):
+        lower, _ = converted.compute_bounds(x=(lirpa.BoundedTensor(box.center, region),), method="IBP")
+    assert lower[0, 0] > -0.9
