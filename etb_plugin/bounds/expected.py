@@ -6,7 +6,8 @@ affine, G x + g, and its range over the box is (G m + g) -/+ |G| r. Theorem 1 ma
 *in expectation over random Gaussian weights* of a wide enough network; on a given network it may not.
 
 Ours, beyond the paper: l2 and l1 balls, |G| r then being eps times the rows' dual norm; and other elementwise
-activations (LeakyReLU, hard tanh, sigmoid, GELU, ...), each replaced by the affine piece, or the tangent, at u_i.
+activations (LeakyReLU, hard tanh, sigmoid, GELU, ...), products and softmax, each replaced by the affine piece, or the
+tangent, at u_i.
 
 Two facts keep it cheap. G m + g is one forward pass of the masked network at m, so biases need no rows. And the
 rows of G come from one batched transposed pass, whose gradient is an ordinary one: masks carry no gradient and
@@ -44,7 +45,7 @@ _CLIMBS = 2
     sound=False,
     differentiable=True,
     balls=True,
-    takes="affine layers and activations (ReLU to GELU) in any graph: residual, batch norm (eval mode), pooling, ...",
+    takes="affine layers, activations (ReLU to GELU), max pooling, products, softmax and attention, in any graph",
 )
 def expected(
     network: nn.Module,

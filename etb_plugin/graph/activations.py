@@ -25,7 +25,7 @@ class Activation(ABC):
 
     hinges: Callable[[], Sequence[tuple[float, Number]]]
     """Where a piecewise linear function changes its slope: a sound bound relaxes, and a branch decides, each hinge by
-    itself. A smooth one has none."""
+    itself. A curved one has none."""
 
     @abstractmethod
     def forward(self, z: Tensor) -> Tensor:

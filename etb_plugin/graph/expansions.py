@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +16,9 @@ from etb_plugin.graph.affine import Affine, Coherent, LogSoftmax, Pairs, Reshape
 from etb_plugin.graph.convex import EXP, RECIPROCAL, RSQRT, SQUARE, even_power, power_of_positive
 from etb_plugin.graph.joint import LogSumExp, Product
 
+if TYPE_CHECKING:
+    from etb_plugin.graph.tracing import Builder
+
 
 @dataclass(frozen=True)
 class Value:
@@ -25,22 +28,10 @@ class Value:
     shape: torch.Size
 
 
-class Builder(Protocol):
-    """What adds nodes to a graph."""
-
-    probe: Tensor
-
-    def emit(
-        self, node: fx.Node, operation: Affine | Activation | None, inputs: tuple[int, ...], shape: torch.Size | None
-    ) -> int: ...
-
-    def name(self, node: fx.Node) -> str: ...
-
-
 class Steps:
     """The nodes that one operation of a network, `node`, becomes."""
 
-    def __init__(self, builder: Builder, node: fx.Node) -> None:
+    def __init__(self, builder: "Builder", node: fx.Node) -> None:
         self.builder, self.node = builder, node
 
     def add(self, operation: Affine | Activation, shape: Sequence[int], *inputs: Value) -> Value:

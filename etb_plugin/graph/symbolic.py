@@ -1,6 +1,7 @@
 """A network as torch.fx records it, with the layers written out that torch keeps whole: attention and its encoders."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import fx, nn
@@ -12,8 +13,26 @@ from etb_plugin.errors import UnsupportedLayer
 def symbolic(network: nn.Module) -> fx.GraphModule:
     """Return `network` as a graph of calls that shares its weights. Raises what its forward raises where that branches
     on values, and UnsupportedLayer for an attention with a mask, or whose batch is not first."""
-    tracer = _Tracer()
-    return fx.GraphModule(network, tracer.trace(network), type(network).__name__)
+    with _lengths_recorded(network):
+        return fx.GraphModule(network, _Tracer().trace(network), type(network).__name__)
+
+
+@contextlib.contextmanager
+def _lengths_recorded(network: nn.Module) -> Iterator[None]:
+    """Let forwards ask for `len(x)`, which fx records only in files that say so: as a name of their own."""
+    forwards = (getattr(type(module).forward, "__globals__", None) for module in network.modules())
+    files = {id(names): names for names in forwards if names is not None and "len" not in names}
+    for names in files.values():
+        names["len"] = _length
+    try:
+        yield
+    finally:
+        for names in files.values():
+            del names["len"]
+
+
+def _length(value: Any) -> Any:
+    return value.size(0) if isinstance(value, fx.Proxy) else len(value)
 
 
 class _Tracer(fx.Tracer):

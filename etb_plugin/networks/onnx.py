@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from etb_plugin.errors import CheckpointError, ConfigError, UnsupportedLayer
 from etb_plugin.files import write_file
+from etb_plugin.graph.symbolic import symbolic
 from etb_plugin.networks.onnx_operations import OPERATIONS, Builder, Call, Operand, Value
 from etb_plugin.networks.statistics import evaluating
 
@@ -188,8 +189,8 @@ def _check(path: Path, model: Any, network: nn.Module, like: Tensor) -> None:
 def write_onnx(network: nn.Module, input_shape: tuple[int, ...], path: Path) -> float:
     """Write the network to `path`, for batches of any size, and return how far onnxruntime's outputs are from torch's.
 
-    Raises ConfigError where onnx or onnxruntime is not installed, or the two differ by more than 1e-5 of the largest
-    output; then nothing is written.
+    Raises ConfigError where onnx or onnxruntime is not installed, or fails on the network, or the two differ by more
+    than 1e-5 of the largest output; then nothing is written.
     """
     _package("onnx")
     runtime = _package("onnxruntime")
@@ -199,8 +200,12 @@ def write_onnx(network: nn.Module, input_shape: tuple[int, ...], path: Path) -> 
     with tempfile.TemporaryDirectory() as folder, evaluating(network), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         file = Path(folder) / "network.onnx"
+        try:  # attention in operations, and lengths that are the batch's
+            written: nn.Module = symbolic(network).eval()
+        except Exception:  # the exporter has its own way to trace
+            written = network
         torch.onnx.export(
-            network,
+            written,
             (example[:1],),
             str(file),
             dynamo=False,
@@ -210,8 +215,14 @@ def write_onnx(network: nn.Module, input_shape: tuple[int, ...], path: Path) -> 
             dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
         )
         content = file.read_bytes()
-        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        theirs = torch.from_numpy(session.run(None, {"input": example.numpy()})[0])
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is said below
+        try:
+            session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            theirs = torch.from_numpy(session.run(None, {"input": example.numpy()})[0])
+        except Exception as error:
+            why = str(error).partition("\n")[0]
+            raise ConfigError(f"onnxruntime fails on the exported network: {why}; {path} was not written") from error
         with torch.no_grad():
             ours = network(example)
     difference = float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-30))

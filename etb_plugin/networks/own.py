@@ -28,12 +28,7 @@ def _layers_of(name: str, make: Callable[..., Any]) -> Callable[[int, int, int],
     def layers(channels: int, size: int, classes: int) -> Layers:
         shape = channels, size, size
         try:
-            inspect.signature(make).bind(shape, classes)
-            arguments: tuple[Any, ...] = shape, classes
-        except TypeError:
-            arguments = ()
-        try:
-            network = make(*arguments)
+            network = make(*((shape, classes) if _takes_shape(make) else ()))
         except Exception as error:
             raise ConfigError(
                 f"{name} fails for images {list(shape)} and {classes} classes: {what_failed(error)}"
@@ -45,3 +40,15 @@ def _layers_of(name: str, make: Callable[..., Any]) -> Callable[[int, int, int],
         return [network]
 
     return layers
+
+
+def _takes_shape(make: Callable[..., Any]) -> bool:
+    """Whether `make` is called with a shape and a number of classes: where it needs two, or names a shape among what it
+    may do without."""
+    signature = inspect.signature(make)
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return False
+    needed = any(one.default is one.empty for one in signature.parameters.values())
+    return needed or any("shape" in name for name in signature.parameters)

@@ -23,7 +23,7 @@ def before_softmax(network: nn.Module, input_shape: tuple[int, ...]) -> nn.Modul
     """Return `network`, in eval mode, without the softmax over its classes, or its logarithm, that it ends with; itself
     where it ends with none.
 
-    Which class has the largest output does not change, and no bound takes a softmax. Weights are shared. Raises
+    Which class has the largest output does not change, and bounds are of logits. Weights are shared. Raises
     UnsupportedLayer where what is left, and a softmax behind it, does not give the network's outputs.
     """
     try:

@@ -150,8 +150,8 @@ def attended(s, x, by):
     return x + by(*heads(s, x)).transpose(1, 2).flatten(2)
 
 
-def with_token(s, x):
-    return torch.cat([s.token.expand(x.shape[0], -1, -1), x], 1)
+def with_token(s, x, by_length: bool = False):
+    return torch.cat([s.token.expand(len(x) if by_length else x.shape[0], -1, -1), x], 1)
 
 
 LAYER = {"d_model": 6, "nhead": 2, "dim_feedforward": 8, "batch_first": True}
@@ -193,6 +193,9 @@ TAKEN = {
     ),
     "class token": lambda: tokens(
         lambda s, x: with_token(s, x).softmax(1) * with_token(s, x), token=nn.Parameter(torch.randn(1, 1, 6))
+    ),
+    "class token, by the batch's length": lambda: tokens(
+        lambda s, x: with_token(s, x, True) * with_token(s, x).sigmoid(), token=nn.Parameter(torch.randn(1, 1, 6))
     ),
     "layer norm": lambda: Written(lambda s, x: s.out(s.n(s.a(x)).relu()), n=nn.LayerNorm(6)),
     "layer norm of tokens": lambda: tokens(lambda s, x: s.n(x), n=nn.LayerNorm((4, 6), bias=False)),

@@ -10,7 +10,7 @@ from torch import nn
 from etb_plugin import Box, bound
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.networks import onnx as files
-from etb_plugin.networks.onnx import read_onnx
+from etb_plugin.networks.onnx import read_onnx, write_onnx
 
 RNG = np.random.default_rng(0)
 
@@ -230,3 +230,29 @@ def test_what_torch_exports_is_read(opset, batch, tmp_path):
     for name in ("ibp", "crown"):
         mine, theirs = bound(name, network, box), bound(name, back, box)
         assert (mine.lower - theirs.lower).abs().max() < 1e-3
+
+
+class Transformer(nn.Module):
+    """Four tokens and one for the class, whose place in the batch is asked for by its length."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, norm_first=True, activation="gelu")
+        self.token, self.last = nn.Parameter(torch.randn(1, 1, 6)), nn.Linear(6, 3)
+        self.encoder = nn.TransformerEncoder(layer, 1, nn.LayerNorm(6), enable_nested_tensor=False)
+
+    def forward(self, x):
+        return self.last(self.encoder(torch.cat([self.token.expand(len(x), -1, -1), x.view(-1, 4, 6)], 1))[:, 0])
+
+
+def test_a_transformer_is_written_read_and_bounded_alike(tmp_path):
+    torch.manual_seed(0)
+    network = Transformer().eval()
+    assert write_onnx(network, (24,), tmp_path / "n.onnx") < 1e-5
+    again, shape = read_onnx(tmp_path / "n.onnx")
+    box = Box.around(torch.rand(2, 24), 0.01)
+    assert shape == (24,)
+    for method in ("ibp", "crown"):
+        ours, read = (bound(method, one, box) for one in (network, again))
+        torch.testing.assert_close(read.lower, ours.lower, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(read.upper, ours.upper, rtol=1e-3, atol=1e-3)

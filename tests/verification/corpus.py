@@ -88,7 +88,7 @@ class Joined(nn.Module):
 
 
 class Attention(nn.Module):
-    """One head over the six inputs: products of values, which no bound here takes."""
+    """One head over the six inputs."""
 
     def __init__(self) -> None:
         super().__init__()

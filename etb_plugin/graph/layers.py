@@ -1,0 +1,741 @@
+"""What each layer and call of torch becomes in a graph: a new one is a function and its line in the tables.
+
+A function takes the builder, the fx node, and the layer, or of a call the nodes that depend on the input. It returns an
+operation, or the position of the graph's node that has the value, or None where that is the input's own.
+"""
+
+import itertools
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.graph.activations import Activation, PiecewiseLinear, Relu, clipped, leaky
+from etb_plugin.graph.affine import Affine, Coherent, Conv, Dense, LargerOf, Linear, Reshape, Scale, Sum
+from etb_plugin.graph.convex import EXP, LOG, RECIPROCAL, RSQRT, SQRT, SQUARE, Convex
+from etb_plugin.graph.expansions import Steps
+from etb_plugin.graph.smooth import (
+    ERF,
+    GELU,
+    GELU_TANH,
+    HARD_SWISH,
+    LOG_SIGMOID,
+    MISH,
+    SIGMOID,
+    SILU,
+    TANH,
+    Smooth,
+    elu,
+    softplus,
+)
+
+if TYPE_CHECKING:  # a builder asks these tables
+    from etb_plugin.graph.tracing import Builder
+
+Operation = Affine | Activation
+
+
+def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    return node.kwargs.get(name, node.args[place] if len(node.args) > place else default)
+
+
+def _spread(value: Any, dimensions: int) -> tuple[int, ...]:
+    return (value,) * dimensions if isinstance(value, int) else tuple(value) * (dimensions // len(tuple(value)))
+
+
+# Layers.
+
+
+def _linear(builder: "Builder", node: fx.Node, layer: Any) -> Affine:
+    return Linear(lambda: layer.weight, lambda: layer.bias)
+
+
+def _conv(builder: "Builder", node: fx.Node, layer: Any) -> Affine:
+    if layer.padding_mode != "zeros":
+        raise UnsupportedLayer(f"layer {builder.name(node)} pads with {layer.padding_mode}; only zeros are taken")
+    return _convolution(
+        builder, node, lambda: layer.weight, lambda: layer.bias, layer.stride, layer.padding, layer.dilation,
+        layer.groups,
+    )  # fmt: skip
+
+
+def _convolution(
+    builder: "Builder",
+    node: fx.Node,
+    weight: Callable[[], Tensor],
+    bias: Callable[[], Tensor | None],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> Affine:
+    kernel = weight().shape[2:]
+    n = len(kernel)
+    if builder.values[node].ndim != n + 2:
+        raise UnsupportedLayer(f"layer {builder.name(node)} takes the batch for channels")
+    stride, dilation = _spread(stride, n), _spread(dilation, n)
+    if isinstance(padding, str):
+        spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        if padding == "same" and any(span % 2 for span in spans):
+            raise UnsupportedLayer(f"layer {builder.name(node)} pads its two sides differently")
+        padding = tuple(span // 2 if padding == "same" else 0 for span in spans)
+    return Conv(weight, bias, stride, _spread(padding, n), dilation, groups)
+
+
+def _reshape(builder: "Builder", node: fx.Node, _: Any) -> Affine:
+    return Reshape(builder.features(node))
+
+
+def _keep(builder: "Builder", node: fx.Node, _: Any) -> None:
+    return None
+
+
+def _dropout(builder: "Builder", node: fx.Node, _: Any) -> None:
+    if _argument(node, 2, "training", True):
+        raise UnsupportedLayer(f"layer {builder.name(node)} is random; pass training=False, or trace in eval mode")
+
+
+def _batch_norm(builder: "Builder", node: fx.Node, layer: Any) -> Affine:
+    if layer.running_var is None:
+        raise UnsupportedLayer(f"layer {builder.name(node)} keeps no statistics, so its outputs depend on the batch")
+    shape = (1, -1, *[1] * (builder.values[node].ndim - 2))
+
+    def factor() -> Tensor:
+        scale = (layer.running_var + layer.eps).rsqrt()
+        return (scale if layer.weight is None else scale * layer.weight).view(shape)
+
+    def offset() -> Tensor:
+        shift = -layer.running_mean.view(shape) * factor()
+        return shift if layer.bias is None else shift + layer.bias.view(shape)
+
+    def terms() -> Tensor:
+        size = (layer.running_mean.view(shape) * factor()).abs()
+        return size if layer.bias is None else size + layer.bias.view(shape).abs()
+
+    return Scale(factor, offset, channels=True, terms=terms)
+
+
+def _average(builder: "Builder", node: fx.Node, layer: Any) -> Affine:
+    """Average pooling: the convolution that it is, where every output has one divisor."""
+    shape = builder.features(node.all_input_nodes[0])
+    n = len(shape) - 1
+    kernel = _spread(layer.kernel_size, n)
+    stride, padding = _spread(layer.stride or kernel, n), _spread(layer.padding, n)
+    plain = [(size + 2 * p - k) // s + 1 for size, k, s, p in zip(shape[1:], kernel, stride, padding, strict=True)]
+    override = getattr(layer, "divisor_override", None)
+    one_divisor = layer.count_include_pad or not any(padding) or override
+    if tuple(plain) != tuple(builder.features(node)[1:]) or not one_divisor:  # ceil_mode, or fewer elements at the rim
+        return _gather(builder, node, None)
+    divisor = override or torch.Size(kernel).numel()
+    weight = torch.full((shape[0], 1, *kernel), 1 / divisor, dtype=builder.probe.dtype, device=builder.probe.device)
+    return Conv(lambda: weight, lambda: None, stride, padding, (1,) * n, shape[0])
+
+
+def _max_pool(builder: "Builder", node: fx.Node, layer: Any) -> int:
+    """Max pooling: the taps of its window, two by two."""
+    if layer.return_indices:
+        raise UnsupportedLayer(f"layer {builder.name(node)} returns indices")
+    source = node.all_input_nodes[0]
+    return _pooled(builder, node, source, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+
+
+def _max_pool_call(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+    kernel, stride = _argument(node, 1, "kernel_size", None), _argument(node, 2, "stride", None)
+    padding, dilation = _argument(node, 3, "padding", 0), _argument(node, 4, "dilation", 1)
+    return _pooled(builder, node, inputs[0], kernel, stride, padding, dilation)
+
+
+def _pooled(
+    builder: "Builder", node: fx.Node, source: fx.Node, kernel: Any, stride: Any, padding: Any, dilation: Any
+) -> int:
+    shape, out = builder.features(source), builder.features(node)
+    n = len(shape) - 1
+    kernel = _spread(kernel, n)
+    stride = kernel if stride is None or stride == [] else _spread(stride, n)
+    padding, dilation = _spread(padding, n), _spread(dilation, n)
+    before, device = builder.positions[source], builder.probe.device
+    reach = [
+        step * (count - 1) - pad + dilate * (k - 1)
+        for step, count, pad, dilate, k in zip(stride, out[1:], padding, dilation, kernel, strict=True)
+    ]
+    inner = not any(padding) and all(last < size for last, size in zip(reach, shape[1:], strict=True))
+    taps = list(itertools.product(*(range(k) for k in kernel)))
+    if inner:
+        values = []
+        for tap in taps:
+            weight = torch.zeros(shape[0], 1, *kernel, dtype=builder.probe.dtype, device=device)
+            weight.flatten(1)[:, int(np.ravel_multi_index(tap, kernel))] = 1
+            operation = Conv(_always(weight), lambda: None, stride, (0,) * n, dilation, shape[0])
+            values.append(builder.emit(node, operation, (before,)))
+    else:  # outside the image there is nothing: an element of the window that is inside stands for it
+        index = torch.zeros(len(taps), *out[1:], dtype=torch.long)
+        known = torch.ones(len(taps), *out[1:], dtype=torch.bool)
+        for d in range(n):
+            places = torch.arange(out[1 + d]) * stride[d] - padding[d]
+            along = places + dilation[d] * torch.tensor([tap[d] for tap in taps]).unsqueeze(1)
+            along = along.view(len(taps), *[out[1 + d] if e == d else 1 for e in range(n)])
+            known &= (along >= 0) & (along < shape[1 + d])
+            index = index * shape[1 + d] + along.clamp(0, shape[1 + d] - 1)
+        first = index.gather(0, known.int().argmax(0, keepdim=True))
+        index = torch.where(known, index, first).to(device)
+        values = []
+        for tap_index in index:
+            values.append(builder.emit(node, Coherent(partial(_picked, at=tap_index), homogeneous=True), (before,)))
+    while len(values) > 1:
+        pairs = zip(values[::2], values[1::2], strict=False)
+        rest = values[-1:] if len(values) % 2 else []
+        values = [_larger(builder, node, a, b, out) for a, b in pairs] + rest
+    return values[0]
+
+
+def _always(weight: Tensor) -> Callable[[], Tensor]:
+    return lambda: weight
+
+
+def _picked(x: Tensor, at: Tensor) -> Tensor:
+    """Return the elements `at` [*out], by number, of every channel's image."""
+    return x.flatten(2)[:, :, at]
+
+
+def _larger(builder: "Builder", node: fx.Node, a: int, b: int, shape: torch.Size) -> int:
+    """Return the position of the larger of two nodes' values: a + max(b - a, 0)."""
+    difference = builder.emit(node, Sum(), (_negated(builder, node, a, shape), b), shape)
+    hinge = builder.emit(node, Relu(), (difference,), shape)
+    return builder.emit(node, LargerOf(), (a, b, hinge), shape)
+
+
+def _negated(builder: "Builder", node: fx.Node, a: int, shape: torch.Size) -> int:
+    minus = torch.full((1,), -1.0, dtype=builder.probe.dtype, device=builder.probe.device)
+    factor = minus.expand(1, *shape)
+    return builder.emit(node, Scale(lambda: factor, lambda: None), (a,), shape)
+
+
+def _extreme(sign: int) -> Callable[..., int]:
+    """Return the maker of an elementwise maximum (1) or minimum (-1)."""
+
+    def make(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+        shape = builder.features(node)
+        if any(builder.features(n) != shape for n in inputs) or _occurrences(node, inputs[0]) != 1:
+            raise UnsupportedLayer(f"layer {builder.name(node)} needs two values of one shape")
+        if len(inputs) == 1:
+            constant = builder.elementwise(node, next(a for a in node.args if a is not inputs[0]))
+            return _beyond_constant(builder, node, builder.positions[inputs[0]], constant, sign)
+        a, b = (builder.positions[n] for n in inputs)
+        if sign > 0:
+            return _larger(builder, node, a, b, shape)
+        a, b = (_negated(builder, node, one, shape) for one in (a, b))
+        return _negated(builder, node, _larger(builder, node, a, b, shape), shape)
+
+    return make
+
+
+def _beyond_constant(builder: "Builder", node: fx.Node, x: int, constant: Callable[[], Tensor], sign: int) -> int:
+    """Return the position of max(x, c) = c + max(x - c, 0), or of min(x, c) = c - max(c - x, 0)."""
+    shape = builder.features(node)
+    factor = sign * _one(builder)(shape)
+    moved = builder.emit(node, Scale(lambda: factor, lambda: -sign * constant()), (x,), shape)
+    hinge = builder.emit(node, Relu(), (moved,), shape)
+    return builder.emit(node, Scale(lambda: factor, constant), (hinge,), shape)
+
+
+# Activations.
+
+
+def _relu(builder: "Builder", node: fx.Node, _: Any) -> Relu:
+    return Relu()
+
+
+def _absolute(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
+    return PiecewiseLinear(lambda: -1.0, 0.0, lambda: ((0.0, 2.0),))
+
+
+def _leaky(builder: "Builder", node: fx.Node, layer: Any) -> PiecewiseLinear:
+    return leaky(lambda: layer.negative_slope)
+
+
+def _prelu(builder: "Builder", node: fx.Node, layer: Any) -> PiecewiseLinear:
+    features = builder.values[node].ndim - 1
+    return leaky(lambda: layer.weight.view(-1, *[1] * (features - 1)))
+
+
+def _prelu_call(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
+    features, weight = builder.values[node].ndim - 1, _argument(node, 1, "weight", None)
+    return leaky(lambda: builder.constant(weight).view(-1, *[1] * (features - 1)))
+
+
+def _hardtanh(builder: "Builder", node: fx.Node, layer: Any) -> PiecewiseLinear:
+    return clipped(layer.min_val, layer.max_val)
+
+
+def _hard_sigmoid(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
+    return PiecewiseLinear(lambda: 0.0, 0.0, lambda: ((-3.0, 1 / 6), (3.0, -1 / 6)))
+
+
+def _leaky_call(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
+    slope = _argument(node, 1, "negative_slope", 0.01)
+    return leaky(lambda: slope)
+
+
+def _hardtanh_call(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
+    return clipped(_argument(node, 1, "min_val", -1.0), _argument(node, 2, "max_val", 1.0))
+
+
+def _clamp(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
+    low, high = _argument(node, 1, "min", None), _argument(node, 2, "max", None)
+    if not all(end is None or isinstance(end, int | float) for end in (low, high)):
+        raise UnsupportedLayer(f"layer {builder.name(node)} needs numbers to clamp to")
+    if low == 0 and high is None:
+        return Relu()
+    if high is None:
+        return PiecewiseLinear(lambda: 0.0, low, lambda: ((low, 1.0),))
+    if low is None:
+        return PiecewiseLinear(lambda: 1.0, 0.0, lambda: ((high, -1.0),))
+    return clipped(low, high)
+
+
+def _smooth(function: Smooth) -> "_Maker":
+    return lambda builder, node, _: function
+
+
+def _gelu(builder: "Builder", node: fx.Node, layer: Any) -> Smooth:
+    approximate = _argument(node, 1, "approximate", "none") if node.op != "call_module" else layer.approximate
+    return GELU if approximate == "none" else GELU_TANH
+
+
+def _softplus(builder: "Builder", node: fx.Node, layer: Any) -> Smooth:
+    if node.op == "call_module":
+        beta, threshold = layer.beta, layer.threshold
+    else:
+        beta, threshold = _argument(node, 1, "beta", 1.0), _argument(node, 2, "threshold", 20.0)
+    if not (beta > 0 and threshold >= 10):
+        raise UnsupportedLayer(f"layer {builder.name(node)} needs beta > 0 and a threshold of 10 or more")
+    return softplus(float(beta), float(threshold))
+
+
+def _elu(builder: "Builder", node: fx.Node, layer: Any) -> Smooth:
+    return elu(float(layer.alpha if node.op == "call_module" else _argument(node, 1, "alpha", 1.0)))
+
+
+def _celu(builder: "Builder", node: fx.Node, layer: Any) -> Smooth:
+    alpha = float(layer.alpha if node.op == "call_module" else _argument(node, 1, "alpha", 1.0))
+    return elu(alpha, width=alpha)
+
+
+_SELU = elu(1.6732632423543772848170429916717, scale=1.0507009873554804934193349852946)
+
+
+# Affine calls.
+
+
+def _gather(builder: "Builder", node: fx.Node, _: Any) -> Affine:
+    builder.features(node)
+    return Coherent(builder.closure(node, tuple(node.all_input_nodes)), homogeneous=True, gathering=True)
+
+
+def _upsampled(builder: "Builder", node: fx.Node, layer: Any) -> Affine:
+    return _interpolated(builder, node, layer.mode)
+
+
+def _interpolated(builder: "Builder", node: fx.Node, mode: str) -> Affine:
+    if mode == "bicubic":  # coefficients of both signs
+        raise UnsupportedLayer(f"layer {builder.name(node)} interpolates by {mode}; nearest and linear ones are taken")
+    return _gather(builder, node, None)
+
+
+def _scale_and_shift(builder: "Builder", node: fx.Node, _: Any) -> Coherent:
+    builder.features(node)
+    return Coherent(builder.closure(node, tuple(n for n in node.all_input_nodes if n in builder.positions)))
+
+
+def _normalized_call(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    if _argument(node, 5, "training", False) or len(inputs) != 1:
+        raise UnsupportedLayer(f"layer {builder.name(node)} normalises by the batch's own statistics")
+    return replace(_scale_and_shift(builder, node, inputs), opaque=True)
+
+
+def _attribute(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    if node.args[1] not in ("mT", "T"):
+        raise builder.unknown(node)
+    return _rearrange(builder, node, inputs)
+
+
+def _rearrange(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    builder.features(node)
+    return Coherent(builder.closure(node, inputs))
+
+
+def _einsum(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
+    equation, *values = node.args
+    if len(values) == 2 and all(v in builder.positions for v in values) and isinstance(equation, str):
+        builder.features(node)
+        return Steps(builder, node).einsum(equation, *(builder.value(v) for v in values)).position
+    return _dense(builder, node, inputs)
+
+
+def _dense(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    """A product with constants, in any order."""
+    builder.features(node)
+    if len(inputs) != 1 or _occurrences(node, inputs[0]) != 1:
+        raise UnsupportedLayer(f"layer {builder.name(node)} multiplies two values that depend on the input")
+    return Dense(builder.closure(node, inputs))
+
+
+def _dense_layer(builder: "Builder", node: fx.Node, _: nn.Module) -> Affine:
+    return _dense(builder, node, tuple(node.all_input_nodes))
+
+
+def _occurrences(node: fx.Node, of: fx.Node) -> int:
+    count = 0
+
+    def visit(n: fx.Node) -> fx.Node:
+        nonlocal count
+        count += n is of
+        return n
+
+    fx.map_arg((node.args, node.kwargs), visit)
+    return count
+
+
+def _linear_call(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    weight, bias = _argument(node, 1, "weight", None), _argument(node, 2, "bias", None)
+    if inputs != (node.args[0],):
+        raise UnsupportedLayer(f"layer {builder.name(node)} multiplies two values that depend on the input")
+    return Linear(lambda: builder.constant(weight), lambda: builder.constant(bias))
+
+
+def _matmul(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
+    other = _argument(node, 1, "mat2" if node.target in _BATCHED else "other", None)
+    if node.args[0] in builder.positions and other in builder.positions:
+        builder.features(node)
+        return Steps(builder, node).matrix_product(builder.value(node.args[0]), builder.value(other)).position
+    if node.target in _BATCHED:
+        return _dense(builder, node, inputs)
+    if inputs == (node.args[0],) and other is not inputs[0] and builder.constant(other).ndim == 2:
+        return Linear(lambda: builder.constant(other).t(), lambda: None)
+    return _dense(builder, node, inputs)
+
+
+def _conv_call(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    weight, bias = _argument(node, 1, "weight", None), _argument(node, 2, "bias", None)
+    if inputs != (node.args[0],):
+        raise UnsupportedLayer(f"layer {builder.name(node)} multiplies two values that depend on the input")
+    return _convolution(
+        builder, node, lambda: builder.constant(weight), lambda: builder.constant(bias),
+        _argument(node, 3, "stride", 1), _argument(node, 4, "padding", 0), _argument(node, 5, "dilation", 1),
+        _argument(node, 6, "groups", 1),
+    )  # fmt: skip
+
+
+def _one(builder: "Builder") -> Callable[[Sequence[int]], Tensor]:
+    like = builder.probe
+    return lambda shape: like.new_ones(1).expand(1, *shape)
+
+
+def _add(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
+    return _sum(builder, node, inputs, 1)
+
+
+def _subtract(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
+    return _sum(builder, node, inputs, -1)
+
+
+def _sum(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...], sign: int) -> Affine | int:
+    """A sum or a difference: of two branches, or of a value and a constant."""
+    shape = builder.features(node)
+    if len(node.args) != 2 or node.kwargs or any(builder.features(n) != shape for n in inputs):
+        return _rearrange(builder, node, inputs)  # alpha=, or a branch that is broadcast
+    one, two = node.args
+    if len(inputs) == 2:
+        a, b = (builder.positions[n] for n in (one, two))  # type: ignore[index]
+        return builder.emit(node, Sum(), (a, b if sign > 0 else _negated(builder, node, b, shape)))
+    if one is two:
+        return _rearrange(builder, node, inputs)
+    ones = _one(builder)(shape)
+    if one is inputs[0]:
+        offset = builder.elementwise(node, two)
+        return Scale(lambda: ones, lambda: sign * offset())
+    offset = builder.elementwise(node, one)
+    return Scale(lambda: sign * ones, offset)
+
+
+def _negative(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+    return _negated(builder, node, builder.positions[inputs[0]], builder.features(node))
+
+
+def _product(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
+    if all(a in builder.positions for a in node.args):
+        builder.features(node)
+        return Steps(builder, node).product(*(builder.value(a) for a in node.args)).position
+    if builder.features(inputs[0]) != builder.features(node) or node.kwargs:
+        return Coherent(builder.closure(node, inputs), homogeneous=True)
+    return Scale(builder.elementwise(node, next(a for a in node.args if a is not inputs[0])), lambda: None)
+
+
+def _quotient(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
+    if node.kwargs or len(node.args) != 2:
+        raise UnsupportedLayer(f"layer {builder.name(node)} rounds")
+    above, under = node.args
+    if isinstance(under, fx.Node) and under in builder.positions:
+        builder.features(node)
+        steps = Steps(builder, node)
+        inverse = steps.reciprocal(builder.value(under))
+        if isinstance(above, fx.Node) and above in builder.positions:
+            return steps.product(builder.value(above), inverse).position
+        if builder.features(under) != builder.features(node):
+            raise UnsupportedLayer(f"layer {builder.name(node)} divides a constant that is larger than its divisor")
+        return steps.scaled(inverse, builder.elementwise(node, above)).position
+    if builder.features(inputs[0]) != builder.features(node):
+        return Coherent(builder.closure(node, inputs), homogeneous=True)
+    divisor = builder.elementwise(node, node.args[1])
+    return Scale(lambda: 1 / divisor(), lambda: None)
+
+
+# Several nodes.
+
+
+def _convex(function: Convex) -> "_Maker":
+    def make(builder: "Builder", node: fx.Node, _: Any) -> Convex:
+        builder.features(node)
+        return function
+
+    return make
+
+
+def _power(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Convex | int:
+    exponent = _argument(node, 1, "exponent", None)
+    if isinstance(exponent, float | int) and node.args[0] in builder.positions:
+        if exponent == int(exponent) and 1 <= exponent <= 16:
+            return Steps(builder, node).power(builder.value(node.args[0]), int(exponent)).position
+        if exponent in _POWERS:
+            return _POWERS[exponent]
+    raise UnsupportedLayer(
+        f"layer {builder.name(node)} is a power; those of 1 to 16, 1/2, -1/2 and -1 of a value that depends on the "
+        f"input are taken"
+    )
+
+
+_POWERS = {0.5: SQRT, -0.5: RSQRT, -1.0: RECIPROCAL}
+
+
+def _dimension(builder: "Builder", node: fx.Node, layer: Any) -> int:
+    """Return the dimension, the batch being 0, along which a softmax is taken. Raises UnsupportedLayer for the batch's
+    own."""
+    dim = layer.dim if node.op == "call_module" else _argument(node, 1, "dim", None)
+    dimensions = builder.values[node.all_input_nodes[0]].ndim
+    if dim is None:
+        dim = 0 if dimensions in (0, 1, 3) else 1  # torch's own rule for a softmax
+    if dim in (0, -dimensions):
+        raise UnsupportedLayer(f"layer {builder.name(node)} goes along the batch")
+    return int(dim % dimensions)
+
+
+def _softmax(builder: "Builder", node: fx.Node, layer: Any) -> int:
+    value, dim = builder.value(node.all_input_nodes[0]), _dimension(builder, node, layer)
+    steps = Steps(builder, node)
+    return (steps.log_softmax if "log" in builder.name(node).lower() else steps.softmax)(value, dim).position
+
+
+def _log_sum_exp(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+    dim = _argument(node, 1, "dim", None)
+    if isinstance(dim, tuple | list) and len(dim) == 1:
+        (dim,) = dim
+    value, keep = builder.value(inputs[0]), _argument(node, 2, "keepdim", False)
+    if not isinstance(dim, int) or not dim % (len(value.shape) + 1):
+        raise UnsupportedLayer(f"layer {builder.name(node)} goes along several dimensions, or the batch")
+    return Steps(builder, node).log_sum_exp(value, dim, keep).position
+
+
+def ends_in_softmax(builder: "Builder", node: fx.Node) -> bool:
+    kind = node.target if node.op != "call_module" else type(builder.module.get_submodule(str(node.target)))
+    return kind in _SOFTMAX_LAYERS or kind in _SOFTMAX_CALLS
+
+
+def _layer_norm(builder: "Builder", node: fx.Node, layer: Any) -> int:
+    if node.op == "call_module":
+        size, eps = len(layer.normalized_shape), layer.eps
+        weight, bias = (lambda: layer.weight), (lambda: layer.bias)
+    else:
+        size, eps = len(_argument(node, 1, "normalized_shape", ())), _argument(node, 4, "eps", 1e-5)
+        terms = [_argument(node, place, name, None) for place, name in ((2, "weight"), (3, "bias"))]
+        weight, bias = (partial(builder.constant, term) for term in terms)
+    return _normalised(builder, node, size, eps, weight, bias)
+
+
+def _rms_norm(builder: "Builder", node: fx.Node, layer: Any) -> int:
+    eps = torch.finfo(builder.probe.dtype).eps if layer.eps is None else layer.eps
+    return _normalised(
+        builder, node, len(layer.normalized_shape), eps, lambda: layer.weight, lambda: None, centred=False
+    )
+
+
+def _normalised(
+    builder: "Builder",
+    node: fx.Node,
+    size: int,
+    eps: float,
+    weight: Callable[[], Tensor | None],
+    bias: Callable[[], Tensor | None],
+    *,
+    centred: bool = True,
+) -> int:
+    """Return the position of a value normalised over its last `size` dimensions, then scaled and shifted."""
+    value, steps = builder.value(node.all_input_nodes[0]), Steps(builder, node)
+    flat = steps.reshaped(value, (*value.shape[:-size], value.shape[-size:].numel()))
+    found = steps.normalised(flat, eps, value.shape, centred=centred)
+    if weight() is None:
+        return found.position
+    offset = None if bias() is None else bias
+    return steps.scaled(found, weight, offset).position  # type: ignore[arg-type]
+
+
+def _group_norm(builder: "Builder", node: fx.Node, layer: Any) -> int:
+    value, steps = builder.value(node.all_input_nodes[0]), Steps(builder, node)
+    if isinstance(layer, nn.GroupNorm):
+        groups = layer.num_groups
+    elif layer.track_running_stats:
+        raise UnsupportedLayer(f"layer {builder.name(node)} normalises by running statistics")
+    else:
+        groups = value.shape[0]
+    parts = steps.reshaped(value, (groups, value.shape.numel() // groups))
+    found = steps.normalised(parts, layer.eps, value.shape)
+    if layer.weight is None:
+        return found.position
+    shape = (1, -1, *[1] * (len(value.shape) - 1))
+    return steps.scaled(found, lambda: layer.weight.view(shape), lambda: layer.bias.view(shape)).position
+
+
+def _scaled_dot_product(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+    three = [_argument(node, place, name, None) for place, name in enumerate(("query", "key", "value"))]
+    others = [_argument(node, 3, "attn_mask", None), _argument(node, 4, "dropout_p", 0.0)]
+    others += [_argument(node, 5, "is_causal", False), node.kwargs.get("enable_gqa", False)]
+    if any(others) or not all(n in builder.positions for n in three):
+        raise UnsupportedLayer(
+            f"layer {builder.name(node)} is taken without mask, dropout and groups, of values that depend on the input"
+        )
+    query, key, value = (builder.value(n) for n in three)
+    return Steps(builder, node).attention(query, key, value, _argument(node, 6, "scale", None)).position
+
+
+_Maker = Callable[["Builder", fx.Node, Any], Operation | int | None]
+
+_SOFTMAX_LAYERS = {nn.Softmax, nn.LogSoftmax}
+_SOFTMAX_CALLS = {
+    *(torch.softmax, F.softmax, "softmax", torch.nn.functional.log_softmax, torch.log_softmax, "log_softmax"),
+}
+
+LAYERS: dict[Any, _Maker] = {
+    nn.Linear: _linear,
+    nn.Conv1d | nn.Conv2d | nn.Conv3d: _conv,
+    nn.ReLU: _relu,
+    nn.Flatten | nn.Unflatten: _reshape,
+    nn.Identity | nn.modules.dropout._DropoutNd: _keep,
+    nn.LeakyReLU: _leaky,
+    nn.PReLU: _prelu,
+    nn.Hardtanh: _hardtanh,
+    nn.Hardsigmoid: _hard_sigmoid,
+    nn.Sigmoid: _smooth(SIGMOID),
+    nn.Tanh: _smooth(TANH),
+    nn.Softplus: _softplus,
+    nn.GELU: _gelu,
+    nn.SiLU: _smooth(SILU),
+    nn.Mish: _smooth(MISH),
+    nn.ELU: _elu,
+    nn.CELU: _celu,
+    nn.SELU: _smooth(_SELU),
+    nn.LogSigmoid: _smooth(LOG_SIGMOID),
+    nn.Hardswish: _smooth(HARD_SWISH),
+    nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d: _max_pool,
+    nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d: _average,
+    nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d: _gather,
+    nn.modules.batchnorm._BatchNorm: _batch_norm,
+    nn.Upsample: _upsampled,
+    nn.PixelShuffle | nn.PixelUnshuffle | nn.ChannelShuffle: _gather,
+    nn.modules.padding._ConstantPadNd | nn.modules.padding._ReflectionPadNd: _scale_and_shift,
+    nn.modules.padding._ReplicationPadNd | nn.modules.padding._CircularPadNd: _scale_and_shift,
+    nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d: _dense_layer,
+    nn.Softmax | nn.LogSoftmax: _softmax,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _rms_norm,
+    nn.GroupNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d: _group_norm,
+}
+
+CALLS: dict[Any, _Maker] = {
+    **dict.fromkeys([torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_"], _relu),
+    **dict.fromkeys([torch.abs, "abs", "abs_", operator.abs], _absolute),
+    **dict.fromkeys([F.leaky_relu, F.leaky_relu_], _leaky_call),
+    **dict.fromkeys([torch.prelu, F.prelu, "prelu"], _prelu_call),
+    F.hardtanh: _hardtanh_call,
+    F.hardsigmoid: _hard_sigmoid,
+    **dict.fromkeys([torch.sigmoid, torch.sigmoid_, F.sigmoid, "sigmoid", "sigmoid_"], _smooth(SIGMOID)),
+    **dict.fromkeys([torch.tanh, torch.tanh_, F.tanh, "tanh", "tanh_"], _smooth(TANH)),
+    **dict.fromkeys([torch.erf, torch.special.erf, "erf"], _smooth(ERF)),
+    F.softplus: _softplus,
+    F.gelu: _gelu,
+    F.silu: _smooth(SILU),
+    F.mish: _smooth(MISH),
+    F.elu: _elu,
+    F.celu: _celu,
+    **dict.fromkeys([F.selu, torch.selu], _smooth(_SELU)),
+    F.logsigmoid: _smooth(LOG_SIGMOID),
+    F.hardswish: _smooth(HARD_SWISH),
+    F.relu6: lambda builder, node, _: clipped(0.0, 6.0),
+    **dict.fromkeys([torch.clamp, torch.clip, "clamp", "clip", "clamp_", "clip_"], _clamp),
+    **dict.fromkeys([torch.clamp_min, "clamp_min"], lambda builder, node, _: _clamp(builder, node, _)),
+    **dict.fromkeys([torch.maximum, "maximum"], _extreme(1)),
+    **dict.fromkeys([torch.minimum, "minimum"], _extreme(-1)),
+    **dict.fromkeys([F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d], _max_pool_call),
+    **dict.fromkeys(
+        [
+            *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze),
+            *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"),
+        ],
+        _reshape,
+    ),
+    **dict.fromkeys(["contiguous", "clone", torch.clone, "to", "float", "double", "detach"], _keep),
+    F.dropout: _dropout,
+    **dict.fromkeys([operator.add, operator.iadd, torch.add, "add", "add_"], _add),
+    **dict.fromkeys([operator.sub, operator.isub, torch.sub, "sub", "sub_"], _subtract),
+    **dict.fromkeys([operator.neg, torch.neg, "neg"], _negative),
+    getattr: _attribute,
+    **dict.fromkeys([torch.cat, torch.concat, torch.concatenate, torch.stack, torch.roll, torch.flip], _rearrange),
+    **dict.fromkeys([torch.permute, "permute", torch.transpose, "transpose", operator.getitem, F.pad], _rearrange),
+    **dict.fromkeys(["flip", "roll", "select", "narrow", "index_select", torch.select, torch.narrow], _rearrange),
+    **dict.fromkeys(["expand", "expand_as", "repeat", torch.tile, "tile"], _rearrange),
+    **dict.fromkeys([F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d], _dense),
+    **dict.fromkeys([torch.index_select, torch.movedim, "movedim", torch.swapaxes, "swapaxes"], _rearrange),
+    **dict.fromkeys([torch.mean, "mean", torch.sum, "sum", F.avg_pool1d, F.avg_pool2d, F.avg_pool3d], _gather),
+    **dict.fromkeys([F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d], _gather),
+    **dict.fromkeys([operator.mul, operator.imul, torch.mul, "mul", "mul_"], _product),
+    **dict.fromkeys([operator.truediv, operator.itruediv, torch.div, "div", "div_"], _quotient),
+    F.linear: _linear_call,
+    **dict.fromkeys([F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d], _conv_call),
+    **dict.fromkeys([torch.matmul, operator.matmul, "matmul", torch.mm, "mm", torch.bmm, "bmm"], _matmul),
+    torch.einsum: _einsum,
+    **dict.fromkeys([torch.addmm, torch.tensordot], _dense),
+    **dict.fromkeys(_SOFTMAX_CALLS, _softmax),
+    **dict.fromkeys([torch.logsumexp, "logsumexp"], _log_sum_exp),
+    F.scaled_dot_product_attention: _scaled_dot_product,
+    F.layer_norm: _layer_norm,
+    **dict.fromkeys([torch.exp, "exp"], _convex(EXP)),
+    **dict.fromkeys([torch.log, "log"], _convex(LOG)),
+    **dict.fromkeys([torch.square, "square"], _convex(SQUARE)),
+    **dict.fromkeys([torch.sqrt, "sqrt"], _convex(SQRT)),
+    **dict.fromkeys([torch.rsqrt, "rsqrt"], _convex(RSQRT)),
+    **dict.fromkeys([torch.reciprocal, "reciprocal"], _convex(RECIPROCAL)),
+    **dict.fromkeys([torch.pow, operator.pow, "pow"], _power),
+    F.batch_norm: _normalized_call,
+    F.interpolate: lambda builder, node, _: _interpolated(builder, node, _argument(node, 3, "mode", "nearest")),
+}
+
+SIZES = {"size", "dim", "numel", "ndimension", getattr, len}
+"""What may be asked of a value: its shape, and nothing that depends on its elements."""
+SPLITS = {torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind"}
+_BATCHED = {torch.bmm, "bmm"}
+IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
