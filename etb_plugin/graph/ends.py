@@ -236,7 +236,7 @@ def _of_units(
     """
     graph, source = relaxation.graph, relaxation.graph.nodes[i].inputs[0]
     pairs = graph.nodes[source].operation
-    alike = pairs.alike.to(low.device) if isinstance(pairs, Pairs) else None
+    alike = pairs.alike.to(low.device) if isinstance(pairs, Pairs) and not are_fixed() else None
     if are_fixed():
         batch, count = len(low), low[0].numel()
         owners = torch.arange(batch, device=low.device).repeat_interleave(count)

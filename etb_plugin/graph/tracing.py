@@ -120,7 +120,13 @@ def check_values(graph: Graph, network: Callable[[Tensor], Tensor], like: Tensor
     for x in (near, far):
         x = x.to(like)
         want = network(x.clone())
-        got = graph.values(x)[-1].expand_as(want)
+        try:
+            got = graph.values(x)[-1].expand_as(want)
+        except RuntimeError as failed:
+            why = str(failed).partition("\n")[0]
+            raise UnsupportedLayer(
+                f"{type(network).__name__} was read wrongly: its graph fails on a batch of {_CHECKED_BATCH}: {why}"
+            ) from failed
         error, scale = (got - want).abs().max(), want.abs().max()
         if not bool(error <= 100 * torch.finfo(want.dtype).eps ** 0.75 * (scale + 1)) and bool(want.isfinite().all()):
             raise UnsupportedLayer(
@@ -138,8 +144,8 @@ class Builder:
         self.nodes: list[Node] = []
         self.positions: dict[fx.Node, int] = {}
         self.several: set[fx.Node] = set()  # tuples of values, such as chunks
-        self.sized: set[fx.Node] = set()  # what depends on the shape of a value, which the batch is part of
-        self.repeated: set[fx.Node] = set()  # of that, what is the same for every example, such as a class token
+        self.sized: set[fx.Node] = set()  # what depends on the number of examples
+        self.repeated: set[fx.Node] = set()  # of that, what has as many parts, all alike, such as a class token
         self.values: dict[fx.Node, Any] = {}
         self.composites = composites(module)
 
@@ -187,20 +193,17 @@ class Builder:
             raise UnsupportedLayer(f"layer {self.name(node)} fails on a batch of {_PROBE_BATCH}: {why}") from error
         inputs = tuple(n for n in node.all_input_nodes if n in self.positions or n in self.several)
         if not inputs:  # a constant, or a size: part of the operations that use it
-            if any(n in self.sized for n in node.all_input_nodes):
+            if any(n in self.sized for n in node.all_input_nodes) and not _size_of_features(node):
                 self.sized.add(node)
-                if (
-                    isinstance(value, Tensor)
-                    and value.shape[:1] == (_PROBE_BATCH,)
-                    and bool((value == value[:1]).all())
-                ):
+                if isinstance(value, Tensor) and value.shape[:1] == (_PROBE_BATCH,):
                     self.repeated.add(node)
             return
         if not isinstance(value, Tensor):
             if node.target in SPLITS:
                 self.several.add(node)
             elif node.target in SIZES:
-                self.sized.add(node)
+                if not _size_of_features(node):
+                    self.sized.add(node)
             else:
                 raise UnsupportedLayer(f"layer {self.name(node)} takes a value out of the network; no bound can follow")
             return
@@ -331,6 +334,12 @@ class Builder:
                 f"between the examples of a batch or does not fit [{', '.join(map(str, shape))}]"
             ) from None
         return read
+
+
+def _size_of_features(node: fx.Node) -> bool:
+    """Whether a node asks for the size of another dimension than the batch's, of a value or of its shape."""
+    asks = node.target in ("size", operator.getitem) and len(node.args) > 1
+    return asks and isinstance(node.args[1], int) and node.args[1] != 0
 
 
 def _folded(nodes: list[Node]) -> list[Node]:

@@ -197,6 +197,9 @@ TAKEN = {
     "class token, by the batch's length": lambda: tokens(
         lambda s, x: with_token(s, x, True) * with_token(s, x).sigmoid(), token=nn.Parameter(torch.randn(1, 1, 6))
     ),
+    "as many tokens as examples of a probe": lambda: Written(
+        lambda s, x: s.out((torch.stack([s.a(x), s.b(x)], 1) * s.out.weight[:1].expand(x[:, :2].shape[1], -1)).sum(1))
+    ),
     "layer norm": lambda: Written(lambda s, x: s.out(s.n(s.a(x)).relu()), n=nn.LayerNorm(6)),
     "layer norm of tokens": lambda: tokens(lambda s, x: s.n(x), n=nn.LayerNorm((4, 6), bias=False)),
     "layer norm, a call": lambda: tokens(lambda s, x: F.layer_norm(x, (6,), s.b.weight[0], s.b.bias)),
