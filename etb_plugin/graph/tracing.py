@@ -14,6 +14,7 @@ import operator
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -251,6 +252,8 @@ class Builder:
             return self._part(node, inputs)
         elif (kind_of := CALLS.get(node.target)) is not None:
             return kind_of(self, node, inputs)
+        elif isinstance(node.target, FunctionType) and self.values[node] is self.values[inputs[0]]:
+            return None  # what gives its input back in eval mode, such as stochastic depth
         raise self.unknown(node)
 
     def unknown(self, node: fx.Node) -> UnsupportedLayer:

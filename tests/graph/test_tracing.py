@@ -162,6 +162,14 @@ def test_what_users_write_is_bounded_soundly(name):
     torch.testing.assert_close(middle.lower, network(box.center))
 
 
+@torch.fx.wrap
+def dropped_in_training(x, training):
+    return x * (torch.rand(len(x), 1) > 0.5) if training else x
+
+
+TAKEN["stochastic depth"] = lambda: dense(
+    lambda s, x: s.out(torch.relu(s.b(x) + dropped_in_training(torch.relu(s.a(x)), s.training)))
+)
 REFUSED = {
     "a view changed in place": (lambda: dense(lambda s, x: s.out((lambda h: (h.view(-1, 2, 4).relu_(), h)[1])(s.a(x)))),
                                 "Written was read wrongly: its outputs are up to"),
