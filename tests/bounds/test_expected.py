@@ -279,7 +279,7 @@ def test_leaves_the_network_as_it_found_it():
 
 def test_a_layer_that_it_cannot_take_is_named():
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Softsign(), nn.Linear(4, 2))
-    with pytest.raises(UnsupportedLayer, match=r"layer '2' \(Softsign\) is neither affine nor an elementwise"):
+    with pytest.raises(UnsupportedLayer, match=r"layer '2' \(Softsign\) is neither affine nor a function"):
         bound("expected", network, Box.around(torch.rand(1, 4), 0.1))
 
 
@@ -298,13 +298,17 @@ def test_dropout_that_is_on_is_refused():
         bound("expected", Dropping(True), box)
 
 
-def test_a_product_of_two_values_is_refused():
+def test_a_square_is_its_tangent_where_the_masks_look():
     class Square(nn.Module):
         def forward(self, x):
             return x * x
 
-    with pytest.raises(UnsupportedLayer, match="multiplies two values"):
-        bound("expected", Square(), Box.around(torch.rand(1, 4), 0.1))
+    box = Box.around(torch.rand(1, 4), 0.1, clip=None)
+    for masks, at in (("center", box.center), ("ibp", box.upper)):
+        found = bound("expected", Square(), box, masks=masks)
+        middle = 2 * at * box.center - at.square()
+        torch.testing.assert_close(found.lower, middle - 0.1 * (2 * at).abs())
+        torch.testing.assert_close(found.upper, middle + 0.1 * (2 * at).abs())
 
 
 def test_a_network_in_training_mode_with_batch_norm_is_refused():
