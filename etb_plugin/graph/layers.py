@@ -411,13 +411,11 @@ def _linear_call(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...])
 
 
 def _matmul(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
-    other = _argument(node, 1, "mat2" if node.target in _BATCHED else "other", None)
-    if node.args[0] in builder.positions and other in builder.positions:
+    one, other = _argument(node, 0, "input", None), _argument(node, 1, _SECOND.get(node.target, "other"), None)
+    if one in builder.positions and other in builder.positions:
         builder.features(node)
-        return Steps(builder, node).matrix_product(builder.value(node.args[0]), builder.value(other)).position
-    if node.target in _BATCHED:
-        return _dense(builder, node, inputs)
-    if inputs == (node.args[0],) and other is not inputs[0] and builder.constant(other).ndim == 2:
+        return Steps(builder, node).matrix_product(builder.value(one), builder.value(other)).position
+    if inputs == (one,) and builder.constant(other).ndim == 2:
         return Linear(lambda: builder.constant(other).t(), lambda: None)
     return _dense(builder, node, inputs)
 
@@ -470,18 +468,19 @@ def _negative(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) ->
 
 
 def _product(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
-    if all(a in builder.positions for a in node.args):
+    one, other = _argument(node, 0, "input", None), _argument(node, 1, "other", None)
+    if one in builder.positions and other in builder.positions:
         builder.features(node)
-        return Steps(builder, node).product(*(builder.value(a) for a in node.args)).position
+        return Steps(builder, node).product(builder.value(one), builder.value(other)).position
     if builder.features(inputs[0]) != builder.features(node) or node.kwargs:
         return Coherent(builder.closure(node, inputs), homogeneous=True)
     return Scale(builder.elementwise(node, next(a for a in node.args if a is not inputs[0])), lambda: None)
 
 
 def _quotient(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
-    if node.kwargs or len(node.args) != 2:
+    if node.kwargs.get("rounding_mode") is not None:
         raise UnsupportedLayer(f"layer {builder.name(node)} rounds")
-    above, under = node.args
+    above, under = _argument(node, 0, "input", None), _argument(node, 1, "other", None)
     if isinstance(under, fx.Node) and under in builder.positions:
         builder.features(node)
         steps = Steps(builder, node)
@@ -493,7 +492,7 @@ def _quotient(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) ->
         return steps.scaled(inverse, builder.elementwise(node, above)).position
     if builder.features(inputs[0]) != builder.features(node):
         return Coherent(builder.closure(node, inputs), homogeneous=True)
-    divisor = builder.elementwise(node, node.args[1])
+    divisor = builder.elementwise(node, under)
     return Scale(lambda: 1 / divisor(), lambda: None)
 
 
@@ -537,9 +536,13 @@ def _dimension(builder: "Builder", node: fx.Node, layer: Any) -> int:
 
 
 def _softmax(builder: "Builder", node: fx.Node, layer: Any) -> int:
-    value, dim = builder.value(node.all_input_nodes[0]), _dimension(builder, node, layer)
-    steps = Steps(builder, node)
-    return (steps.log_softmax if "log" in builder.name(node).lower() else steps.softmax)(value, dim).position
+    value = builder.value(node.all_input_nodes[0])
+    return Steps(builder, node).softmax(value, _dimension(builder, node, layer)).position
+
+
+def _log_softmax(builder: "Builder", node: fx.Node, layer: Any) -> int:
+    value = builder.value(node.all_input_nodes[0])
+    return Steps(builder, node).log_softmax(value, _dimension(builder, node, layer)).position
 
 
 def _log_sum_exp(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
@@ -553,14 +556,17 @@ def _log_sum_exp(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...])
 
 
 def ends_in_softmax(builder: "Builder", node: fx.Node) -> bool:
-    kind = node.target if node.op != "call_module" else type(builder.module.get_submodule(str(node.target)))
-    return kind in _SOFTMAX_LAYERS or kind in _SOFTMAX_CALLS
+    if node.op == "call_module":
+        return isinstance(builder.module.get_submodule(str(node.target)), nn.Softmax | nn.LogSoftmax)
+    return CALLS.get(node.target) in (_softmax, _log_softmax)
 
 
 def _layer_norm(builder: "Builder", node: fx.Node, layer: Any) -> int:
     if node.op == "call_module":
         size, eps = len(layer.normalized_shape), layer.eps
         weight, bias = (lambda: layer.weight), (lambda: layer.bias)
+    elif len(node.all_input_nodes) > 1 and any(n in builder.positions for n in node.all_input_nodes[1:]):
+        raise UnsupportedLayer(f"layer {builder.name(node)} has a weight that depends on the input")
     else:
         size, eps = len(_argument(node, 1, "normalized_shape", ())), _argument(node, 4, "eps", 1e-5)
         terms = [_argument(node, place, name, None) for place, name in ((2, "weight"), (3, "bias"))]
@@ -625,10 +631,6 @@ def _scaled_dot_product(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node
 
 _Maker = Callable[["Builder", fx.Node, Any], Operation | int | None]
 
-_SOFTMAX_LAYERS = {nn.Softmax, nn.LogSoftmax}
-_SOFTMAX_CALLS = {
-    *(torch.softmax, F.softmax, "softmax", torch.nn.functional.log_softmax, torch.log_softmax, "log_softmax"),
-}
 
 LAYERS: dict[Any, _Maker] = {
     nn.Linear: _linear,
@@ -660,7 +662,8 @@ LAYERS: dict[Any, _Maker] = {
     nn.modules.padding._ConstantPadNd | nn.modules.padding._ReflectionPadNd: _scale_and_shift,
     nn.modules.padding._ReplicationPadNd | nn.modules.padding._CircularPadNd: _scale_and_shift,
     nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d: _dense_layer,
-    nn.Softmax | nn.LogSoftmax: _softmax,
+    nn.Softmax: _softmax,
+    nn.LogSoftmax: _log_softmax,
     nn.LayerNorm: _layer_norm,
     nn.RMSNorm: _rms_norm,
     nn.GroupNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d: _group_norm,
@@ -719,7 +722,8 @@ CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([torch.matmul, operator.matmul, "matmul", torch.mm, "mm", torch.bmm, "bmm"], _matmul),
     torch.einsum: _einsum,
     **dict.fromkeys([torch.addmm, torch.tensordot], _dense),
-    **dict.fromkeys(_SOFTMAX_CALLS, _softmax),
+    **dict.fromkeys([torch.softmax, F.softmax, "softmax"], _softmax),
+    **dict.fromkeys([torch.log_softmax, F.log_softmax, "log_softmax"], _log_softmax),
     **dict.fromkeys([torch.logsumexp, "logsumexp"], _log_sum_exp),
     F.scaled_dot_product_attention: _scaled_dot_product,
     F.layer_norm: _layer_norm,
@@ -737,5 +741,6 @@ CALLS: dict[Any, _Maker] = {
 SIZES = {"size", "dim", "numel", "ndimension", getattr, len}
 """What may be asked of a value: its shape, and nothing that depends on its elements."""
 SPLITS = {torch.chunk, torch.split, torch.unbind, "chunk", "split", "unbind"}
-_BATCHED = {torch.bmm, "bmm"}
+_SECOND = dict.fromkeys([torch.mm, torch.bmm, "mm", "bmm"], "mat2")
+"""What the second factor is called, where it is not `other`."""
 IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}

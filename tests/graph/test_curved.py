@@ -158,6 +158,12 @@ LAYER = {"d_model": 6, "nhead": 2, "dim_feedforward": 8, "batch_first": True}
 TAKEN = {
     "product": lambda: Written(lambda s, x: s.out(s.a(x) * s.b(x))),
     "in place": lambda: Written(lambda s, x: s.out(s.a(x).mul_(s.b(x)))),
+    "product, by its keywords": lambda: Written(lambda s, x: s.out(torch.mul(s.a(x), other=s.b(x)))),
+    "constants, by their keywords": lambda: Written(
+        lambda s, x: s.out(torch.div(torch.mul(s.a(x), other=s.out.weight[0]), other=2.0) * s.b(x))
+    ),
+    "quotient, by its keywords": lambda: Written(lambda s, x: s.out(torch.div(s.a(x), other=1 + s.b(x).abs()))),
+    "matmul, by its keywords": lambda: tokens(lambda s, x: torch.matmul(x.softmax(-1), other=x.mT).matmul(x)),
     "square": lambda: Written(lambda s, x: s.out(s.a(x) * s.a(x) + s.b(x) ** 2)),
     "powers": lambda: Written(lambda s, x: s.out(s.a(x).pow(3) - 0.1 * s.b(x) ** 4)),
     "roots": lambda: Written(lambda s, x: s.out((1 + s.a(x).abs()) ** 0.5 + (2 + s.b(x) ** 2) ** -0.5)),
@@ -165,6 +171,9 @@ TAKEN = {
     "of negative numbers": lambda: Written(lambda s, x: s.out(s.a(x) / (-2 - s.b(x).relu()))),
     "exp and log": lambda: Written(lambda s, x: s.out(torch.log(1 + torch.exp(s.a(x))) * s.b(x).sigmoid())),
     "softmax": lambda: Written(lambda s, x: s.out(s.a(x).softmax(1) * s.b(x))),
+    "softmax of a layer that is called log": lambda: Written(
+        lambda s, x: s.out(s.logits(s.a(x)) - s.b(x)), logits=nn.Softmax(-1)
+    ),
     "log-softmax": lambda: Written(lambda s, x: s.out(F.log_softmax(s.a(x), -1) - s.b(x))),
     "log sum exp": lambda: Written(lambda s, x: s.out(s.a(x) - torch.logsumexp(s.b(x), 1, keepdim=True))),
     "log sum exp, dropped": lambda: Written(lambda s, x: s.out(s.a(x) - s.b(x).logsumexp(-1).unsqueeze(1))),
@@ -316,6 +325,9 @@ REFUSED = {
     ),
     "causal": (
         lambda: tokens(lambda s, x: F.scaled_dot_product_attention(x, x, x, is_causal=True)), "is taken without mask"
+    ),
+    "a quotient that is rounded": (
+        lambda: Written(lambda s, x: s.out(torch.div(s.a(x), s.b(x), rounding_mode="floor"))), "rounds"
     ),
     "another power": (lambda: Written(lambda s, x: s.out(s.a(x) ** 1.7)), "is a power; those of 1 to 16"),
     "other dimensions": (lambda: tokens(lambda s, x: x * s.a(x.mean(1))), "fails on a batch of 2: The size of"),
