@@ -33,3 +33,8 @@ etb_plugin.train(network, digits, method="pgd", eps=0.03, epochs=12, learning_ra
 found = etb_plugin.evaluate(network, (images, labels), eps=0.02, certify=["ibp", "crown"])
 print(f"clean {found.clean_accuracy:.2f}, PGD {found.pgd_accuracy:.2f}, certified {found.certified_accuracy}")
 print(etb_plugin.verify(network, images[0], int(labels[0]), eps=0.02).verdict)
+
+box = etb_plugin.Box.around(images[:20], 0.02)
+crown = etb_plugin.bound("crown", network, box)
+expected = etb_plugin.bound("expected", network, box, masks="center")  # IBP's, the default, are far too wide here
+print(f"widths: crown {crown.width.mean():.2f} (a certificate), expected {expected.width.mean():.2f} (none)")
