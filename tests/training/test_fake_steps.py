@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from etb_plugin import Box, bound
@@ -40,6 +41,23 @@ def test_a_step_of_every_method_runs_without_values(name, point):
     if name.endswith("fused"):
         method = method.changed({"rows": "fused"})
     losses = step(method, network_for(name), torch.rand(3, 1, 6, 6), torch.tensor([0, 3, 1]), point, 5)
+    assert losses.total.shape == ()
+
+
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token, self.last = nn.Parameter(torch.randn(1, 1, 12)), nn.Linear(12, 5)
+        self.layer = nn.TransformerEncoderLayer(12, 2, 8, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), x.view(-1, 3, 12)], 1)
+        return self.last(self.layer(x)[:, 0])
+
+
+@pytest.mark.parametrize("name", ["pgd", "ibp", "crown-ibp", "crown", "dual", "expected", "cc-expected", "sabr"])
+def test_a_step_on_a_transformer_runs_without_values(name):
+    losses = step(get_method(name), Transformer(), torch.rand(3, 1, 6, 6), torch.tensor([0, 3, 1]), POINTS[2], 5)
     assert losses.total.shape == ()
 
 
