@@ -140,12 +140,21 @@ class Steps:
         scores = self.matrix_product(self.scaled(query, factor), self.moved(key, lambda t: t.transpose(-1, -2)))
         return self.matrix_product(self.softmax(scores, -1), value)
 
+    def centred(self, x: Value, dims: Sequence[int]) -> Value:
+        """Return a value minus its mean along some dimensions."""
+        mean = self.gathered(x, partial(torch.mean, dim=tuple(dims), keepdim=True))
+        return self.minus(x, self.moved(mean, lambda t: t.expand(-1, *x.shape)))
+
+    def variance(self, x: Value, dims: Sequence[int], keep: bool) -> Value:
+        """Return the mean square of what is left of a value without its mean."""
+        off = self.centred(x, dims)
+        return self.gathered(self.product(off, off), partial(torch.mean, dim=tuple(dims), keepdim=keep))
+
     def normalised(self, x: Value, eps: float, shape: torch.Size, *, centred: bool = True) -> Value:
         """Return [..., n] minus its mean, over its standard deviation (or its root of the mean square), in `shape`. No
         element of that is larger than the root of n - 1 (or of n)."""
-        mean = partial(torch.mean, dim=-1, keepdim=True)
-        off = self.minus(x, self.moved(self.gathered(x, mean), lambda t: t.expand(-1, *x.shape))) if centred else x
-        square = self.gathered(self.product(off, off), mean)
+        off = self.centred(x, [-1]) if centred else x
+        square = self.gathered(self.product(off, off), partial(torch.mean, dim=-1, keepdim=True))
         width = self.scaled(square, 1.0, lambda: self.builder.probe.new_full((), eps))
         limit = math.sqrt(max(x.shape[-1] - centred, 0)) * (1 + 1e-6)
         found = self.product(off, self.add(replace(RSQRT, floor=eps), width.shape, width))

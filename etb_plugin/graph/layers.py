@@ -5,6 +5,7 @@ operation, or the position of the graph's node that has the value, or None where
 """
 
 import itertools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -520,6 +521,8 @@ def _power(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Co
     )
 
 
+_ROOT = replace(SQRT, floor=0.0)
+"""Of a sum of squares."""
 _POWERS = {0.5: SQRT, -0.5: RSQRT, -1.0: RECIPROCAL}
 
 
@@ -553,6 +556,45 @@ def _log_sum_exp(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...])
     if not isinstance(dim, int) or not dim % (len(value.shape) + 1):
         raise UnsupportedLayer(f"layer {builder.name(node)} goes along several dimensions, or the batch")
     return Steps(builder, node).log_sum_exp(value, dim, keep).position
+
+
+def _variance(root: bool) -> "_Maker":
+    """Return the maker of a variance or a standard deviation along some dimensions."""
+
+    def make(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+        value, steps = builder.value(inputs[0]), Steps(builder, node)
+        dim, keep = _argument(node, 1, "dim", None), bool(node.kwargs.get("keepdim", False))
+        unbiased: Any = _argument(node, 2, "unbiased", True)
+        correction: Any = node.kwargs.get("correction", int(unbiased) if isinstance(unbiased, bool) else 0)
+        dims = [d % (len(value.shape) + 1) for d in ([dim] if isinstance(dim, int) else dim or [])]
+        if not dims or 0 in dims or not isinstance(unbiased, bool) or len(node.args) > 3:
+            raise UnsupportedLayer(
+                f"layer {builder.name(node)} is taken along dimensions that are no batch, by keywords"
+            )
+        count = math.prod(value.shape[d - 1] for d in dims)
+        left = count - correction
+        if left <= 0:
+            raise UnsupportedLayer(f"layer {builder.name(node)} is of too few elements")
+        found = steps.scaled(steps.variance(value, dims, keep), count / left)
+        return steps.add(_ROOT, found.shape, found).position if root else found.position
+
+    return make
+
+
+def _unit_length(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+    """x / max(|x|, eps)"""
+    value, steps = builder.value(inputs[0]), Steps(builder, node)
+    power, dim, eps = (
+        _argument(node, i, name, old) for i, name, old in ((1, "p", 2.0), (2, "dim", 1), (3, "eps", 1e-12))
+    )
+    dim = dim % (len(value.shape) + 1) if isinstance(dim, int) else 0
+    if power != 2 or dim == 0:
+        raise UnsupportedLayer(f"layer {builder.name(node)} is taken with p=2 along one dimension that is no batch")
+    square = steps.gathered(steps.product(value, value), partial(torch.sum, dim=dim, keepdim=True))
+    length = steps.add(
+        PiecewiseLinear(lambda: 0.0, eps, lambda: ((eps, 1.0),)), square.shape, steps.add(_ROOT, square.shape, square)
+    )
+    return steps.product(value, steps.reciprocal(length)).position
 
 
 def ends_in_softmax(builder: "Builder", node: fx.Node) -> bool:
@@ -727,6 +769,9 @@ CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([torch.logsumexp, "logsumexp"], _log_sum_exp),
     F.scaled_dot_product_attention: _scaled_dot_product,
     F.layer_norm: _layer_norm,
+    **dict.fromkeys([torch.var, "var"], _variance(root=False)),
+    **dict.fromkeys([torch.std, "std"], _variance(root=True)),
+    F.normalize: _unit_length,
     **dict.fromkeys([torch.exp, "exp"], _convex(EXP)),
     **dict.fromkeys([torch.log, "log"], _convex(LOG)),
     **dict.fromkeys([torch.square, "square"], _convex(SQUARE)),

@@ -215,6 +215,14 @@ TAKEN = {
     "layer norm by hand": lambda: tokens(
         lambda s, x: (lambda d: d / (d.square().mean(-1, keepdim=True) + 1e-3).sqrt())(x - x.mean(-1, keepdim=True))
     ),
+    "layer norm by its variance": lambda: tokens(
+        lambda s, x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-3).sqrt()
+    ),
+    "standard deviation": lambda: tokens(lambda s, x: x / (1 + torch.std(x, dim=(1, 2), keepdim=True))),
+    "corrected variance": lambda: Written(
+        lambda s, x: s.out(s.a(x) * torch.var(s.b(x), 1, correction=2, keepdim=True))
+    ),
+    "unit length": lambda: Written(lambda s, x: s.out(F.normalize(s.a(x), dim=1) * 3 + F.normalize(s.b(x)))),
     "rms norm": lambda: Written(lambda s, x: s.out(s.n(s.a(x)).relu()), n=nn.RMSNorm(6, eps=1e-3)),
     "group norm": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 4, 6)), nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 2, 2), nn.ReLU(),
