@@ -21,9 +21,11 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "compa
 
 MARKS = {
     "art_classifier.py": pytest.mark.slow,
+    "bound_a_network.py": pytest.mark.slow,
     "compare_and_verify.sh": pytest.mark.slow,  # the tutorial runs much the same
     "inside_auto_lirpa.py": pytest.mark.lirpa,
     "lightning_module.py": pytest.mark.slow,
+    "transformer.py": pytest.mark.slow,
     # An extra: its wheel has to be of the same build as torch's, which setting up for tests does not see to.
     "torchvision_network.py": pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is an extra"),
 }

@@ -33,13 +33,13 @@ def test_every_sound_bound_goes_through_the_fuzz():
     assert {name for name, entry in bounds().items() if entry.sound} == {*OPTIONS, *by_programs}
 
 
-@pytest.mark.parametrize("first", range(0, 100, CASES_AT_ONCE))
-def test_500_pairs_of_networks_and_bounds(first):
+@pytest.mark.parametrize("first", range(0, 60, CASES_AT_ONCE))
+def test_300_pairs_of_networks_and_bounds(first):
     check(first, CASES_AT_ONCE)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(100, 2000, 50))
+@pytest.mark.parametrize("first", range(60, 2010, 50))
 def test_the_rest_of_10000_pairs(first):
     check(first, 50)
 

@@ -53,6 +53,7 @@ def epochs_in(state):
     return len(torch.load(io.BytesIO(read_state(state, pytest.fail)), weights_only=True)["epochs"])
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_go_on(tmp_path):
     flags = ("--method", "expected", "--epochs", "400", "--batch-size", "10")
     run = start(TWO, tmp_path / "run", *flags)
