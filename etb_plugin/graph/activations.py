@@ -76,18 +76,22 @@ class Curved(Activation):
         """Return for which inputs tighter ends are worth their rows."""
         return high > low
 
-    @abstractmethod
     def line(self, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
         """Return slope and intercept of a line that lies below the function on [low, high], for `sign` 1, or above it,
         for -1. Differentiable in the ends."""
+        return self.chosen(self.usual(low, high, sign), low, high, sign)
 
     @abstractmethod
     def chosen(self, share: Tensor, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
         """Return one of many such lines, by a `share` in [0, 1], of the value's shape: all are sound."""
 
-    @abstractmethod
+    def usual(self, low: Tensor, high: Tensor, sign: int) -> Tensor:
+        """Return the share that is taken where nothing is chosen, of the value's shape or of one that broadcasts."""
+        return low.new_full((), 0.5)
+
     def share(self, slope: Tensor, low: Tensor, high: Tensor, sign: int) -> Tensor:
         """Return the share by which `chosen` gives the line of `line`, or one near it, whose slope is given."""
+        return self.usual(low, high, sign)
 
 
 @dataclass(frozen=True)
@@ -112,18 +116,15 @@ class Known(Curved):
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         return mean, variance
 
-    def line(self, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-        return self.chosen(self.share(low, low, high, sign), low, high, sign)
-
     def chosen(self, share: Tensor, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
         low, high = self.range(low, high)
         return share.expand(torch.broadcast_shapes(share.shape, low.shape)), (1 - share) * (low if sign > 0 else high)
 
-    def share(self, slope: Tensor, low: Tensor, high: Tensor, sign: int) -> Tensor:
+    def usual(self, low: Tensor, high: Tensor, sign: int) -> Tensor:
         return (low >= self.least if sign > 0 else high <= self.most).to(low.dtype)
 
     def parallel(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        slope = self.share(low, low, high, 1) * self.share(low, low, high, -1)
+        slope = self.usual(low, high, 1) * self.usual(low, high, -1)
         low, high = self.range(low, high)
         return slope, (1 - slope) * low, (1 - slope) * high
 

@@ -1,7 +1,7 @@
 """Smooth activations that a network writes out: x sigmoid(x), x (1 + erf(x / sqrt 2)) / 2, x tanh(softplus(x)), ...
 
-A product of two values has no bound here; one that is an elementwise function of a single earlier value may be a known
-function times a constant. Exporters write GELU and SiLU so. What it is, is told by its values.
+A product of two values that are elementwise functions of a single earlier one may be a known function times a constant:
+then its lines are tighter than a product's. Exporters write GELU and SiLU so. What it is, is told by its values.
 """
 
 import operator

@@ -53,9 +53,6 @@ class Convex(Curved):
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         return self.value(mean), self.derivative(mean).square() * variance
 
-    def line(self, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-        return self.chosen(low.new_full((), 0.5), low, high, sign)
-
     def chosen(self, share: Tensor, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
         """Return the tangent at a point between the ends, or the chord, which there is one of."""
         low, high = self.known(low, high)
@@ -68,9 +65,6 @@ class Convex(Curved):
         return slope, torch.where(
             touching, self.value(point) - slope * point, self._past_ends(slope, low, high, sign)
         ) - (sign * self._rounding(slope, low, high))
-
-    def share(self, slope: Tensor, low: Tensor, high: Tensor, sign: int) -> Tensor:
-        return torch.full_like(slope, 0.5)
 
     def parallel(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The tangent at the middle, and the line of its slope through the end that is farther from it."""

@@ -1,5 +1,5 @@
 """Operations that become several nodes of a graph: products of values, softmax, normalisations by a value's own
-statistics, attention."""
+statistics, attention. Dimensions are counted from the front, the batch being 0."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -53,8 +53,9 @@ class Steps:
         self, x: Value, factor: float | Callable[[], Tensor], offset: Callable[[], Tensor] | None = None
     ) -> Value:
         """Return a value times a number or a tensor, plus another, which broadcast over the features."""
-        shape, like = (1, *x.shape), self.builder.probe
-        times = factor if callable(factor) else lambda: like.new_full((), factor)
+        shape = (1, *x.shape)
+        number = self.builder.probe.new_full((), 0.0 if callable(factor) else factor)
+        times = factor if callable(factor) else lambda: number
         return self.add(
             Scale(lambda: times().expand(shape), lambda: None if offset is None else offset().expand(shape)), x.shape, x
         )
@@ -88,11 +89,12 @@ class Steps:
 
     def einsum(self, equation: str, x: Value, y: Value) -> Value:
         """Return the product of two values whose batch is the first index of both and of the result."""
-        inputs, _, out = equation.replace(" ", "").partition("->")
+        equation = equation.replace(" ", "")
+        inputs, _, out = equation.partition("->")
         one, _, two = inputs.partition(",")
         batch = one[:1]
         plain = all(len(set(part)) == len(part) and part.startswith(batch) for part in (one, two, out))
-        if not (plain and out and equation.replace(" ", "").replace(",", "").replace("->", "").isalpha()):
+        if not (plain and out and equation.replace(",", "").replace("->", "").isalpha()):
             raise UnsupportedLayer(f"layer {self.builder.name(self.node)} is an einsum of a form that is not known")
         every = out[1:] + "".join(sorted(set(one + two) - set(out)))
         sizes = {**dict(zip(one[1:], x.shape, strict=True)), **dict(zip(two[1:], y.shape, strict=True))}
@@ -130,32 +132,31 @@ class Steps:
         return self._along(x, dim, lambda rows: self.add(EXP, rows.shape, self._log_softmax(rows)))
 
     def log_sum_exp(self, x: Value, dim: int, keep: bool) -> Value:
-        last = self.moved(x, lambda t: t.movedim(dim, -1))
-        summed = self.add(LogSumExp(), (last.shape[:-1].numel(),), self._rows(last))
-        return self.reshaped(summed, [size for d, size in _kept(x.shape, dim) if keep or d != dim % (len(x.shape) + 1)])
+        rows = self._rows(self.moved(x, lambda t: t.movedim(dim, -1)))
+        before, behind = x.shape[: dim - 1], x.shape[dim:]
+        return self.reshaped(self._log_sum_exp(rows), (*before, *([1] if keep else []), *behind))
 
     def attention(self, query: Value, key: Value, value: Value, scale: float | None) -> Value:
         """Return softmax(query key^T scale) value, of [..., tokens, features]."""
         factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         scores = self.matrix_product(self.scaled(query, factor), self.moved(key, lambda t: t.transpose(-1, -2)))
-        return self.matrix_product(self.softmax(scores, -1), value)
+        return self.matrix_product(self.softmax(scores, len(scores.shape)), value)
 
     def centred(self, x: Value, dims: Sequence[int]) -> Value:
         """Return a value minus its mean along some dimensions."""
         mean = self.gathered(x, partial(torch.mean, dim=tuple(dims), keepdim=True))
         return self.minus(x, self.moved(mean, lambda t: t.expand(-1, *x.shape)))
 
-    def variance(self, x: Value, dims: Sequence[int], keep: bool) -> Value:
-        """Return the mean square of what is left of a value without its mean."""
-        off = self.centred(x, dims)
-        return self.gathered(self.product(off, off), partial(torch.mean, dim=tuple(dims), keepdim=keep))
+    def mean_square(self, x: Value, dims: Sequence[int], keep: bool = True) -> Value:
+        """Return the mean of a value's square along some dimensions."""
+        return self.gathered(self.product(x, x), partial(torch.mean, dim=tuple(dims), keepdim=keep))
 
     def normalised(self, x: Value, eps: float, shape: torch.Size, *, centred: bool = True) -> Value:
         """Return [..., n] minus its mean, over its standard deviation (or its root of the mean square), in `shape`. No
         element of that is larger than the root of n - 1 (or of n)."""
-        off = self.centred(x, [-1]) if centred else x
-        square = self.gathered(self.product(off, off), partial(torch.mean, dim=-1, keepdim=True))
-        width = self.scaled(square, 1.0, lambda: self.builder.probe.new_full((), eps))
+        last = [len(x.shape)]
+        off = self.centred(x, last) if centred else x
+        width = self.scaled(self.mean_square(off, last), 1.0, lambda: self.builder.probe.new_full((), eps))
         limit = math.sqrt(max(x.shape[-1] - centred, 0)) * (1 + 1e-6)
         found = self.product(off, self.add(replace(RSQRT, floor=eps), width.shape, width))
         return self.reshaped(self.add(Known(-limit, limit), found.shape, found), shape)
@@ -185,22 +186,18 @@ class Steps:
 
     def _along(self, x: Value, dim: int, of: Callable[[Value], Value]) -> Value:
         """Return `of` the rows [m, n] of a value along one of its dimensions, in the value's own shape."""
-        last = len(x.shape) if dim > 0 else -1
-        turned = x if dim == last or dim == -1 else self.moved(x, lambda t: t.movedim(dim, -1))
+        turned = x if dim == len(x.shape) else self.moved(x, lambda t: t.movedim(dim, -1))
         back = self.reshaped(of(self._rows(turned)), turned.shape)
         return back if turned is x else self.moved(back, lambda t: t.movedim(-1, dim))
 
     def _log_softmax(self, rows: Value) -> Value:
-        return self.add(LogSoftmax(), rows.shape, rows, self.add(LogSumExp(), rows.shape[:1], rows))
+        return self.add(LogSoftmax(), rows.shape, rows, self._log_sum_exp(rows))
+
+    def _log_sum_exp(self, rows: Value) -> Value:
+        return self.add(LogSumExp(), rows.shape[:1], rows)
 
     def _rows(self, x: Value) -> Value:
         return self.reshaped(x, (x.shape[:-1].numel(), x.shape[-1]))
 
     def _empty(self, x: Value) -> Tensor:
         return self.builder.probe.new_empty(1, *x.shape)
-
-
-def _kept(shape: torch.Size, dim: int) -> list[tuple[int, int]]:
-    """Return each dimension with its size, the batch being 0; that of `dim` has 1."""
-    at = dim % (len(shape) + 1)
-    return [(d, 1 if d == at else size) for d, size in enumerate(shape, start=1)]

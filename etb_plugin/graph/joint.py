@@ -30,16 +30,13 @@ class Product(Curved):
         spread = self.forward(square + variance) - self.forward(square)
         return self.forward(mean), spread  # of independent factors
 
-    def line(self, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-        return self.chosen(self.share(low, low, high, sign), low, high, sign)
-
     def chosen(self, share: Tensor, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
         one, other = self._planes(low, high, sign)
         slope = torch.lerp(one.flip(-1), other.flip(-1), share.unsqueeze(-1))
         intercept = -torch.lerp(self.forward(one), self.forward(other), share)
         return slope, intercept - sign * self._rounding(low, high)
 
-    def share(self, slope: Tensor, low: Tensor, high: Tensor, sign: int) -> Tensor:
+    def usual(self, low: Tensor, high: Tensor, sign: int) -> Tensor:
         """The plane that touches the product where it is least, or greatest, on the rectangle."""
         one, other = (self.forward(corner) for corner in self._planes(low, high, sign))
         return (sign * (one - other) > 0).to(low.dtype)
@@ -83,9 +80,6 @@ class LogSumExp(Curved):
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward(mean), (mean.softmax(-1).square() * variance).sum(-1)
 
-    def line(self, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-        return self.chosen(low.new_full((), 0.5), low, high, sign)
-
     def chosen(self, share: Tensor, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
         if sign > 0:
             slope, intercept = self.piece(torch.lerp(low, high, share.unsqueeze(-1)))
@@ -94,9 +88,6 @@ class LogSumExp(Curved):
             slope, intercept = self._above(low, high)
             slope, intercept = slope.expand(*torch.broadcast_shapes(slope.shape[:-1], share.shape), -1), intercept
         return slope, intercept - sign * self._rounding(low, high)
-
-    def share(self, slope: Tensor, low: Tensor, high: Tensor, sign: int) -> Tensor:
-        return torch.full_like(slope[..., 0], 0.5)
 
     def parallel(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         slope, below = self.line(low, high, 1)

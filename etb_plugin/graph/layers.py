@@ -21,7 +21,7 @@ from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.graph.activations import Activation, PiecewiseLinear, Relu, clipped, leaky
 from etb_plugin.graph.affine import Affine, Coherent, Conv, Dense, LargerOf, Linear, Reshape, Scale, Sum
 from etb_plugin.graph.convex import EXP, LOG, RECIPROCAL, RSQRT, SQRT, SQUARE, Convex
-from etb_plugin.graph.expansions import Steps
+from etb_plugin.graph.expansions import Steps, Value
 from etb_plugin.graph.smooth import (
     ERF,
     GELU,
@@ -213,9 +213,7 @@ def _larger(builder: "Builder", node: fx.Node, a: int, b: int, shape: torch.Size
 
 
 def _negated(builder: "Builder", node: fx.Node, a: int, shape: torch.Size) -> int:
-    minus = torch.full((1,), -1.0, dtype=builder.probe.dtype, device=builder.probe.device)
-    factor = minus.expand(1, *shape)
-    return builder.emit(node, Scale(lambda: factor, lambda: None), (a,), shape)
+    return Steps(builder, node).scaled(Value(a, shape), -1.0).position
 
 
 def _extreme(sign: int) -> Callable[..., int]:
@@ -509,10 +507,10 @@ def _convex(function: Convex) -> "_Maker":
 
 
 def _power(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Convex | int:
-    exponent = _argument(node, 1, "exponent", None)
-    if isinstance(exponent, float | int) and node.args[0] in builder.positions:
+    base, exponent = _argument(node, 0, "input", None), _argument(node, 1, "exponent", None)
+    if isinstance(exponent, float | int) and base in builder.positions:
         if exponent == int(exponent) and 1 <= exponent <= 16:
-            return Steps(builder, node).power(builder.value(node.args[0]), int(exponent)).position
+            return Steps(builder, node).power(builder.value(base), int(exponent)).position
         if exponent in _POWERS:
             return _POWERS[exponent]
     raise UnsupportedLayer(
@@ -526,26 +524,30 @@ _ROOT = replace(SQRT, floor=0.0)
 _POWERS = {0.5: SQRT, -0.5: RSQRT, -1.0: RECIPROCAL}
 
 
-def _dimension(builder: "Builder", node: fx.Node, layer: Any) -> int:
-    """Return the dimension, the batch being 0, along which a softmax is taken. Raises UnsupportedLayer for the batch's
-    own."""
+def _axis(builder: "Builder", node: fx.Node, dim: Any) -> int:
+    """Return a dimension of a node's first input counted from the front, the batch being 0. Raises UnsupportedLayer for
+    the batch's own, and for what is not one dimension."""
+    dimensions = len(builder.features(node.all_input_nodes[0])) + 1
+    if not isinstance(dim, int) or not dim % dimensions:
+        raise UnsupportedLayer(f"layer {builder.name(node)} goes along the batch, or not along one dimension")
+    return dim % dimensions
+
+
+def _of_softmax(builder: "Builder", node: fx.Node, layer: Any) -> tuple[Value, int]:
+    """Return the value that a softmax is taken of, and along which dimension."""
+    value = builder.value(node.all_input_nodes[0])
     dim = layer.dim if node.op == "call_module" else _argument(node, 1, "dim", None)
-    dimensions = builder.values[node.all_input_nodes[0]].ndim
     if dim is None:
-        dim = 0 if dimensions in (0, 1, 3) else 1  # torch's own rule for a softmax
-    if dim in (0, -dimensions):
-        raise UnsupportedLayer(f"layer {builder.name(node)} goes along the batch")
-    return int(dim % dimensions)
+        dim = 0 if len(value.shape) == 2 else 1  # torch's own rule
+    return value, _axis(builder, node, dim)
 
 
 def _softmax(builder: "Builder", node: fx.Node, layer: Any) -> int:
-    value = builder.value(node.all_input_nodes[0])
-    return Steps(builder, node).softmax(value, _dimension(builder, node, layer)).position
+    return Steps(builder, node).softmax(*_of_softmax(builder, node, layer)).position
 
 
 def _log_softmax(builder: "Builder", node: fx.Node, layer: Any) -> int:
-    value = builder.value(node.all_input_nodes[0])
-    return Steps(builder, node).log_softmax(value, _dimension(builder, node, layer)).position
+    return Steps(builder, node).log_softmax(*_of_softmax(builder, node, layer)).position
 
 
 def _log_sum_exp(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
@@ -553,9 +555,7 @@ def _log_sum_exp(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...])
     if isinstance(dim, tuple | list) and len(dim) == 1:
         (dim,) = dim
     value, keep = builder.value(inputs[0]), _argument(node, 2, "keepdim", False)
-    if not isinstance(dim, int) or not dim % (len(value.shape) + 1):
-        raise UnsupportedLayer(f"layer {builder.name(node)} goes along several dimensions, or the batch")
-    return Steps(builder, node).log_sum_exp(value, dim, keep).position
+    return Steps(builder, node).log_sum_exp(value, _axis(builder, node, dim), keep).position
 
 
 def _variance(root: bool) -> "_Maker":
@@ -566,16 +566,14 @@ def _variance(root: bool) -> "_Maker":
         dim, keep = _argument(node, 1, "dim", None), bool(node.kwargs.get("keepdim", False))
         unbiased: Any = _argument(node, 2, "unbiased", True)
         correction: Any = node.kwargs.get("correction", int(unbiased) if isinstance(unbiased, bool) else 0)
-        dims = [d % (len(value.shape) + 1) for d in ([dim] if isinstance(dim, int) else dim or [])]
-        if not dims or 0 in dims or not isinstance(unbiased, bool) or len(node.args) > 3:
-            raise UnsupportedLayer(
-                f"layer {builder.name(node)} is taken along dimensions that are no batch, by keywords"
-            )
+        if dim in (None, (), []) or not isinstance(unbiased, bool) or len(node.args) > 3:
+            raise UnsupportedLayer(f"layer {builder.name(node)} is taken along dimensions that are named, by keywords")
+        dims = [_axis(builder, node, d) for d in ([dim] if isinstance(dim, int) else dim)]
         count = math.prod(value.shape[d - 1] for d in dims)
         left = count - correction
         if left <= 0:
             raise UnsupportedLayer(f"layer {builder.name(node)} is of too few elements")
-        found = steps.scaled(steps.variance(value, dims, keep), count / left)
+        found = steps.scaled(steps.mean_square(steps.centred(value, dims), dims, keep), count / left)
         return steps.add(_ROOT, found.shape, found).position if root else found.position
 
     return make
@@ -587,10 +585,10 @@ def _unit_length(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...])
     power, dim, eps = (
         _argument(node, i, name, old) for i, name, old in ((1, "p", 2.0), (2, "dim", 1), (3, "eps", 1e-12))
     )
-    dim = dim % (len(value.shape) + 1) if isinstance(dim, int) else 0
-    if power != 2 or dim == 0:
-        raise UnsupportedLayer(f"layer {builder.name(node)} is taken with p=2 along one dimension that is no batch")
-    square = steps.gathered(steps.product(value, value), partial(torch.sum, dim=dim, keepdim=True))
+    if power != 2:
+        raise UnsupportedLayer(f"layer {builder.name(node)} is taken with p=2")
+    along = partial(torch.sum, dim=_axis(builder, node, dim), keepdim=True)
+    square = steps.gathered(steps.product(value, value), along)
     length = steps.add(
         PiecewiseLinear(lambda: 0.0, eps, lambda: ((eps, 1.0),)), square.shape, steps.add(_ROOT, square.shape, square)
     )
@@ -607,7 +605,7 @@ def _layer_norm(builder: "Builder", node: fx.Node, layer: Any) -> int:
     if node.op == "call_module":
         size, eps = len(layer.normalized_shape), layer.eps
         weight, bias = (lambda: layer.weight), (lambda: layer.bias)
-    elif len(node.all_input_nodes) > 1 and any(n in builder.positions for n in node.all_input_nodes[1:]):
+    elif any(n in builder.positions for n in node.all_input_nodes[1:]):
         raise UnsupportedLayer(f"layer {builder.name(node)} has a weight that depends on the input")
     else:
         size, eps = len(_argument(node, 1, "normalized_shape", ())), _argument(node, 4, "eps", 1e-5)
