@@ -22,6 +22,8 @@ class Activation(ABC):
     axis, [batch, *features, n] -> [batch, *features]. Slopes are of the input's shape, intercepts of the value's."""
 
     joins: ClassVar[bool] = False
+    pace: ClassVar[float] = 1.0
+    """How fast a search for the best lines moves their slopes or shares, beside those of hinges."""
 
     hinges: Callable[[], Sequence[tuple[float, Number]]]
     """Where a piecewise linear function changes its slope: a sound bound relaxes, and a branch decides, each hinge by
@@ -68,6 +70,8 @@ class Activation(ABC):
 
 class Curved(Activation):
     """A function that is relaxed as a whole, by a line below it and one above: one that is not piecewise linear."""
+
+    pace = 0.2
 
     def hinges(self) -> Sequence[tuple[float, Number]]:
         return ()

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ Hinge = tuple[int, int]
 the line above."""
 
 
+K = TypeVar("K")
+
+
 @dataclass(frozen=True)
 class Choice:
     """What a relaxation may choose for the hinges; a hinge may be missing.
@@ -36,12 +39,16 @@ class Choice:
     window]), and the shares of curved activations' lines (`Curved.chosen`): any choice is sound; CROWN's is the
     default. `signs` [batch, 1, *features] are the branch: +1 where z >= knot, -1 where z <= knot is taken as given, 0
     elsewhere. `multipliers` >= 0 [batch, rows or 1, *features] price them (beta-CROWN, Wang et al. 2021, equation 8):
-    any choice is sound on the branch.
+    any choice is sound on the branch. `pulls` [batch, rows, *features], by the node whose value an activation takes, do
+    the same for ends that a branch moved: positive ones price the upper end, negative ones the lower; `pull_limits` say
+    which of them may be, [batch, 1, *features].
     """
 
     slopes: Mapping[Hinge, Tensor] = field(default_factory=dict)
     signs: Mapping[Hinge, Tensor] = field(default_factory=dict)
     multipliers: Mapping[Hinge, Tensor] = field(default_factory=dict)
+    pulls: Mapping[int, Tensor] = field(default_factory=dict)
+    pull_limits: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     fitting: bool = False
     """Whether slopes are those of the pieces already where a hinge is on or off."""
 
@@ -110,12 +117,24 @@ def _hinge(low: Tensor, high: Tensor) -> _Hinge:
 
 @dataclass(frozen=True)
 class _Line:
-    """A line below or above a curved activation over its ends, all [batch or 1, *features]."""
+    """A line below (`sign` 1) or above a curved activation over its ends, all [batch or 1, *features]."""
 
+    activation: Curved
     low: Tensor
     high: Tensor
-    slope: Tensor
-    intercept: Tensor
+    sign: int
+
+    @cached_property
+    def slope(self) -> Tensor:
+        return self._usual[0]
+
+    @cached_property
+    def intercept(self) -> Tensor:
+        return self._usual[1]
+
+    @cached_property
+    def _usual(self) -> tuple[Tensor, Tensor]:
+        return self.activation.line(self.low, self.high, self.sign)
 
 
 class Relaxation:
@@ -140,7 +159,9 @@ class Relaxation:
             if isinstance(activation, Curved):
                 for side, sign in enumerate((1, -1)):
                     line = before._curves[i, side] if before and i in known else None
-                    self._curves[i, side] = line or _Line(low, high, *activation.line(low, high, sign))
+                    self._curves[i, side] = line = line or _Line(activation, low, high, sign)
+                    if torch.is_grad_enabled():
+                        line.slope  # noqa: B018
 
     def over(self, ends: Ends) -> "Relaxation":
         """Return the same with other ends."""
@@ -168,7 +189,9 @@ class Relaxation:
         """Return linear functions of the input that lie below `rows`: of the output, [batch or 1, rows, classes], or
         of other nodes, by position."""
         choice, arriving = choice or Choice(), {}
-        start = {self.graph.last: Rows(rows)} if isinstance(rows, Tensor) else rows
+        start = {self.graph.last: Rows(rows)} if isinstance(rows, Tensor) else dict(rows)
+        for node, pull in choice.pulls.items():
+            start[node] = Rows(pull)
 
         def through(i: int, activation: Activation, here: Rows) -> tuple[Tensor, Tensor | None]:
             arriving[i] = here
@@ -181,10 +204,18 @@ class Relaxation:
         found, constant = self.graph.backward(start, through, slack=slack)
         middle, deviation = self._reach(found[0])
         value = middle + constant - deviation
+        for node, pull in choice.pulls.items():
+            large = torch.finfo(pull.dtype).max  # nothing pulls at an end that is not finite
+            low, high = (end.unsqueeze(1).clamp(-large, large) for end in self._ends_of_nodes[node])
+            value = value - torch.maximum(pull * low, pull * high).flatten(2).sum(2)
         if slack is not None:
             slack.reach(0, found[0])
             value = value - slack.total
         return Lines(value, found[0], constant, arriving)
+
+    @cached_property
+    def _ends_of_nodes(self) -> dict[int, tuple[Tensor, Tensor]]:
+        return {self.graph.nodes[i].inputs[0]: ends for i, ends in self.ends.items()}
 
     @torch.no_grad()
     def _rounded(self) -> Sizes:
@@ -314,8 +345,8 @@ class Relaxation:
             constants.append((mine * intercept).flatten(2).sum(2))
         return values[0] + values[1], constants[0] + constants[1]
 
-    def _shares(self, rows: Rows, key: Hinge) -> Tensor:
-        """Return the shares by which a curved activation's line is the one that it has without a choice."""
+    def share(self, rows: Rows, key: Hinge) -> Tensor:
+        """Return the share by which a curved activation's line is the one that it has without a choice."""
         activation, line = self.graph.activations[key[0]], self._curves[key]
         assert isinstance(activation, Curved)
         low, high, slope = (self._view(rows, key, line, name) for name in ("low", "high", "slope"))
@@ -435,14 +466,17 @@ def optimized(
         if key[0] in lines.arriving:
             here = lines.arriving[key[0]]
             with torch.no_grad():
-                first = start.slopes.get(key, relaxation._shares(here, key))
+                first = start.slopes.get(key, relaxation.share(here, key))
             full = (len(best), *here.values.shape[1:])
             slopes[key] = first.expand(full).contiguous().clone().requires_grad_()
             limits[key] = best.new_zeros(()), best.new_ones(())
-    leaves = [*slopes.values(), *prices.values()]
-    choice = Choice(slopes, start.signs, prices, fitting=True)
+    pulls = {node: pull.detach().clone().requires_grad_() for node, pull in start.pulls.items()}
+    leaves = [*slopes.values(), *prices.values(), *pulls.values()]
+    paces = [relaxation.graph.activations[i].pace for i, _ in slopes] + [1.0] * (len(prices) + len(pulls))
+    choice = Choice(slopes, start.signs, prices, pulls, start.pull_limits, fitting=True)
     if leaves and steps:
-        optimizer = torch.optim.Adam(leaves, lr=rate, fused=True)
+        groups = [{"params": leaf, "lr": rate * pace} for leaf, pace in zip(leaves, paces, strict=True)]
+        optimizer = torch.optim.Adam(groups, fused=True)
         with torch.enable_grad():
             for _ in range(steps):
                 if bool((best > enough).all()):
@@ -461,8 +495,14 @@ def optimized(
                         slope.clamp_(*limits[key])
                     for price in prices.values():
                         price.clamp_(min=0)
-                optimizer.param_groups[0]["lr"] *= 0.95
+                    for node, pull in pulls.items():
+                        pull.clamp_(*start.pull_limits[node])
+                for group in optimizer.param_groups:
+                    group["lr"] *= 0.95
         with torch.no_grad():
             best = torch.fmax(best, relaxation.below(rows, choice).value)
-    fixed, priced = ({k: v.detach() for k, v in values.items()} for values in (slopes, prices))
-    return best, Choice(fixed, start.signs, priced)
+    return best, Choice(_fixed(slopes), start.signs, _fixed(prices), _fixed(pulls), start.pull_limits)
+
+
+def _fixed(values: Mapping[K, Tensor]) -> dict[K, Tensor]:
+    return {key: value.detach() for key, value in values.items()}

@@ -1,61 +1,53 @@
-"""Branch and bound on ReLU splits, with the bounds of beta-CROWN (Wang et al. 2021), many branches at a time.
+"""Branch and bound: a tree of branches, each with a bound of its own, many at a time and the worst first.
 
-A branch says of some unstable hinges on which side of the knot their input is. Its bound is a linear relaxation with
-optimised slopes and multipliers; branches are split at the hinge whose two halves gain most, of those that the
-relaxation loses most at (after filtered smart branching, De Palma et al. 2021); the ends of a deep branch's units are
-tightened anew (ours), and a branch in which every hinge is decided is a linear program, which stays open where proofs
-have to be rigorous. Every bound is sound on its branch, so that what is left when time is up is unknown.
+What a branch is, how it is bounded and where it is cut say the trees: `hinges` cuts at the knots of piecewise linear
+activations, `units` cuts the ranges of what any activation takes. A branch is cut where both halves gain most, of the
+places at which its relaxation loses most (after filtered smart branching, De Palma et al. 2021); the ends of a deep
+branch's units are tightened anew (ours). Every bound is sound on its branch, so that what is left when time is up is
+unknown.
 """
 
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from etb_plugin.attacks import Pgd
-from etb_plugin.graph.ends import tightened
-from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, crown_slope, optimized
-from etb_plugin.graph.rounding import are_rigorous
+from etb_plugin.graph.ends import Tightened
+from etb_plugin.graph.relaxation import Choice, Relaxation, optimized
 from etb_plugin.memory import fitting
-from etb_plugin.verification.exact import Decider
-from etb_plugin.verification.problem import TOLERANCE, Search
+from etb_plugin.verification.problem import TOLERANCE, Problem, Search
 
+ROOT_STEPS, STEPS, TIGHTENING_STEPS = 40, 12, 3
+"""Steps of gradient ascent at the root, in a branch, and for the ends of its units."""
 _VALUES_AT_ONCE = 2**21
 """Units that the branches of one step may hold together."""
-_CANDIDATES = 24
-"""Hinges of a branch that are tried before one is split."""
 _LEAST_GAIN = 1e-4
 """What a half counts for that gains nothing."""
-_ROOT_STEPS, _STEPS = 40, 12
-"""Steps of gradient ascent at the root and in a branch."""
 _ATTACKED_EVERY, _ATTACKED_AT_ONCE = 8, 64
 """Rounds after which the points where the worst branches' bounds are attained are attacked from, and how many."""
 _ATTACK = Pgd(steps=20, step=0.1)
-_TIGHTENED_EVERY = 5
-"""Splits after which the ends of a branch's units are computed anew: dear, and worth many splits."""
-_TIGHTENING_STEPS, _TIGHTENED_AT_ONCE = 3, 32
-"""Steps of gradient ascent for those ends, and how many branches take them together."""
+_TIGHTENED_EVERY, _TIGHTENED_AT_ONCE = 5, 32
+"""Cuts after which the ends of a branch's units are computed anew: dear, and worth many cuts; and how many branches
+take them together."""
 
 
 @dataclass
-class _Branches:
-    """Branches side by side: the unsafe part that each is about, the place of its ends among those that the tree keeps
-    and the splits since they were tightened, signs [branches, units], slopes and multipliers [branches, rows, units],
-    and how far its best row is proved to lie above its limit."""
+class Branches:
+    """Branches side by side: the unsafe part that each is about, the cuts since the ends of its units were tightened,
+    and how far its best row is proved to lie above its limit, all [branches]."""
 
     part: Tensor
-    ends: Tensor
     age: Tensor
-    signs: Tensor
-    slopes: Tensor
-    prices: Tensor
     above: Tensor
 
-    def __getitem__(self, index: Tensor) -> "_Branches":
-        return _Branches(*(value[index] for value in vars(self).values()))
+    def __getitem__(self, index: Tensor) -> Self:
+        return type(self)(*(value[index] for value in vars(self).values()))
 
     def __len__(self) -> int:
         return len(self.part)
@@ -65,84 +57,80 @@ class _Branches:
         """Which are not proved, [branches]: a bound that is no number proves nothing."""
         return ~(self.above > TOLERANCE)
 
-    def joined(self, other: "_Branches") -> "_Branches":
+    def joined(self, other: Self) -> Self:
+        """Return these and the others."""
         mine, theirs = vars(self).values(), vars(other).values()
-        return _Branches(*(torch.cat(pair) for pair in zip(mine, theirs, strict=True)))
+        return type(self)(*(torch.cat(pair) for pair in zip(mine, theirs, strict=True)))
 
-    def each(self) -> Iterator["_Branches"]:
+    def each(self) -> Iterator[Self]:
+        """Yield one after another."""
         return (self[torch.tensor([i], device=self.part.device)] for i in range(len(self)))
 
 
-class _Tree:
-    """One problem's search. `rows` [parts, rows, outputs] and `most` [parts, rows]; a shorter part repeats a row."""
+B = TypeVar("B", bound=Branches)
 
-    def __init__(self, decider: Decider) -> None:
-        self.decider, problem, relaxation = decider, decider.problem, decider.relaxation
-        self.relaxation = relaxation
-        self.hinges: dict[Hinge, Tensor] = {}
-        self.open: dict[Hinge, Tensor] = {}
-        for key, low, high in relaxation.hinges():
-            self.hinges[key] = low
-            self.open[key] = ((low < 0) & (high > 0)).flatten().nonzero()[:, 0]
-        self.units = sum(len(places) for places in self.open.values())
+
+class Tree(ABC, Generic[B]):
+    """One problem's search over a `relaxation` of its box, whose ends came about by `root`. `rows` [parts, rows,
+    outputs] and `most` [parts, rows]; a shorter part repeats a row."""
+
+    candidates: ClassVar[int]
+    """Places of a branch that are tried before it is cut at one."""
+
+    def __init__(self, network: nn.Module, relaxation: Relaxation, root: Tightened, problem: Problem) -> None:
+        self.network, self.relaxation, self.root, self.problem = network, relaxation, root, problem
         widest = max(len(part.rows) for part in problem.unsafe)
         self.rows = torch.stack([_padded(part.rows, widest) for part in problem.unsafe])
         self.most = torch.stack([_padded(part.most, widest) for part in problem.unsafe])
-        self._kept = dict(relaxation.ends)
-        features = sum(low.numel() for low in self.hinges.values())
-        self.at_once = max(2, min(512, fitting(_VALUES_AT_ONCE) // (features * widest)))
 
-    def relaxed(self, branches: _Branches) -> Relaxation:
+    def fitting(self, values: int) -> int:
+        """Return how many branches are worked on together whose rows have so many `values` each."""
+        return max(2, min(512, fitting(_VALUES_AT_ONCE) // (values * self.rows.shape[1])))
+
+    @property
+    @abstractmethod
+    def at_once(self) -> int:
+        """How many branches are worked on together."""
+
+    @abstractmethod
+    def relaxed(self, branches: B) -> Relaxation:
         """Return the relaxation over the branches' own ends."""
-        return self.relaxation.over(
-            {i: (low[branches.ends], high[branches.ends]) for i, (low, high) in self._kept.items()}
-        )
 
-    def spread(self, flat: Tensor) -> dict[Hinge, Tensor]:
-        """Return values of the open units [branches, rows, units] as one tensor for each hinge, 0 elsewhere."""
-        parts = flat.split([len(places) for places in self.open.values()], 2)
-        spread = {}
-        for (key, places), part in zip(self.open.items(), parts, strict=True):
-            shape = self.hinges[key].shape[1:]
-            full = flat.new_zeros(*flat.shape[:2], shape.numel())
-            full[:, :, places] = part
-            spread[key] = full.unflatten(2, shape)
-        return spread
+    @abstractmethod
+    def choice(self, branches: B) -> Choice:
+        """Return what the branches chose last."""
 
-    def gathered(self, spread: dict[Hinge, Tensor], like: Tensor) -> Tensor:
-        """Return what `spread` was made of; where a hinge is missing, of `like`."""
-        parts = like.split([len(places) for places in self.open.values()], 2)
-        return torch.cat(
-            [
-                spread[key].flatten(2)[:, :, places] if key in spread else part
-                for (key, places), part in zip(self.open.items(), parts, strict=True)
-            ],
-            2,
-        )
+    @abstractmethod
+    def root_branches(self, parts: Tensor) -> B:
+        """Return one branch without cuts for each of the unsafe `parts` (indices), not bounded yet."""
 
-    def choice(self, branches: _Branches) -> Choice:
-        signs = self.spread(branches.signs.unsqueeze(1).to(branches.slopes))
-        return Choice(self.spread(branches.slopes), signs, self.spread(branches.prices))
+    @abstractmethod
+    def chosen(self, branches: B, choice: Choice, above: Tensor) -> B:
+        """Return the branches with what they chose now, and with how far they lie `above` their limits."""
 
-    def roots(self, parts: Tensor) -> _Branches:
-        """Return one branch without splits for each of the parts, bounded."""
-        like = self.rows
-        slopes = {key: crown_slope(low, high).unsqueeze(1) for key, low, high in self.relaxation.hinges()}
-        shape = (len(parts), like.shape[1], self.units)
-        none = torch.zeros_like(parts)
-        start = _Branches(
-            parts,
-            none,
-            none,
-            torch.zeros(len(parts), self.units, dtype=torch.int8, device=like.device),
-            self.gathered(slopes, like.new_zeros(1, 1, self.units)).expand(shape),
-            like.new_zeros(shape),
-            like.new_full((len(parts),), -torch.inf),
-        )
-        return self.bounded(start, _ROOT_STEPS)
+    @abstractmethod
+    def tightened(self, branches: B) -> B:
+        """Return those of the branches that are not empty, with ends of their own."""
 
-    def bounded(self, branches: _Branches, steps: int) -> _Branches:
-        """Return the branches with their slopes and multipliers optimised."""
+    @abstractmethod
+    def losses(self, branches: B, arriving: dict[int, Tensor]) -> Tensor:
+        """Return how much the relaxation may lose at each place where a branch may be cut, [branches, places], -1 where
+        it may not. `arriving` holds one row of each branch as it came to the activations."""
+
+    @abstractmethod
+    def halves(self, branches: B, places: Tensor) -> B:
+        """Return, half after half and column after column of `places` [branches, count], every branch cut there."""
+
+    @abstractmethod
+    def whole(self, branches: B) -> Tensor:
+        """Return which branches cannot be cut any more, [branches]."""
+
+    @abstractmethod
+    def finish(self, leaf: B, seconds: float) -> tuple[bool, Tensor | None]:
+        """Return whether a branch that cannot be cut is proved, and a counterexample if one is found, in `seconds`."""
+
+    def bounded(self, branches: B, steps: int = STEPS) -> B:
+        """Return the branches with their lines and multipliers optimised."""
         limits = self.most[branches.part]
         value, choice = optimized(
             self.relaxed(branches),
@@ -151,124 +139,72 @@ class _Tree:
             start=self.choice(branches),
             enough=limits + TOLERANCE,
         )
-        above = torch.maximum((value - limits).amax(1), branches.above)
-        slopes = self.gathered(dict(choice.slopes), branches.slopes)
-        prices = self.gathered(dict(choice.multipliers), branches.prices)
-        return replace(branches, slopes=slopes, prices=prices, above=above)
-
-    def tightened(self, branches: _Branches) -> _Branches:
-        """Return those of the branches that are not empty, with ends of their own: what their splits say of the units
-        before and behind, and the signs that follow."""
-        signs = self.spread(branches.signs.unsqueeze(1).to(branches.slopes))
-        found = tightened(self.relaxed(branches), Choice(signs=signs), steps=_TIGHTENING_STEPS, start=self.decider.root)
-        left = (~found.empty).nonzero()[:, 0]
-        first = len(next(iter(self._kept.values()))[0])
-        for i, (low, high) in found.ends.items():
-            before = self._kept[i]
-            self._kept[i] = torch.cat([before[0], low[left]]), torch.cat([before[1], high[left]])
-        branches = branches[left]
-        places = torch.arange(first, first + len(left), device=left.device)
-        branches = replace(branches, ends=places, age=torch.zeros_like(places))
-        sides = {
-            key: ((low >= 0).to(torch.int8) - ((low < 0) & (high <= 0)).to(torch.int8)).unsqueeze(1)
-            for key, low, high in self.relaxed(branches).hinges()
-        }
-        implied = self.gathered(sides, branches.signs.unsqueeze(1))[:, 0]
-        return replace(branches, signs=torch.where(branches.signs == 0, implied, branches.signs))
+        return self.chosen(branches, choice, torch.fmax((value - limits).amax(1), branches.above))
 
     @torch.no_grad()
-    def split(self, branches: _Branches) -> _Branches:
-        """Return both halves of each branch, at the hinge where the product of what both halves gain is largest.
+    def split(self, branches: B) -> B:
+        """Return both halves of each branch, cut where the product of what both gain is largest.
 
         A half gains no more than it takes to prove it; the product, as in mixed-integer programming, wants both.
         """
-        count = min(_CANDIDATES, self.units)
         lines = self.relaxed(branches).below(self.rows[branches.part], self.choice(branches))
-        best = (lines.value - self.most[branches.part]).argmax(1)
-        loss = self._losses(
-            branches, {i: rows.values[torch.arange(len(best)), best] for i, rows in lines.arriving.items()}
-        )
-        loss = loss.masked_fill(branches.signs != 0, -1.0)
-        units = loss.topk(count, 1).indices  # [branches, count]; decided units come last
-        halves = self._halves(branches, units)
+        above = lines.value - self.most[branches.part]
+        best = above.argmax(1)
+        arriving = {i: rows.values[torch.arange(len(best)), best] for i, rows in lines.arriving.items()}
+        loss = self.losses(branches, arriving)
+        loss, places = loss.topk(min(self.candidates, loss.shape[1]), 1)  # [branches, count]
+        halves = self.halves(branches, places)
         value = self.relaxed(halves).below(self.rows[halves.part], self.choice(halves)).value - self.most[halves.part]
-        decided = (branches.signs.gather(1, units) != 0).T
-        before = (lines.value - self.most[branches.part]).amax(1)
-        gain = torch.minimum(value.amax(1).view(2, count, -1) - before, TOLERANCE - before).clamp(min=_LEAST_GAIN)
-        worth = gain.prod(0).masked_fill(decided, -1.0)
-        return self._halves(branches, units.gather(1, worth.argmax(0).unsqueeze(1)))
+        before = above.amax(1)
+        gain = value.amax(1).view(2, -1, len(branches)) - before
+        gain = torch.minimum(gain, TOLERANCE - before).clamp(min=_LEAST_GAIN)
+        worth = gain.prod(0).masked_fill(loss.T < 0, -1.0)
+        return self.halves(branches, places.gather(1, worth.argmax(0).unsqueeze(1)))
 
-    def next(self, queue: _Branches) -> tuple[_Branches, _Branches]:
+    def next(self, queue: B) -> tuple[B, B]:
         """Return the branches to work on, the worst first, and the rest. Old ones are tightened, by themselves."""
         order = queue.above.argsort()
         old = queue.age[order] >= _TIGHTENED_EVERY
-        if self.decider.root.slopes and old[0]:
+        tightening = bool(self.root.slopes) and bool(old[0])
+        if tightening:
             some = order[old][:_TIGHTENED_AT_ONCE]
-            rest = torch.ones_like(old)
-            rest[some] = False
-            return self.bounded(self.tightened(queue[some]), _STEPS), queue[rest.nonzero()[:, 0]]
-        some = order[: self.at_once] if not self.decider.root.slopes else order[~old][: self.at_once]
+        else:
+            some = (order[~old] if self.root.slopes else order)[: self.at_once]
         rest = torch.ones_like(old)
         rest[some] = False
-        return queue[some], queue[rest.nonzero()[:, 0]]
+        now = self.bounded(self.tightened(queue[some])) if tightening else queue[some]
+        return now, queue[rest.nonzero()[:, 0]]
 
-    def open_ones(self, branches: _Branches) -> tuple[_Branches, Tensor | None]:
+    def open_ones(self, branches: B) -> tuple[B, Tensor | None]:
         """Return the branches that are not proved, and a counterexample if one is met at their bounds."""
         left = branches[branches.open]
         return left, self.witness(left) if len(left) else None
 
-    def _halves(self, branches: _Branches, units: Tensor) -> _Branches:
-        """Return, sign after sign and column after column of `units` [branches, count], every branch split there."""
-        count = units.shape[1]
-        index = torch.arange(len(branches), device=units.device).repeat(2 * count)
-        halves = branches[index]
-        sign = torch.tensor([1, -1], dtype=torch.int8, device=units.device).repeat_interleave(len(index) // 2)
-        signs = halves.signs.clone()
-        signs[torch.arange(len(index), device=units.device), units.T.flatten().repeat(2)] = sign
-        return replace(halves, signs=signs, age=halves.age + 1)
-
-    def _losses(self, branches: _Branches, arriving: dict[int, Tensor]) -> Tensor:
-        """Return how much each open unit's relaxation may lose, [branches, units]."""
-        losses: dict[Hinge, Tensor] = {}
-        chosen = self.spread(branches.slopes.amax(1, keepdim=True))
-        for key, low, high in self.relaxed(branches).hinges():
-            i, h = key
-            if i not in arriving:
-                continue
-            change = self.relaxation.graph.activations[i].hinges()[h][1]
-            rows, slope = arriving[i] * change, chosen[key][:, 0]
-            above = -rows.clamp(max=0) * high * -low / (high - low).clamp(min=1e-30)
-            below = rows.clamp(min=0) * torch.maximum(slope * -low, (1 - slope) * high) / 2
-            losses[key] = (above + below).unsqueeze(1)
-        return self.gathered(losses, branches.slopes.new_zeros(len(branches), 1, self.units))[:, 0]
-
-    @torch.no_grad()
-    def witness(self, branches: _Branches) -> Tensor | None:
+    def witness(self, branches: B) -> Tensor | None:
         """Return a counterexample among the points where the branches' bounds are attained, if there is one."""
-        return self.decider.broken(self._attained(branches))
+        return self.problem.met(self.network, self._attained(branches))
 
-    @torch.no_grad()
-    def attacked(self, branches: _Branches) -> Tensor | None:
+    def attacked(self, branches: B) -> Tensor | None:
         """Return a counterexample that projected gradient descent meets from the points where the bounds of the worst
         branches are attained, if there is one."""
         points = self._attained(branches[branches.above.argsort()[:_ATTACKED_AT_ONCE]])
-        return self.decider.broken(self.decider.problem.polished(self.decider.network, points, _ATTACK))
+        return self.problem.met(self.network, self.problem.polished(self.network, points, _ATTACK))
 
-    def _attained(self, branches: _Branches) -> Tensor:
+    @torch.no_grad()
+    def _attained(self, branches: B) -> Tensor:
         """Return the points where the branches' bounds are attained, [branches * rows, *input]."""
         lines = self.relaxed(branches).below(self.rows[branches.part], self.choice(branches))
         return lines.minimizer(self.relaxation.region).flatten(0, 1)
 
 
-def search(decider: Decider, parts: Tensor, deadline: float) -> Search:
+def search(tree: Tree[B], parts: Tensor, deadline: float) -> Search:
     """Branch until each of the problem's unsafe `parts` (indices) is proved unreachable, a counterexample is met, or
     `time.monotonic()` reaches `deadline`.
 
     Network, relaxation and problem are of one dtype.
     """
-    tree = _Tree(decider)
     stuck: set[int] = set()
-    queue, witness = tree.open_ones(tree.roots(parts.to(tree.rows.device)))
+    queue, witness = tree.open_ones(tree.bounded(tree.root_branches(parts.to(tree.rows.device)), ROOT_STEPS))
     for rounds in itertools.count():
         if witness is None and len(queue) and rounds % _ATTACKED_EVERY == 0:
             witness = tree.attacked(queue)
@@ -276,21 +212,16 @@ def search(decider: Decider, parts: Tensor, deadline: float) -> Search:
             break
         now, queue = tree.next(queue)
         now = now[now.open]
-        full = (now.signs != 0).all(1)
-        for leaf in now[full].each():
-            if are_rigorous():  # a solver's answer is no proof in real arithmetic
-                stuck.add(int(leaf.part))
-                continue
-            proved, witness = decider.decide(
-                int(leaf.part), deadline - time.monotonic(), integer=False, signs=leaf.signs[0].tolist()
-            )
+        whole = tree.whole(now)
+        for leaf in now[whole].each():
+            proved, witness = tree.finish(leaf, deadline - time.monotonic())
             if witness is not None:
                 return Search(parts[:0], witness)
             if not proved:
                 stuck.add(int(leaf.part))
-        if full.all():  # none left, or leaves only
+        if whole.all():  # none left, or leaves only
             continue
-        now, witness = tree.open_ones(tree.bounded(tree.split(now[~full]), _STEPS))
+        now, witness = tree.open_ones(tree.bounded(tree.split(now[~whole])))
         queue = queue.joined(now)
     left = stuck | set(queue.part.tolist())
     return Search(torch.tensor([part for part in parts.tolist() if part not in left], dtype=torch.long), witness)

@@ -23,7 +23,7 @@ from etb_plugin.bounds.program import Maps, affine_maps, refuse_curved
 from etb_plugin.bounds.solvers import check_solver
 from etb_plugin.errors import ConfigError, EtbError, OutOfTime, SoundnessError, Stopped, UnsupportedLayer
 from etb_plugin.graph.activations import Curved
-from etb_plugin.graph.ends import crown_ends, tightened
+from etb_plugin.graph.ends import Tightened, crown_ends, tightened
 from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.relaxation import Choice, Relaxation
 from etb_plugin.graph.rounding import rigorous
@@ -33,8 +33,10 @@ from etb_plugin.registry import Registry
 from etb_plugin.stopping import until
 from etb_plugin.verification.branch import search
 from etb_plugin.verification.exact import Decider
+from etb_plugin.verification.hinges import HingeTree
 from etb_plugin.verification.inputs import split_inputs
 from etb_plugin.verification.problem import Problem, Verdict, proved_parts, stacked
+from etb_plugin.verification.units import UnitTree
 
 STAGES = ("ibp", "pgd", "crown-ibp", "crown", "alpha-crown", "dual", "inputs", "bab", "exact", "lp")
 """The whole cascade, in order: IBP takes two forward passes, and on a network trained by it leaves little to attack."""
@@ -243,11 +245,16 @@ class Cascade:
         """Whether so few inputs move that cutting them is what decides the case."""
         return "inputs" in self.settings.stages and int((case.problem.box.radius > 0).sum()) <= _FEW_INPUTS
 
-    def split_inputs(self, case: Case, deadline: float) -> None:
-        """Cut the input where few of its elements move, or where nothing else can be branched on."""
+    @property
+    def curved(self) -> bool:
+        """Whether some activation is not piecewise linear."""
         assert self._graph is not None
-        curved = any(isinstance(one, Curved) for one in self._graph.activations.values())
-        if not self._cuts(case) and not curved:
+        return any(isinstance(one, Curved) for one in self._graph.activations.values())
+
+    def split_inputs(self, case: Case, deadline: float) -> None:
+        """Cut the input where few of its elements move."""
+        assert self._graph is not None
+        if not self._cuts(case):
             return
         found = split_inputs(self.network, self._graph, case.problem, _open_parts(case), deadline)
         case.proved[found.proved] = True
@@ -261,17 +268,28 @@ class Cascade:
 
     def _prepared(self, case: Case) -> Decider:
         assert self._graph is not None
+        self._maps = self._maps or affine_maps(self._graph, case.problem.box.lower)
+        relaxation, found = self.root(case)
+        return Decider(self.network, relaxation, found, self._maps, case.problem, self.settings.solver)
+
+    def root(self, case: Case) -> tuple[Relaxation, Tightened]:
+        """Return the relaxation of a case's box over the best ends that are cheap enough, and how they came about."""
+        assert self._graph is not None
         box = case.problem.box
-        self._maps = self._maps or affine_maps(self._graph, box.lower)
         with torch.no_grad():
             found = crown_ends(self._graph, box)
         relaxation = Relaxation(self._graph, box, found.ends)
         units = sum(low.numel() for low, _ in found.ends.values())
         unstable = sum(int(((low < 0) & (high > 0)).sum()) for _, low, high in relaxation.hinges())
+        unstable += sum(
+            int(one.undecided(*found.ends[i]).sum())
+            for i, one in self._graph.activations.items()
+            if isinstance(one, Curved)
+        )
         if unstable * units <= _REFINABLE:
             found = tightened(relaxation, Choice(), steps=_REFINING_STEPS)
             relaxation = relaxation.over(found.ends)
-        return Decider(self.network, relaxation, found, self._maps, case.problem, self.settings.solver)
+        return relaxation, found
 
 
 def takers(
@@ -354,7 +372,10 @@ def _tried(name: str, cases: Sequence[Case], stage: Callable[..., None], *argume
 
 
 def _bab(cascade: Cascade, case: Case, deadline: float) -> None:
-    found = search(cascade.decider(case), _open_parts(case), deadline)
+    if cascade.curved:
+        found = search(UnitTree(cascade.network, *cascade.root(case), case.problem), _open_parts(case), deadline)
+    else:
+        found = search(HingeTree(cascade.decider(case)), _open_parts(case), deadline)
     case.proved[found.proved] = True
     case.witness = found.witness
 
@@ -379,6 +400,6 @@ def _open_parts(case: Case) -> Tensor:
 
 
 register_stage("inputs", Stage(Cascade.split_inputs, rigorous=True))
-register_stage("bab", Stage(_bab, refuse_curved, rigorous=True))
+register_stage("bab", Stage(_bab, rigorous=True))
 register_stage("exact", Stage(_exact, refuse_curved, 4))
 register_stage("lp", Stage(_lp, refuse_curved, 1))

@@ -73,9 +73,4 @@ class Decider:
     def broken(self, points: Tensor) -> Tensor | None:
         """Return the first of `points` [points, inputs or *input] that, put back into the box, gives an unsafe
         output: [1, *input]."""
-        box = self.problem.box
-        inside = points.to(box.lower).reshape(-1, *box.shape)
-        inside = box.nearest(inside)
-        with torch.no_grad():
-            found = self.problem.broken(self.network(inside)).nonzero()[:, 0]
-        return inside[found[:1]] if len(found) else None
+        return self.problem.met(self.network, points.reshape(-1, *self.problem.box.shape))

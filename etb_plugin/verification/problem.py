@@ -52,6 +52,14 @@ class Problem:
         """Return which of `outputs` [points, outputs] are unsafe, [points]."""
         return (self.unsafety(outputs) >= 0).any(1)
 
+    def met(self, network: nn.Module, points: Tensor) -> Tensor | None:
+        """Return the first of `points` [points, *input] that, put back into the box, gives an unsafe output, [1,
+        *input]; None if there is none."""
+        inside = self.box.nearest(points.to(self.box.lower))
+        with torch.no_grad():
+            found = self.broken(network(inside)).nonzero()[:, 0]
+        return inside[found[:1]] if len(found) else None
+
     def polished(self, network: nn.Module, points: Tensor, settings: Pgd) -> Tensor:
         """Return for each of `points` [points, *input] the most unsafe that projected gradient descent from there
         meets in the box, itself among them."""

@@ -84,7 +84,7 @@ def test_onnx_files_that_cannot_be_taken_are_refused_by_name(tmp_path, node, sha
     kind, inputs, outputs = node
     file = onnx_file(tmp_path / "n.onnx", [helper.make_node(kind, inputs, outputs)], {}, shape, opset)
     with pytest.raises(UnsupportedLayer, match=words):
-        Cascade(*read_onnx(file), Settings(("bab",)))
+        Cascade(*read_onnx(file), Settings(("exact",)))
 
 
 def test_what_is_no_onnx_and_what_is_not_installed_is_said(tmp_path, monkeypatch):
