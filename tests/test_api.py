@@ -14,7 +14,7 @@ import etb_plugin
 from etb_plugin.data import load, pixels
 from etb_plugin.errors import ConfigError, DataError
 from etb_plugin.verification import Verdict
-from tests.cli.test_cli import etb
+from tests.command import etb
 
 
 class Own(nn.Module):

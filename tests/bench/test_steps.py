@@ -7,7 +7,7 @@ import pytest
 from etb_plugin.attacks import Pgd
 from etb_plugin.bench import measure_attacks, measure_steps
 from etb_plugin.objectives import get_method
-from tests.cli.test_cli import etb
+from tests.command import etb
 
 
 def test_the_floor_is_the_ratio_of_the_arithmetic():

@@ -21,6 +21,7 @@ from etb_plugin.cli.main import build, main
 from etb_plugin.experiment import Experiment
 from etb_plugin.experiment.reading import _flags
 from etb_plugin.objectives import methods
+from tests.command import etb
 
 COMMANDS = {
     *(
@@ -41,17 +42,6 @@ COMMANDS = {
     *("models", "new", "selftest", "cell"),
 }
 QUICK = ("--model", "mlp-12x2", "--epochs", "2", "--train-limit", "200", "--test-limit", "30", "--pgd-steps", "3")
-
-
-def etb(*arguments, cwd, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-m", "etb_plugin", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **kwargs,
-    )
 
 
 @pytest.fixture(scope="module")

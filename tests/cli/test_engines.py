@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import etb
+from tests.command import etb
 
 EXPERIMENT = """
 dataset: digits

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import etb
+from tests.command import etb
 
 KINDS = {"bound": "my-bound", "method": "my-method", "model": "my-model", "attack": "my-attack", "dataset": "my-data"}
 

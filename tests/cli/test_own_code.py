@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.cli.test_cli import etb
+from tests.command import etb
 
 NET = """
 from pathlib import Path

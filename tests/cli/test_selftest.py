@@ -10,7 +10,7 @@ import torch
 from etb_plugin import bound
 from etb_plugin.cli.main import main
 from etb_plugin.selftest.checks import Fault, fuzz, known_bounds, resumed, rounding
-from tests.cli.test_cli import etb
+from tests.command import etb
 
 
 def test_an_installation_passes_and_a_report_has_what_it_needs(tmp_path):

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from tests.cli.test_cli import QUICK, etb
+from tests.cli.test_cli import QUICK
+from tests.command import etb
 
 FOREIGN = re.compile(r"warn|highs \d|copyright|cuda_home|site-packages|traceback", re.IGNORECASE)
 

@@ -14,7 +14,7 @@ import torch
 from etb_plugin.cli.main import main
 from etb_plugin.data import load, pixels
 from etb_plugin.networks.onnx import read_onnx
-from tests.cli.test_cli import etb
+from tests.command import etb
 
 
 @pytest.fixture(scope="module")

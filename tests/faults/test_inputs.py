@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.cli.test_cli import etb
+from tests.command import etb
 
 _GENERATOR = np.random.default_rng(0)
 IMAGES = _GENERATOR.integers(0, 256, (60, 8, 8), np.uint8)

@@ -18,7 +18,7 @@ from etb_plugin.files import Paced
 from etb_plugin.report.live import Live
 from etb_plugin.report.running import RunningPage
 from etb_plugin.report.runs import examples, read_runs
-from tests.cli.test_cli import etb
+from tests.command import etb
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 

@@ -1,8 +1,6 @@
 """A competition's list of instances, through the command line: answers, files, going on, and what is refused."""
 
 import csv
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,12 +8,12 @@ import torch
 from etb_plugin import Box
 from etb_plugin.networks.onnx import write_onnx
 from etb_plugin.verification.vnnlib import vnnlib_text
+from tests.command import etb
 from tests.conftest import fully_connected
 
 
 def run(*arguments, folder):
-    command = (sys.executable, "-m", "etb_plugin", "verify", *map(str, arguments))
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+    return etb("verify", *map(str, arguments), cwd=folder, timeout=200)
 
 
 @pytest.fixture

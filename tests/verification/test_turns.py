@@ -10,7 +10,7 @@ from etb_plugin.bounds import Box
 from etb_plugin.networks import build
 from etb_plugin.verification import Settings, Verdict
 from etb_plugin.verification.turns import Turns
-from tests.cli.test_cli import etb
+from tests.command import etb
 from tests.conftest import fully_connected
 
 EPS, GRID = 0.08, 25
