@@ -66,7 +66,7 @@ def _serve() -> dict[str, object] | None:
 if __name__ == "__main__":
     import runpy
 
-    import matplotlib.figure
+    import matplotlib.figure  # noqa: F401
     import torch  # noqa: F401
 
     request = _serve()
