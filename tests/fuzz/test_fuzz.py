@@ -6,6 +6,7 @@ there.
 
 import copy
 from copy import copy as shallow
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,13 @@ from torch import nn
 
 from etb_plugin import Box, bound
 from etb_plugin.bounds import bounds, register_bound, registry
+from etb_plugin.graph.ends import crown_ends
+from etb_plugin.graph.relaxation import Relaxation
+from etb_plugin.graph.tracing import trace
 from etb_plugin.selftest.fuzz import OPTIONS, arithmetic, fault, reached, told
-from etb_plugin.selftest.networks import drawn
+from etb_plugin.selftest.networks import corners, drawn
+from etb_plugin.verification import robustness
+from etb_plugin.verification.units import UnitTree
 from tests.conftest import fully_connected
 
 CASES_AT_ONCE = 10
@@ -36,6 +42,52 @@ def test_every_sound_bound_goes_through_the_fuzz():
 @pytest.mark.parametrize("first", range(0, 60, CASES_AT_ONCE))
 def test_300_pairs_of_networks_and_bounds(first):
     check(first, CASES_AT_ONCE)
+
+
+def outside_of_a_branch(seed):
+    """Return how far outputs lie below the bound of a branch that has the point, beyond what rounding explains, and how
+    many branches had one; of branches on units, whatever the network."""
+    case = replace(drawn(seed), dtype=torch.float64)
+    case = case if case.region in ("box", "open", "one-sided") else replace(case, region="open")
+    network, region = case.network.requires_grad_(False), case.around()
+    box = Box(region.lower[:1], region.upper[:1])
+    graph = trace(network, box.shape)
+    if not graph.activations:
+        return -torch.inf, 0
+    found = crown_ends(graph, box, steps=2)
+    tree = UnitTree(network, Relaxation(graph, box, found.ends), found, robustness(box, 0, 3))
+    generator = torch.Generator().manual_seed(seed)
+    inner = torch.rand(2000, *box.shape, generator=generator, dtype=torch.float64)
+    points = torch.cat([box.lower + (box.upper - box.lower) * inner, corners(box, 64, generator)[:, 0]])
+    values = graph.values(points)
+    slack = 2 * float(arithmetic(network, box).sum())
+    branches = tree.bounded(tree.root_branches(torch.arange(2)))
+    worst, met = -torch.inf, 0
+    for cuts in range(5):
+        if cuts == 3:
+            branches = tree.tightened(branches)
+        branches = branches[~tree.whole(branches)]
+        if not len(branches):
+            break
+        branches = tree.bounded(tree.split(branches))
+        for branch in branches.each():
+            inside = torch.ones(len(points), dtype=torch.bool)
+            for at, (low, high) in tree.ends(branch).items():
+                value = values[graph.nodes[at].inputs[0]]
+                inside &= ((value >= low) & (value <= high)).flatten(1).all(1)
+            if inside.any():
+                least = (values[-1][inside] @ tree.rows[int(branch.part), 0]).nan_to_num(torch.inf).min()
+                worst = max(worst, float((branch.above[0] - least).nan_to_num(-torch.inf)) - slack)
+                met += 1
+        branches = branches[branches.above.argsort()[:6]]
+    return worst, met
+
+
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(10, 400, 10))])
+def test_no_point_of_a_branch_lies_below_its_bound(first):
+    found = [outside_of_a_branch(seed) for seed in range(first, first + 10)]
+    assert max(worst for worst, _ in found) <= 0
+    assert sum(met for _, met in found) > 50
 
 
 @pytest.mark.slow
