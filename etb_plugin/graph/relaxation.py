@@ -28,7 +28,7 @@ Hinge = tuple[int, int]
 the line above."""
 
 
-K = TypeVar("K")
+_K = TypeVar("_K")
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,14 @@ class _Line:
 
     @cached_property
     def slope(self) -> Tensor:
-        return self._usual[0]
+        return self.usual[0]
 
     @cached_property
     def intercept(self) -> Tensor:
-        return self._usual[1]
+        return self.usual[1]
 
     @cached_property
-    def _usual(self) -> tuple[Tensor, Tensor]:
+    def usual(self) -> tuple[Tensor, Tensor]:
         return self.activation.line(self.low, self.high, self.sign)
 
 
@@ -159,9 +159,9 @@ class Relaxation:
             if isinstance(activation, Curved):
                 for side, sign in enumerate((1, -1)):
                     line = before._curves[i, side] if before and i in known else None
-                    self._curves[i, side] = line = line or _Line(activation, low, high, sign)
+                    self._curves[i, side] = line or _Line(activation, low, high, sign)
                     if torch.is_grad_enabled():
-                        line.slope  # noqa: B018
+                        _ = self._curves[i, side].usual
 
     def over(self, ends: Ends) -> "Relaxation":
         """Return the same with other ends."""
@@ -466,16 +466,18 @@ def optimized(
         if key[0] in lines.arriving:
             here = lines.arriving[key[0]]
             with torch.no_grad():
-                first = start.slopes.get(key, relaxation.share(here, key))
+                first = start.slopes[key] if key in start.slopes else relaxation.share(here, key)
             full = (len(best), *here.values.shape[1:])
             slopes[key] = first.expand(full).contiguous().clone().requires_grad_()
             limits[key] = best.new_zeros(()), best.new_ones(())
     pulls = {node: pull.detach().clone().requires_grad_() for node, pull in start.pulls.items()}
-    leaves = [*slopes.values(), *prices.values(), *pulls.values()]
-    paces = [relaxation.graph.activations[i].pace for i, _ in slopes] + [1.0] * (len(prices) + len(pulls))
+    paced = {1.0: [*prices.values(), *pulls.values()]}
+    for (i, _), slope in slopes.items():
+        paced.setdefault(relaxation.graph.activations[i].pace, []).append(slope)
+    leaves = [leaf for some in paced.values() for leaf in some]
     choice = Choice(slopes, start.signs, prices, pulls, start.pull_limits, fitting=True)
     if leaves and steps:
-        groups = [{"params": leaf, "lr": rate * pace} for leaf, pace in zip(leaves, paces, strict=True)]
+        groups = [{"params": some, "lr": rate * pace} for pace, some in paced.items() if some]
         optimizer = torch.optim.Adam(groups, fused=True)
         with torch.enable_grad():
             for _ in range(steps):
@@ -504,5 +506,5 @@ def optimized(
     return best, Choice(_fixed(slopes), start.signs, _fixed(prices), _fixed(pulls), start.pull_limits)
 
 
-def _fixed(values: Mapping[K, Tensor]) -> dict[K, Tensor]:
+def _fixed(values: Mapping[_K, Tensor]) -> dict[_K, Tensor]:
     return {key: value.detach() for key, value in values.items()}
