@@ -54,7 +54,7 @@ def test_a_property_is_answered_by_its_verdict_alone(said):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("compare", "--methods", "nominal,ibp", *QUICK, "--out", "both"),
+        pytest.param(("compare", "--methods", "nominal,ibp", *QUICK, "--out", "both"), marks=pytest.mark.slow),
         ("verify", "mine", "--images", "0:4", "--time-limit", "2"),
         ("study",),
         ("models",),
