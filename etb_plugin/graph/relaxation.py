@@ -445,39 +445,15 @@ def optimized(
     with torch.no_grad():
         lines = relaxation.below(rows, start)
     best = lines.value
-    slopes: dict[Hinge, Tensor] = {}
-    prices: dict[Hinge, Tensor] = {}
-    limits: dict[Hinge, tuple[Tensor, Tensor]] = {}
-    for key, _, _ in relaxation.hinges():
-        if key[0] not in lines.arriving:
-            continue
-        here, knot = lines.arriving[key[0]], relaxation.graph.activations[key[0]].hinges()[key[1]][0]
-        full = (len(best), *here.values.shape[1:])
-        hinge = relaxation._lines(key, knot, start.signs.get(key))
-        if bool(hinge.unstable.any()):
-            steep, unstable = (relaxation._view(here, key, hinge, name) for name in ("steep", "unstable"))
-            first = start.slopes.get(key, relaxation._view(here, key, hinge, "flat"))
-            slopes[key] = torch.where(unstable, first, steep).expand(full).contiguous().clone().requires_grad_()
-            limits[key] = torch.where(unstable, 0.0, steep), torch.where(unstable, 1.0, steep)
-        if key in start.signs:
-            price = start.multipliers.get(key, torch.zeros((), dtype=best.dtype, device=best.device))
-            prices[key] = price.expand(full).contiguous().clone().requires_grad_()
-    for key in relaxation._curves:
-        if key[0] in lines.arriving:
-            here = lines.arriving[key[0]]
-            with torch.no_grad():
-                first = start.slopes[key] if key in start.slopes else relaxation.share(here, key)
-            full = (len(best), *here.values.shape[1:])
-            slopes[key] = first.expand(full).contiguous().clone().requires_grad_()
-            limits[key] = best.new_zeros(()), best.new_ones(())
-    pulls = {node: pull.detach().clone().requires_grad_() for node, pull in start.pulls.items()}
-    paced = {1.0: [*prices.values(), *pulls.values()]}
-    for (i, _), slope in slopes.items():
-        paced.setdefault(relaxation.graph.activations[i].pace, []).append(slope)
-    leaves = [leaf for some in paced.values() for leaf in some]
-    choice = Choice(slopes, start.signs, prices, pulls, start.pull_limits, fitting=True)
+    slopes, prices, pulls = _movable(relaxation, lines, start)
+    moved = [*slopes.values(), *prices.values(), *pulls.values()]
+    leaves = [one.value for one in moved]
+    choice = Choice(_values(slopes), start.signs, _values(prices), _values(pulls), start.pull_limits, fitting=True)
     if leaves and steps:
-        groups = [{"params": some, "lr": rate * pace} for pace, some in paced.items() if some]
+        groups = [
+            {"params": [one.value for one in moved if one.pace == pace], "lr": rate * pace}
+            for pace in {one.pace for one in moved}
+        ]
         optimizer = torch.optim.Adam(groups, fused=True)
         with torch.enable_grad():
             for _ in range(steps):
@@ -493,12 +469,8 @@ def optimized(
                     leaf.grad = None if grad is None else grad.contiguous()
                 optimizer.step()
                 with torch.no_grad():
-                    for key, slope in slopes.items():
-                        slope.clamp_(*limits[key])
-                    for price in prices.values():
-                        price.clamp_(min=0)
-                    for node, pull in pulls.items():
-                        pull.clamp_(*start.pull_limits[node])
+                    for one in moved:
+                        one.value.clamp_(one.least, one.most)
                 for group in optimizer.param_groups:
                     group["lr"] *= 0.95
         with torch.no_grad():
@@ -506,5 +478,56 @@ def optimized(
     return best, Choice(_fixed(slopes), start.signs, _fixed(prices), _fixed(pulls), start.pull_limits)
 
 
-def _fixed(values: Mapping[_K, Tensor]) -> dict[_K, Tensor]:
-    return {key: value.detach() for key, value in values.items()}
+@dataclass(frozen=True)
+class _Moved:
+    """What a search moves, between which limits, and how fast beside others."""
+
+    value: Tensor
+    least: Tensor
+    most: Tensor
+    pace: float = 1.0
+
+
+def _values(moved: Mapping[_K, _Moved]) -> dict[_K, Tensor]:
+    return {key: one.value for key, one in moved.items()}
+
+
+def _fixed(moved: Mapping[_K, _Moved]) -> dict[_K, Tensor]:
+    return {key: one.value.detach() for key, one in moved.items()}
+
+
+def _movable(
+    relaxation: Relaxation, lines: Lines, start: Choice
+) -> tuple[dict[Hinge, _Moved], dict[Hinge, _Moved], dict[int, _Moved]]:
+    """Return slopes and shares, multipliers and pulls, from where `start` has them, for rows that gave `lines`."""
+    slopes: dict[Hinge, _Moved] = {}
+    prices: dict[Hinge, _Moved] = {}
+    batch, activations = len(lines.value), relaxation.graph.activations
+    none, one, infinite = (lines.value.new_full((), number) for number in (0.0, 1.0, torch.inf))
+
+    def leaf(first: Tensor, here: Rows) -> Tensor:
+        return first.expand(batch, *here.values.shape[1:]).contiguous().clone().requires_grad_()
+
+    for key, _, _ in relaxation.hinges():
+        if key[0] not in lines.arriving:
+            continue
+        here, knot = lines.arriving[key[0]], activations[key[0]].hinges()[key[1]][0]
+        hinge = relaxation._lines(key, knot, start.signs.get(key))
+        if bool(hinge.unstable.any()):
+            steep, unstable = (relaxation._view(here, key, hinge, name) for name in ("steep", "unstable"))
+            first = start.slopes.get(key, relaxation._view(here, key, hinge, "flat"))
+            limits = torch.where(unstable, 0.0, steep), torch.where(unstable, 1.0, steep)
+            slopes[key] = _Moved(leaf(torch.where(unstable, first, steep), here), *limits)
+        if key in start.signs:
+            prices[key] = _Moved(leaf(start.multipliers.get(key, none), here), none, infinite)
+    for key in relaxation._curves:
+        if key[0] in lines.arriving:
+            here = lines.arriving[key[0]]
+            with torch.no_grad():
+                first = start.slopes[key] if key in start.slopes else relaxation.share(here, key)
+            slopes[key] = _Moved(leaf(first, here), none, one, activations[key[0]].pace)
+    pulls = {
+        node: _Moved(pull.detach().clone().requires_grad_(), *start.pull_limits[node])
+        for node, pull in start.pulls.items()
+    }
+    return slopes, prices, pulls
