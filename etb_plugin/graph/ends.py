@@ -157,8 +157,7 @@ def dual_ends(graph: Graph, region: Region) -> dict[int, tuple[Tensor, Tensor]]:
     """Return the ends of every activation's input by the rows of every unit, with the chord's slope on both sides
     (Wong and Kolter 2018), and by interval arithmetic where activations are curved, of which some take no negative
     numbers. Cost: a row for every unit."""
-    curved = any(isinstance(one, Curved) for one in graph.activations.values())
-    known = interval_ends(graph, region)[0] if curved else {}
+    known = interval_ends(graph, region)[0] if graph.curved else {}
     ends: dict[int, tuple[Tensor, Tensor]] = {}
     batch, relaxation = len(region), Relaxation(graph, region, {})
     for i in graph.activations:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from etb_plugin.graph.activations import Activation
+from etb_plugin.graph.activations import Activation, Curved
 from etb_plugin.graph.affine import Affine, Conv, Linear
 from etb_plugin.graph.regions import Ball, Region
 from etb_plugin.graph.rounding import TINY, Sizes, Slack, are_rigorous, check_rigorous, gamma
@@ -57,6 +57,11 @@ class Graph:
     def activations(self) -> dict[int, Activation]:
         """The activations by position."""
         return {i: n.operation for i, n in enumerate(self.nodes) if isinstance(n.operation, Activation)}
+
+    @cached_property
+    def curved(self) -> bool:
+        """Whether some activation is not piecewise linear."""
+        return any(isinstance(activation, Curved) for activation in self.activations.values())
 
     @property
     def last(self) -> int:

@@ -124,11 +124,11 @@ class _Line:
     high: Tensor
     sign: int
 
-    @cached_property
+    @property
     def slope(self) -> Tensor:
         return self.usual[0]
 
-    @cached_property
+    @property
     def intercept(self) -> Tensor:
         return self.usual[1]
 

@@ -11,19 +11,20 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from etb_plugin.attacks import Pgd
-from etb_plugin.graph.ends import Tightened
+from etb_plugin.graph.ends import Tightened, tightened
+from etb_plugin.graph.graph import Ends
 from etb_plugin.graph.relaxation import Choice, Relaxation, optimized
 from etb_plugin.memory import fitting
 from etb_plugin.verification.problem import TOLERANCE, Problem, Search
 
-ROOT_STEPS, STEPS, TIGHTENING_STEPS = 40, 12, 3
+_ROOT_STEPS, _STEPS, _TIGHTENING_STEPS = 40, 12, 3
 """Steps of gradient ascent at the root, in a branch, and for the ends of its units."""
 _VALUES_AT_ONCE = 2**21
 """Units that the branches of one step may hold together."""
@@ -83,14 +84,10 @@ class Tree(ABC, Generic[B]):
         self.rows = torch.stack([_padded(part.rows, widest) for part in problem.unsafe])
         self.most = torch.stack([_padded(part.most, widest) for part in problem.unsafe])
 
-    def fitting(self, values: int) -> int:
-        """Return how many branches are worked on together whose rows have so many `values` each."""
-        return max(2, min(512, fitting(_VALUES_AT_ONCE) // (values * self.rows.shape[1])))
-
     @property
     @abstractmethod
-    def at_once(self) -> int:
-        """How many branches are worked on together."""
+    def size(self) -> int:
+        """How many values belong to a row of a branch."""
 
     @abstractmethod
     def relaxed(self, branches: B) -> Relaxation:
@@ -109,8 +106,8 @@ class Tree(ABC, Generic[B]):
         """Return the branches with what they chose now, and with how far they lie `above` their limits."""
 
     @abstractmethod
-    def tightened(self, branches: B) -> B:
-        """Return those of the branches that are not empty, with ends of their own."""
+    def with_ends(self, branches: B, ends: Ends) -> B:
+        """Return the branches with ends that were computed anew, and what follows from them."""
 
     @abstractmethod
     def losses(self, branches: B, arriving: dict[int, Tensor]) -> Tensor:
@@ -118,8 +115,8 @@ class Tree(ABC, Generic[B]):
         it may not. `arriving` holds one row of each branch as it came to the activations."""
 
     @abstractmethod
-    def halves(self, branches: B, places: Tensor) -> B:
-        """Return, half after half and column after column of `places` [branches, count], every branch cut there."""
+    def cut(self, copies: B, places: Tensor, upper: Tensor) -> B:
+        """Return each branch with one half, the upper or the lower, of a cut at its place, all [branches]."""
 
     @abstractmethod
     def whole(self, branches: B) -> Tensor:
@@ -129,7 +126,21 @@ class Tree(ABC, Generic[B]):
     def finish(self, leaf: B, seconds: float) -> tuple[bool, Tensor | None]:
         """Return whether a branch that cannot be cut is proved, and a counterexample if one is found, in `seconds`."""
 
-    def bounded(self, branches: B, steps: int = STEPS) -> B:
+    def tightened(self, branches: B) -> B:
+        """Return those of the branches that are not empty, with ends of their own."""
+        found = tightened(self.relaxed(branches), self.choice(branches), steps=_TIGHTENING_STEPS, start=self.root)
+        left = (~found.empty).nonzero()[:, 0]
+        kept = branches[left]
+        kept = self.with_ends(kept, {i: (low[left], high[left]) for i, (low, high) in found.ends.items()})
+        return replace(kept, age=torch.zeros_like(kept.age))
+
+    def halves(self, branches: B, places: Tensor) -> B:
+        """Return, upper halves first and column after column of `places` [branches, count], every branch cut there."""
+        copies = branches[torch.arange(len(branches), device=places.device).repeat(2 * places.shape[1])]
+        upper = torch.arange(len(copies), device=places.device) < len(copies) // 2
+        return replace(self.cut(copies, places.T.flatten().repeat(2), upper), age=copies.age + 1)
+
+    def bounded(self, branches: B, steps: int = _STEPS) -> B:
         """Return the branches with their lines and multipliers optimised."""
         limits = self.most[branches.part]
         value, choice = optimized(
@@ -169,7 +180,8 @@ class Tree(ABC, Generic[B]):
         if tightening:
             some = order[old][:_TIGHTENED_AT_ONCE]
         else:
-            some = (order[~old] if self.root.slopes else order)[: self.at_once]
+            at_once = max(2, min(512, fitting(_VALUES_AT_ONCE) // (self.size * self.rows.shape[1])))
+            some = (order[~old] if self.root.slopes else order)[:at_once]
         rest = torch.ones_like(old)
         rest[some] = False
         now = self.bounded(self.tightened(queue[some])) if tightening else queue[some]
@@ -204,7 +216,7 @@ def search(tree: Tree[B], parts: Tensor, deadline: float) -> Search:
     Network, relaxation and problem are of one dtype.
     """
     stuck: set[int] = set()
-    queue, witness = tree.open_ones(tree.bounded(tree.root_branches(parts.to(tree.rows.device)), ROOT_STEPS))
+    queue, witness = tree.open_ones(tree.bounded(tree.root_branches(parts.to(tree.rows.device)), _ROOT_STEPS))
     for rounds in itertools.count():
         if witness is None and len(queue) and rounds % _ATTACKED_EVERY == 0:
             witness = tree.attacked(queue)

@@ -212,9 +212,7 @@ class Cascade:
         """Have a stage work at a case. Raises EtbError where its counterexample is none."""
         _alone[name].run(self, case, deadline)
         if case.witness is not None:
-            point = case.witness.clamp(case.problem.box.lower, case.problem.box.upper)
-            with torch.no_grad():
-                case.witness = point if bool(case.problem.broken(self.network(point))) else None
+            case.witness = case.problem.met(self.network, case.witness)
             if case.witness is None:
                 raise EtbError("its counterexample is none")
 
@@ -249,7 +247,7 @@ class Cascade:
     def curved(self) -> bool:
         """Whether some activation is not piecewise linear."""
         assert self._graph is not None
-        return any(isinstance(one, Curved) for one in self._graph.activations.values())
+        return self._graph.curved
 
     def split_inputs(self, case: Case, deadline: float) -> None:
         """Cut the input where few of its elements move."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from etb_plugin.graph.ends import tightened
+from etb_plugin.graph.graph import Ends
 from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, crown_slope
 from etb_plugin.graph.rounding import are_rigorous
-from etb_plugin.verification.branch import TIGHTENING_STEPS, Branches, Tree
+from etb_plugin.verification.branch import Branches, Tree
 from etb_plugin.verification.exact import Decider
 
 
@@ -44,8 +44,8 @@ class HingeTree(Tree[_Decided]):
         self._kept = dict(relaxation.ends)
 
     @property
-    def at_once(self) -> int:
-        return self.fitting(sum(low.numel() for low in self.hinges.values()))
+    def size(self) -> int:
+        return sum(low.numel() for low in self.hinges.values())
 
     def relaxed(self, branches: _Decided) -> Relaxation:
         return self.relaxation.over(
@@ -98,19 +98,13 @@ class HingeTree(Tree[_Decided]):
         prices = self.gathered(dict(choice.multipliers), branches.prices)
         return replace(branches, slopes=slopes, prices=prices, above=above)
 
-    def tightened(self, branches: _Decided) -> _Decided:
-        """Return those of the branches that are not empty, with ends of their own: what their splits say of the units
-        before and behind, and the signs that follow."""
-        signs = self.spread(branches.signs.unsqueeze(1).to(branches.slopes))
-        found = tightened(self.relaxed(branches), Choice(signs=signs), steps=TIGHTENING_STEPS, start=self.root)
-        left = (~found.empty).nonzero()[:, 0]
+    def with_ends(self, branches: _Decided, ends: Ends) -> _Decided:
+        """Keep the ends, and add the signs that follow from them."""
         first = len(next(iter(self._kept.values()))[0])
-        for i, (low, high) in found.ends.items():
+        for i, pair in ends.items():
             before = self._kept[i]
-            self._kept[i] = torch.cat([before[0], low[left]]), torch.cat([before[1], high[left]])
-        branches = branches[left]
-        places = torch.arange(first, first + len(left), device=left.device)
-        branches = replace(branches, ends=places, age=torch.zeros_like(places))
+            self._kept[i] = torch.cat([before[0], pair[0]]), torch.cat([before[1], pair[1]])
+        branches = replace(branches, ends=first + torch.arange(len(branches), device=branches.part.device))
         sides = {
             key: ((low >= 0).to(torch.int8) - ((low < 0) & (high <= 0)).to(torch.int8)).unsqueeze(1)
             for key, low, high in self.relaxed(branches).hinges()
@@ -126,14 +120,9 @@ class HingeTree(Tree[_Decided]):
             return False, None
         return self.decider.decide(int(leaf.part), seconds, integer=False, signs=leaf.signs[0].tolist())
 
-    def halves(self, branches: _Decided, places: Tensor) -> _Decided:
-        count = places.shape[1]
-        index = torch.arange(len(branches), device=places.device).repeat(2 * count)
-        halves = branches[index]
-        sign = torch.tensor([1, -1], dtype=torch.int8, device=places.device).repeat_interleave(len(index) // 2)
-        signs = halves.signs.clone()
-        signs[torch.arange(len(index), device=places.device), places.T.flatten().repeat(2)] = sign
-        return replace(halves, signs=signs, age=halves.age + 1)
+    def cut(self, copies: _Decided, places: Tensor, upper: Tensor) -> _Decided:
+        sign = torch.where(upper, 1, -1).to(copies.signs)
+        return replace(copies, signs=copies.signs.scatter(1, places.unsqueeze(1), sign.unsqueeze(1)))
 
     def losses(self, branches: _Decided, arriving: dict[int, Tensor]) -> Tensor:
         losses: dict[Hinge, Tensor] = {}

@@ -153,10 +153,9 @@ class _Split:
 
     def look(self, points: Tensor) -> None:
         """Keep the first of `points` [points, *input] that is unsafe."""
-        points = self.problem.box.nearest(points)
-        found = self.problem.broken(self.network(points)).nonzero()[:, 0]
-        if len(found):
-            self.witness = points[found[:1]]
+        found = self.problem.met(self.network, points)
+        if found is not None:
+            self.witness = found
 
     @torch.no_grad()
     def attack(self, boxes: _Boxes) -> None:

@@ -7,17 +7,16 @@ ends, with optimised lines and with multipliers for the ends that cuts moved (as
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from etb_plugin.graph.activations import Curved
 from etb_plugin.graph.affine import Pairs
-from etb_plugin.graph.ends import Tightened, tightened
+from etb_plugin.graph.ends import Tightened
 from etb_plugin.graph.graph import Ends
 from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, crown_slope, ordered
-from etb_plugin.verification.branch import TIGHTENING_STEPS, Branches, Tree
+from etb_plugin.verification.branch import Branches, Tree
 from etb_plugin.verification.problem import Problem
 
 _POINT = 1e-9
@@ -51,12 +50,14 @@ class UnitTree(Tree[_Cut]):
         self.units = 0
         self.unit_of: dict[int, Tensor] = {}
         self.first_of: dict[int, Tensor] = {}
+        self.spans: dict[int, slice] = {}
         for source in self.readers:
             operation, count = graph.nodes[source].operation, graph.nodes[source].shape.numel()
             same = operation.alike.cpu() if isinstance(operation, Pairs) else torch.arange(count)
             first, number = same.unique(return_inverse=True)
             self.first_of[source] = first.to(self.rows.device)
             self.unit_of[source] = number.to(self.rows.device) + self.units
+            self.spans[source] = slice(self.units, self.units + len(first))
             self.units += len(first)
         self.lines = {
             (i, h): graph.nodes[i].shape
@@ -65,8 +66,8 @@ class UnitTree(Tree[_Cut]):
         }
 
     @property
-    def at_once(self) -> int:
-        return self.fitting(self.units + sum(shape.numel() for shape in self.lines.values()))
+    def size(self) -> int:
+        return self.units + sum(shape.numel() for shape in self.lines.values())
 
     def ends(self, branches: _Cut) -> Ends:
         """Return the branches' ends for every activation."""
@@ -98,10 +99,10 @@ class UnitTree(Tree[_Cut]):
         pulls, limits = {}, {}
         least = torch.where(branches.moved & 1 > 0, -torch.inf, 0.0).to(branches.low).unsqueeze(1)
         most = torch.where(branches.moved & 2 > 0, torch.inf, 0.0).to(branches.low).unsqueeze(1)
-        for source, (start, end) in self._span.items():
-            if bool(branches.moved[:, start:end].any()):
-                pulls[source] = self._at(source, branches.pulls[:, :, start:end])
-                limits[source] = self._at(source, least[:, :, start:end]), self._at(source, most[:, :, start:end])
+        for source, span in self.spans.items():
+            if bool(branches.moved[:, span].any()):
+                pulls[source] = self._at(source, branches.pulls[:, :, span])
+                limits[source] = self._at(source, least[:, :, span]), self._at(source, most[:, :, span])
         shares = {key: part.unflatten(2, self.lines[key]) for key, part in self._parts(branches.shares).items()}
         return Choice(shares, pulls=pulls, pull_limits=limits)
 
@@ -114,10 +115,6 @@ class UnitTree(Tree[_Cut]):
         for key, share in shares.items():
             parts[key] = share.expand(*like.shape[:2], *self.lines[key]).flatten(2)
         return torch.cat([*parts.values()], 2)
-
-    @cached_property
-    def _span(self) -> dict[int, tuple[int, int]]:
-        return {source: (int(index.min()), int(index.max()) + 1) for source, index in self.unit_of.items()}
 
     def _at(self, source: int, units: Tensor) -> Tensor:
         """Return values of a node's units [branches, rows, units] as values of the node, 0 at elements that repeat a
@@ -136,8 +133,7 @@ class UnitTree(Tree[_Cut]):
         for key in self.lines.keys() - shares.keys():
             if key[0] in lines.arriving:
                 shares[key] = self.relaxation.share(lines.arriving[key[0]], key)
-        numbers = sum(shape.numel() for shape in self.lines.values())
-        start = low.new_full((*lines.value.shape, numbers), 0.5)
+        start = low.new_full((*lines.value.shape, self.size - self.units), 0.5)
         return _Cut(
             parts,
             torch.zeros_like(parts),
@@ -152,15 +148,12 @@ class UnitTree(Tree[_Cut]):
     def chosen(self, branches: _Cut, choice: Choice, above: Tensor) -> _Cut:
         pulls = branches.pulls.clone()
         for source, pull in choice.pulls.items():
-            pulls[:, :, slice(*self._span[source])] = pull.flatten(2)[:, :, self.first_of[source]]
+            pulls[:, :, self.spans[source]] = pull.flatten(2)[:, :, self.first_of[source]]
         return replace(branches, shares=self._flat(choice.slopes, branches.shares), pulls=pulls, above=above)
 
-    def tightened(self, branches: _Cut) -> _Cut:
-        found = tightened(self.relaxed(branches), Choice(), steps=TIGHTENING_STEPS, start=self.root)
-        left = (~found.empty).nonzero()[:, 0]
-        low, high = self.of_units(found.ends)
-        branches = replace(branches, low=low, high=high, age=torch.zeros_like(branches.age))
-        return branches[left]
+    def with_ends(self, branches: _Cut, ends: Ends) -> _Cut:
+        low, high = self.of_units(ends)
+        return replace(branches, low=low, high=high)
 
     def whole(self, branches: _Cut) -> Tensor:
         return ~(branches.high - branches.low > _POINT).any(1)
@@ -168,24 +161,20 @@ class UnitTree(Tree[_Cut]):
     def finish(self, leaf: _Cut, seconds: float) -> tuple[bool, Tensor | None]:
         return False, None
 
-    def halves(self, branches: _Cut, places: Tensor) -> _Cut:
-        count, n = places.shape[1], len(branches)
-        index = torch.arange(n, device=places.device).repeat(2 * count)
-        at = (torch.arange(len(index), device=places.device), places.T.flatten().repeat(2))
-        halves = branches[index]
-        point = self._points(branches).gather(1, places).T.flatten().repeat(2)
-        upper = torch.arange(len(index), device=places.device) < len(index) // 2
-        low, high, moved = halves.low.clone(), halves.high.clone(), halves.moved.clone()
+    def cut(self, copies: _Cut, places: Tensor, upper: Tensor) -> _Cut:
+        at = torch.arange(len(copies), device=places.device), places
+        point = self._points(copies)[at]
+        low, high, moved = copies.low.clone(), copies.high.clone(), copies.moved.clone()
         low[at] = torch.where(upper, point, low[at])
         high[at] = torch.where(upper, high[at], point)
         moved[at] |= torch.where(upper, 1, 2).to(moved)
-        return replace(halves, low=low, high=high, moved=moved, age=halves.age + 1)
+        return replace(copies, low=low, high=high, moved=moved)
 
     def _points(self, branches: _Cut) -> Tensor:
         """Return where each unit would be cut, [branches, units]: at a knot inside its range, else in the middle."""
         points = (branches.low + branches.high) / 2
         for source, readers in self.readers.items():
-            span = slice(*self._span[source])
+            span = self.spans[source]
             low, high = branches.low[:, span], branches.high[:, span]
             for knot in {knot for i in readers for knot, _ in self.relaxation.graph.activations[i].hinges()}:
                 points[:, span] = torch.where((low < knot) & (high > knot), knot, points[:, span])
@@ -195,18 +184,14 @@ class UnitTree(Tree[_Cut]):
         """Return how much each unit's relaxation may lose, [branches, units]: what the rows make of the gap between
         two parallel lines."""
         losses = torch.zeros_like(branches.low)
-        for source, readers in self.readers.items():
-            index = self.unit_of[source]
-            shape = self.relaxation.graph.nodes[source].shape
-            low, high = branches.low[:, index].unflatten(1, shape), branches.high[:, index].unflatten(1, shape)
-            width = high - low
-            for i in readers:
-                if i not in arriving:
-                    continue
-                activation = self.relaxation.graph.activations[i]
-                _, below, above = activation.parallel(low, high)
-                loss = arriving[i].abs() * (above - below)
-                if activation.joins:
-                    loss = loss.unsqueeze(-1) * width / width.amax(-1, keepdim=True).clamp(min=_POINT)
-                losses.index_add_(1, index, torch.nan_to_num(loss, nan=0.0).flatten(1))
+        graph = self.relaxation.graph
+        for i, (low, high) in self.ends(branches).items():
+            if i not in arriving:
+                continue
+            _, below, above = graph.activations[i].parallel(low, high)
+            loss = arriving[i].abs() * (above - below)
+            if graph.activations[i].joins:
+                width = high - low
+                loss = loss.unsqueeze(-1) * width / width.amax(-1, keepdim=True).clamp(min=_POINT)
+            losses.index_add_(1, self.unit_of[graph.nodes[i].inputs[0]], torch.nan_to_num(loss, nan=0.0).flatten(1))
         return losses.masked_fill(~(branches.high - branches.low > _POINT), -1.0)
