@@ -112,7 +112,8 @@ def polished(network: nn.Module, box: Box, points: Tensor, unsafety: Goal, setti
         better = value > most
         best = torch.where(like(better, x), x, best)
         most = torch.where(better, value, most)
-        x = moved(x, gradient, box, settings.step_at(i))
+        if i < settings.steps:
+            x = moved(x, gradient, box, settings.step_at(i))
     return best
 
 
@@ -225,7 +226,9 @@ def like(flags: Tensor, points: Tensor) -> Tensor:
 
 def moved(x: Tensor, gradient: Tensor, box: Box, step: float | Tensor) -> Tensor:
     """Climb along the gradient's sign by `step` times the box's radius, and back into the box."""
-    return box.nearest(x + step * box.radius * gradient.sign())
+    # In place from the signs on: memory is what a step in a box behind layers, with a copy for each class, waits for.
+    towards = gradient.sign().mul_(box.upper - box.lower).mul_(step / 2)
+    return towards.add_(x).clamp_(box.lower, box.upper)
 
 
 def gradient_of(

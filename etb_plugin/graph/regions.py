@@ -80,7 +80,7 @@ class Box:
 
     def nearest(self, points: Tensor) -> Tensor:
         """Return the points of the box that are nearest to `points`, [batch, *input]."""
-        return torch.minimum(torch.maximum(points, self.lower), self.upper)
+        return points.clamp(self.lower, self.upper)
 
     def drawn(self, generator: torch.Generator) -> Tensor:
         """Draw a point of each box, evenly, [batch, *input]."""
