@@ -70,7 +70,7 @@ def factors(interval: Interval, lower: Tensor, upper: Tensor) -> Tensor:
 def covered(interval: Interval, lower: Tensor, upper: Tensor) -> Tensor:
     """Return the share of each row's range [lower, upper] that the interval covers, [batch, rows].
 
-    Alsubaihi et al. (2019, section 4) call it Gamma.
+    Alsubaihi et al. (2019, section 4) call it Gamma. It is NaN where a range is one point.
     """
     meet = torch.minimum(interval.upper, upper) - torch.maximum(interval.lower, lower)
     return meet.clamp(min=0) / (upper - lower)

@@ -146,6 +146,14 @@ def test_wholly_covered_networks_are_counted(tmp_path):
     assert row["gamma_min"] <= row["gamma"] <= 1
 
 
+def test_networks_that_are_constant_on_their_box_are_left_out(tmp_path):
+    study = get_study("coverage")
+    parameters = study.parameters(full=False, changes={**TINY["coverage"], "runs": 40})
+    row = study.measure({"figure": "1a", "n": 2, "k": 2}, parameters, tmp_path)
+    assert 1 <= row["constant"] < 30  # both hidden units dead: a quarter of the networks
+    assert 0 < row["gamma"] <= 1
+
+
 def test_the_failure_example_is_the_papers_and_breaks_even_at_one_half(tmp_path):
     claims = run("failure", tmp_path)
     assert claims[0].measured == claims[0].published == "[-20, 39980]; [-20, 0]"
