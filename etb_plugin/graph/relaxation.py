@@ -32,6 +32,24 @@ _K = TypeVar("_K")
 
 
 @dataclass(frozen=True)
+class Decided:
+    """Signs of single units: where `on` z >= knot, else z <= knot, for the `row` of a group of the `batch` at one `unit`
+    of the flat features, all [signs]."""
+
+    batch: Tensor
+    row: Tensor
+    unit: Tensor
+    on: Tensor
+
+    def apply(self, rows: Tensor, part: Tensor, shift: Tensor, rise: Tensor) -> None:
+        """Put the one piece that is left into what `rows` became by lines with `rise`: `part`, and `shift` beside it."""
+        here = self.batch, self.row, self.unit
+        was, shared = rows.flatten(2)[here], rise.flatten(1)
+        shift.index_put_(here[:2], -was.clamp(max=0) * shared[self.batch % len(shared), self.unit], accumulate=True)
+        part.view(*part.shape[:2], -1)[here] = torch.where(self.on, was, 0.0)
+
+
+@dataclass(frozen=True)
 class Choice:
     """What a relaxation may choose for the hinges; a hinge may be missing.
 
@@ -41,7 +59,8 @@ class Choice:
     elsewhere. `multipliers` >= 0 [batch, rows or 1, *features] price them (beta-CROWN, Wang et al. 2021, equation 8):
     any choice is sound on the branch. `pulls` [batch, rows, *features], by the node whose value an activation takes, do
     the same for ends that a branch moved: positive ones price the upper end, negative ones the lower; `pull_limits` say
-    which of them may be, [batch, 1, *features].
+    which of them may be, [batch, 1, *features]. `decided` are further signs, of single rows at single units, for a look
+    at many branches that differ by one: values alone, without a gradient.
     """
 
     slopes: Mapping[Hinge, Tensor] = field(default_factory=dict)
@@ -49,6 +68,7 @@ class Choice:
     multipliers: Mapping[Hinge, Tensor] = field(default_factory=dict)
     pulls: Mapping[int, Tensor] = field(default_factory=dict)
     pull_limits: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    decided: Mapping[Hinge, "Decided"] = field(default_factory=dict)
     fitting: bool = False
     """Whether slopes are those of the pieces already where a hinge is on or off."""
 
@@ -320,6 +340,8 @@ class Relaxation:
             elif not choice.fitting:
                 slope = torch.where(self._view(rows, key, lines, "unstable"), slope, steep)
             part, shift = _Through.apply(weighed, slope, steep, rise)
+            if key in choice.decided:
+                choice.decided[key].apply(weighed, part, shift, rise)
             if price is not None and sign is not None:
                 part = part - price * rows.view(sign[:, 0])
             if knot:

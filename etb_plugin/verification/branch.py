@@ -7,6 +7,7 @@ branch's units are tightened anew (ours). Every bound is sound on its branch, so
 unknown.
 """
 
+import contextlib
 import itertools
 import time
 from abc import ABC, abstractmethod
@@ -18,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin.attacks import Pgd
+from etb_plugin.errors import OutOfTime
 from etb_plugin.graph.ends import Tightened, tightened
 from etb_plugin.graph.graph import Ends
 from etb_plugin.graph.relaxation import Choice, Relaxation, optimized
 from etb_plugin.memory import fitting
-from etb_plugin.verification.problem import TOLERANCE, Problem, Search
+from etb_plugin.stopping import check_time, until
+from etb_plugin.verification.problem import TOLERANCE, WAITING, Problem, Search
 
 _ROOT_STEPS, _STEPS, _TIGHTENING_STEPS = 40, 12, 3
 """Steps of gradient ascent at the root, in a branch, and for the ends of its units."""
@@ -41,17 +44,24 @@ take them together."""
 @dataclass
 class Branches:
     """Branches side by side: the unsafe part that each is about, the cuts since the ends of its units were tightened,
-    and how far its best row is proved to lie above its limit, all [branches]."""
+    and how far its best row is proved to lie above its limit, all [branches]; and those ends [branches, units]."""
 
     part: Tensor
     age: Tensor
     above: Tensor
+    low: Tensor
+    high: Tensor
 
-    def __getitem__(self, index: Tensor) -> Self:
+    def __getitem__(self, index: Tensor | slice) -> Self:
         return type(self)(*(value[index] for value in vars(self).values()))
 
     def __len__(self) -> int:
         return len(self.part)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a branch holds."""
+        return sum(value.shape[1:].numel() for value in vars(self).values())
 
     @property
     def open(self) -> Tensor:
@@ -89,9 +99,14 @@ class Tree(ABC, Generic[B]):
     def size(self) -> int:
         """How many values belong to a row of a branch."""
 
+    @property
+    def at_once(self) -> int:
+        """How many branches are worked on together."""
+        return max(2, min(512, fitting(_VALUES_AT_ONCE) // (self.size * self.rows.shape[1])))
+
     @abstractmethod
-    def relaxed(self, branches: B) -> Relaxation:
-        """Return the relaxation over the branches' own ends."""
+    def ends(self, branches: B) -> Ends:
+        """Return the branches' ends for every activation."""
 
     @abstractmethod
     def choice(self, branches: B) -> Choice:
@@ -126,6 +141,11 @@ class Tree(ABC, Generic[B]):
     def finish(self, leaf: B, seconds: float) -> tuple[bool, Tensor | None]:
         """Return whether a branch that cannot be cut is proved, and a counterexample if one is found, in `seconds`."""
 
+    def relaxed(self, branches: B) -> Relaxation:
+        """Return the relaxation over the branches' own ends."""
+        with torch.no_grad():  # what a line is where nothing is chosen is not needed here
+            return self.relaxation.over(self.ends(branches))
+
     def tightened(self, branches: B) -> B:
         """Return those of the branches that are not empty, with ends of their own."""
         found = tightened(self.relaxed(branches), self.choice(branches), steps=_TIGHTENING_STEPS, start=self.root)
@@ -133,6 +153,13 @@ class Tree(ABC, Generic[B]):
         kept = branches[left]
         kept = self.with_ends(kept, {i: (low[left], high[left]) for i, (low, high) in found.ends.items()})
         return replace(kept, age=torch.zeros_like(kept.age))
+
+    def cut_values(self, branches: B, places: Tensor) -> Tensor:
+        """Return how far each half would lie above its limit with what its branch chose, [2, count, branches], upper
+        halves first, if the branch were cut at one of `places` [branches, count]."""
+        halves = self.halves(branches, places)
+        value = self.relaxed(halves).below(self.rows[halves.part], self.choice(halves)).value
+        return (value - self.most[halves.part]).amax(1).view(2, -1, len(branches))
 
     def halves(self, branches: B, places: Tensor) -> B:
         """Return, upper halves first and column after column of `places` [branches, count], every branch cut there."""
@@ -164,24 +191,26 @@ class Tree(ABC, Generic[B]):
         arriving = {i: rows.values[torch.arange(len(best)), best] for i, rows in lines.arriving.items()}
         loss = self.losses(branches, arriving)
         loss, places = loss.topk(min(self.candidates, loss.shape[1]), 1)  # [branches, count]
-        halves = self.halves(branches, places)
-        value = self.relaxed(halves).below(self.rows[halves.part], self.choice(halves)).value - self.most[halves.part]
+        columns = max(1, self.at_once // (2 * len(branches)))
+        values = []
+        for some in places.split(columns, 1):
+            check_time()
+            values.append(self.cut_values(branches, some))
         before = above.amax(1)
-        gain = value.amax(1).view(2, -1, len(branches)) - before
-        gain = torch.minimum(gain, TOLERANCE - before).clamp(min=_LEAST_GAIN)
+        gain = torch.minimum(torch.cat(values, 1) - before, TOLERANCE - before).clamp(min=_LEAST_GAIN)
         worth = gain.prod(0).masked_fill(loss.T < 0, -1.0)
         return self.halves(branches, places.gather(1, worth.argmax(0).unsqueeze(1)))
 
     def next(self, queue: B) -> tuple[B, B]:
         """Return the branches to work on, the worst first, and the rest. Old ones are tightened, by themselves."""
-        order = queue.above.argsort()
+        full = len(queue) > fitting(WAITING) // queue.numbers
+        order = queue.above.argsort(descending=full)  # where there is no room for more, the nearest to proved
         old = queue.age[order] >= _TIGHTENED_EVERY
         tightening = bool(self.root.slopes) and bool(old[0])
         if tightening:
             some = order[old][:_TIGHTENED_AT_ONCE]
         else:
-            at_once = max(2, min(512, fitting(_VALUES_AT_ONCE) // (self.size * self.rows.shape[1])))
-            some = (order[~old] if self.root.slopes else order)[:at_once]
+            some = (order[~old] if self.root.slopes else order)[: self.at_once]
         rest = torch.ones_like(old)
         rest[some] = False
         now = self.bounded(self.tightened(queue[some])) if tightening else queue[some]
@@ -216,27 +245,33 @@ def search(tree: Tree[B], parts: Tensor, deadline: float) -> Search:
     Network, relaxation and problem are of one dtype.
     """
     stuck: set[int] = set()
-    queue, witness = tree.open_ones(tree.bounded(tree.root_branches(parts.to(tree.rows.device)), _ROOT_STEPS))
-    for rounds in itertools.count():
-        if witness is None and len(queue) and rounds % _ATTACKED_EVERY == 0:
-            witness = tree.attacked(queue)
-        if not len(queue) or witness is not None or time.monotonic() >= deadline:
-            break
-        now, queue = tree.next(queue)
-        now = now[now.open]
-        whole = tree.whole(now)
-        for leaf in now[whole].each():
-            proved, witness = tree.finish(leaf, deadline - time.monotonic())
+    now = queue = tree.root_branches(parts.to(tree.rows.device))
+    with contextlib.suppress(OutOfTime), until(deadline):
+        queue, witness = tree.open_ones(tree.bounded(queue, _ROOT_STEPS))
+        for rounds in itertools.count():
+            if witness is None and len(queue) and rounds % _ATTACKED_EVERY == 0:
+                witness = tree.attacked(queue)
             if witness is not None:
                 return Search(parts[:0], witness)
-            if not proved:
-                stuck.add(int(leaf.part))
-        if whole.all():  # none left, or leaves only
-            continue
-        now, witness = tree.open_ones(tree.bounded(tree.split(now[~whole])))
-        queue = queue.joined(now)
-    left = stuck | set(queue.part.tolist())
-    return Search(torch.tensor([part for part in parts.tolist() if part not in left], dtype=torch.long), witness)
+            now = queue[:0]
+            if not len(queue):
+                break
+            check_time()
+            now, queue = tree.next(queue)
+            now = now[now.open]
+            whole = tree.whole(now)
+            for leaf in now[whole].each():
+                proved, witness = tree.finish(leaf, deadline - time.monotonic())
+                if witness is not None:
+                    return Search(parts[:0], witness)
+                if not proved:
+                    stuck.add(int(leaf.part))
+            if whole.all():  # none left, or leaves only
+                continue
+            children, witness = tree.open_ones(tree.bounded(tree.split(now[~whole])))
+            queue = queue.joined(children)
+    left = stuck.union(queue.part.tolist(), now.part.tolist())
+    return Search(torch.tensor([part for part in parts.tolist() if part not in left], dtype=torch.long), None)
 
 
 def _padded(rows: Tensor, size: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from etb_plugin.graph.graph import Ends
-from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, crown_slope
+from etb_plugin.graph.relaxation import Choice, Decided, Hinge, Relaxation, crown_slope
 from etb_plugin.graph.rounding import are_rigorous
 from etb_plugin.verification.branch import Branches, Tree
 from etb_plugin.verification.exact import Decider
@@ -18,10 +18,8 @@ from etb_plugin.verification.exact import Decider
 
 @dataclass
 class _Decided(Branches):
-    """The place of each branch's ends among those that the tree keeps [branches], signs [branches, units], slopes and
-    multipliers [branches, rows, units]."""
+    """Signs [branches, open], slopes and multipliers [branches, rows, open] of the hinges that are open at the root."""
 
-    ends: Tensor
     signs: Tensor
     slopes: Tensor
     prices: Tensor
@@ -41,16 +39,24 @@ class HingeTree(Tree[_Decided]):
             self.hinges[key] = low
             self.open[key] = ((low < 0) & (high > 0)).flatten().nonzero()[:, 0]
         self.units = sum(len(places) for places in self.open.values())
-        self._kept = dict(relaxation.ends)
 
     @property
     def size(self) -> int:
         return sum(low.numel() for low in self.hinges.values())
 
-    def relaxed(self, branches: _Decided) -> Relaxation:
-        return self.relaxation.over(
-            {i: (low[branches.ends], high[branches.ends]) for i, (low, high) in self._kept.items()}
-        )
+    def ends(self, branches: _Decided) -> Ends:
+        shapes = {i: low.shape[1:] for i, (low, _) in self.relaxation.ends.items()}
+        sizes = [shape.numel() for shape in shapes.values()]
+        pairs = zip(branches.low.split(sizes, 1), branches.high.split(sizes, 1), strict=True)
+        return {
+            i: (low.unflatten(1, shape), high.unflatten(1, shape))
+            for (i, shape), (low, high) in zip(shapes.items(), pairs, strict=True)
+        }
+
+    def of_units(self, ends: Ends) -> tuple[Tensor, Tensor]:
+        """Return ends of all activations as those of the units, [branches, units]."""
+        low, high = (torch.cat([ends[i][side].flatten(1) for i in self.relaxation.ends], 1) for side in (0, 1))
+        return low, high
 
     def spread(self, flat: Tensor) -> dict[Hinge, Tensor]:
         """Return values of the open units [branches, rows, units] as one tensor for each hinge, 0 elsewhere."""
@@ -82,12 +88,13 @@ class HingeTree(Tree[_Decided]):
         like = self.rows
         slopes = {key: crown_slope(low, high).unsqueeze(1) for key, low, high in self.relaxation.hinges()}
         shape = (len(parts), like.shape[1], self.units)
-        none = torch.zeros_like(parts)
+        low, high = (end.expand(len(parts), -1) for end in self.of_units(self.relaxation.ends))
         return _Decided(
             parts,
-            none,
+            torch.zeros_like(parts),
             like.new_full((len(parts),), -torch.inf),
-            none,
+            low,
+            high,
             torch.zeros(len(parts), self.units, dtype=torch.int8, device=like.device),
             self.gathered(slopes, like.new_zeros(1, 1, self.units)).expand(shape),
             like.new_zeros(shape),
@@ -99,12 +106,9 @@ class HingeTree(Tree[_Decided]):
         return replace(branches, slopes=slopes, prices=prices, above=above)
 
     def with_ends(self, branches: _Decided, ends: Ends) -> _Decided:
-        """Keep the ends, and add the signs that follow from them."""
-        first = len(next(iter(self._kept.values()))[0])
-        for i, pair in ends.items():
-            before = self._kept[i]
-            self._kept[i] = torch.cat([before[0], pair[0]]), torch.cat([before[1], pair[1]])
-        branches = replace(branches, ends=first + torch.arange(len(branches), device=branches.part.device))
+        """Add the signs that follow from the ends, too."""
+        low, high = self.of_units(ends)
+        branches = replace(branches, low=low, high=high)
         sides = {
             key: ((low >= 0).to(torch.int8) - ((low < 0) & (high <= 0)).to(torch.int8)).unsqueeze(1)
             for key, low, high in self.relaxed(branches).hinges()
@@ -123,6 +127,30 @@ class HingeTree(Tree[_Decided]):
     def cut(self, copies: _Decided, places: Tensor, upper: Tensor) -> _Decided:
         sign = torch.where(upper, 1, -1).to(copies.signs)
         return replace(copies, signs=copies.signs.scatter(1, places.unsqueeze(1), sign.unsqueeze(1)))
+
+    def cut_values(self, branches: _Decided, places: Tensor) -> Tensor:
+        # The halves differ from their branch by one unit in each row, and share all the rest with it.
+        count, rows, many = places.shape[1], self.rows.shape[1], 2 * places.numel() * self.rows.shape[1]
+        batch = torch.arange(len(branches), device=places.device).repeat_interleave(many // len(branches))
+        row = torch.arange(2 * count * rows, device=places.device).repeat(len(branches))
+        place = places.repeat(1, 2).repeat_interleave(rows, 1).flatten()
+        decided, first = {}, 0
+        for key, open_ones in self.open.items():
+            mine = ((place >= first) & (place < first + len(open_ones))).nonzero()[:, 0]
+            unit = open_ones[place[mine] - first]
+            decided[key] = Decided(batch[mine], row[mine], unit, row[mine] < count * rows)
+            first += len(open_ones)
+        chosen = self.choice(branches)
+        if rows > 1:
+            slopes, prices = (
+                {key: value.repeat(1, 2 * count, *[1] * (value.ndim - 2)) for key, value in of.items()}
+                for of in (chosen.slopes, chosen.multipliers)
+            )
+            chosen = replace(chosen, slopes=slopes, multipliers=prices)
+        each = self.rows[branches.part].repeat(1, 2 * count, 1)
+        value = self.relaxed(branches).below(each, replace(chosen, decided=decided)).value
+        value = value.unflatten(1, (2, count, rows)) - self.most[branches.part][:, None, None]
+        return value.amax(3).permute(1, 2, 0)
 
     def losses(self, branches: _Decided, arriving: dict[int, Tensor]) -> Tensor:
         losses: dict[Hinge, Tensor] = {}

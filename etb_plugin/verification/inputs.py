@@ -21,7 +21,7 @@ from etb_plugin.graph.relaxation import Relaxation
 from etb_plugin.graph.rounding import are_rigorous, gamma
 from etb_plugin.memory import fitting
 from etb_plugin.stopping import check_time, until
-from etb_plugin.verification.problem import TOLERANCE, Problem, Search
+from etb_plugin.verification.problem import TOLERANCE, WAITING, Problem, Search
 
 _UNITS_AT_ONCE = 2**19
 """Units, times rows of the property, of the boxes that are bounded together."""
@@ -34,8 +34,6 @@ _EVEN = 0.05
 last."""
 _POINT = 1e-12
 """Width up to which a box is not cut any more."""
-_KEPT = 2**26
-"""Numbers that the boxes in waiting may hold before those are taken first that are nearest to proved."""
 
 
 @dataclass
@@ -71,7 +69,7 @@ class _Split:
         self._shapes = {i: graph.nodes[graph.nodes[i].inputs[0]].shape for i in graph.activations}
         self.units = sum(shape.numel() for shape in self._shapes.values())
         self.at_once = max(4, min(4096, fitting(_UNITS_AT_ONCE) // max(1, self.units * len(self.rows))))
-        self.most_waiting = fitting(_KEPT) // (2 * self.units + 2 * problem.box.shape.numel() + len(problem.unsafe))
+        self.most_waiting = fitting(WAITING) // (2 * self.units + 2 * problem.box.shape.numel() + len(problem.unsafe))
         self.witness: Tensor | None = None
 
     def whole(self, parts: Tensor) -> _Boxes:

@@ -25,11 +25,9 @@ _POINT = 1e-9
 
 @dataclass
 class _Cut(Branches):
-    """The ends of each branch's units [branches, units], which of them cuts moved (1 the lower, 2 the upper, 3 both),
-    lines' shares [branches, rows, lines] and multipliers [branches, rows, units]."""
+    """Which ends of each branch's units cuts moved (1 the lower, 2 the upper, 3 both) [branches, units], lines' shares
+    [branches, rows, lines] and multipliers [branches, rows, units]."""
 
-    low: Tensor
-    high: Tensor
     moved: Tensor
     shares: Tensor
     pulls: Tensor
@@ -70,17 +68,12 @@ class UnitTree(Tree[_Cut]):
         return self.units + sum(shape.numel() for shape in self.lines.values())
 
     def ends(self, branches: _Cut) -> Ends:
-        """Return the branches' ends for every activation."""
         found: dict[int, tuple[Tensor, Tensor]] = {}
         for source, readers in self.readers.items():
             index, shape = self.unit_of[source], self.relaxation.graph.nodes[source].shape
             pair = branches.low[:, index].unflatten(1, shape), branches.high[:, index].unflatten(1, shape)
             found.update(dict.fromkeys(readers, pair))
         return found
-
-    def relaxed(self, branches: _Cut) -> Relaxation:
-        with torch.no_grad():  # what a line is where nothing is chosen is not needed here
-            return self.relaxation.over(self.ends(branches))
 
     def of_units(self, ends: Ends) -> tuple[Tensor, Tensor]:
         """Return the ends of the units, [branches, units], of those of every activation."""
