@@ -33,8 +33,8 @@ _K = TypeVar("_K")
 
 @dataclass(frozen=True)
 class Decided:
-    """Signs of single units: where `on` z >= knot, else z <= knot, for the `row` of a group of the `batch` at one `unit`
-    of the flat features, all [signs]."""
+    """Signs of single units: where `on` z >= knot, else z <= knot, for one `row` of one of the `batch` at one `unit` of
+    the flat features, all [signs]."""
 
     batch: Tensor
     row: Tensor
@@ -42,7 +42,7 @@ class Decided:
     on: Tensor
 
     def apply(self, rows: Tensor, part: Tensor, shift: Tensor, rise: Tensor) -> None:
-        """Put the one piece that is left into what `rows` became by lines with `rise`: `part`, and `shift` beside it."""
+        """Put the piece that is left into what `rows` became by lines with `rise`: `part`, and `shift` beside it."""
         here = self.batch, self.row, self.unit
         was, shared = rows.flatten(2)[here], rise.flatten(1)
         shift.index_put_(here[:2], -was.clamp(max=0) * shared[self.batch % len(shared), self.unit], accumulate=True)

@@ -27,8 +27,8 @@ from etb_plugin.memory import fitting
 from etb_plugin.stopping import check_time, until
 from etb_plugin.verification.problem import TOLERANCE, WAITING, Problem, Search
 
-_ROOT_STEPS, _STEPS, _TIGHTENING_STEPS = 40, 12, 3
-"""Steps of gradient ascent at the root, in a branch, and for the ends of its units."""
+_ROOT_STEPS, _STEPS = 40, 12
+"""Steps of gradient ascent at the root, and in a branch."""
 _VALUES_AT_ONCE = 2**21
 """Units that the branches of one step may hold together."""
 _LEAST_GAIN = 1e-4
@@ -36,9 +36,8 @@ _LEAST_GAIN = 1e-4
 _ATTACKED_EVERY, _ATTACKED_AT_ONCE = 8, 64
 """Rounds after which the points where the worst branches' bounds are attained are attacked from, and how many."""
 _ATTACK = Pgd(steps=20, step=0.1)
-_TIGHTENED_EVERY, _TIGHTENED_AT_ONCE = 5, 32
-"""Cuts after which the ends of a branch's units are computed anew: dear, and worth many cuts; and how many branches
-take them together."""
+_TIGHTENED_AT_ONCE = 32
+"""Branches that take ends of their own together."""
 
 
 @dataclass
@@ -87,6 +86,10 @@ class Tree(ABC, Generic[B]):
 
     candidates: ClassVar[int]
     """Places of a branch that are tried before it is cut at one."""
+    tightened_every: ClassVar[int]
+    """Cuts after which the ends of a branch's units are computed anew: dear, and worth many cuts."""
+    tightening_steps: ClassVar[int]
+    """Steps of gradient ascent for those ends."""
 
     def __init__(self, network: nn.Module, relaxation: Relaxation, root: Tightened, problem: Problem) -> None:
         self.network, self.relaxation, self.root, self.problem = network, relaxation, root, problem
@@ -148,7 +151,7 @@ class Tree(ABC, Generic[B]):
 
     def tightened(self, branches: B) -> B:
         """Return those of the branches that are not empty, with ends of their own."""
-        found = tightened(self.relaxed(branches), self.choice(branches), steps=_TIGHTENING_STEPS, start=self.root)
+        found = tightened(self.relaxed(branches), self.choice(branches), steps=self.tightening_steps, start=self.root)
         left = (~found.empty).nonzero()[:, 0]
         kept = branches[left]
         kept = self.with_ends(kept, {i: (low[left], high[left]) for i, (low, high) in found.ends.items()})
@@ -205,7 +208,7 @@ class Tree(ABC, Generic[B]):
         """Return the branches to work on, the worst first, and the rest. Old ones are tightened, by themselves."""
         full = len(queue) > fitting(WAITING) // queue.numbers
         order = queue.above.argsort(descending=full)  # where there is no room for more, the nearest to proved
-        old = queue.age[order] >= _TIGHTENED_EVERY
+        old = queue.age[order] >= self.tightened_every
         tightening = bool(self.root.slopes) and bool(old[0])
         if tightening:
             some = order[old][:_TIGHTENED_AT_ONCE]

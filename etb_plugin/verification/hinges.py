@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from etb_plugin.graph.graph import Ends
-from etb_plugin.graph.relaxation import Choice, Decided, Hinge, Relaxation, crown_slope
+from etb_plugin.graph.relaxation import Choice, Decided, Hinge, crown_slope
 from etb_plugin.graph.rounding import are_rigorous
 from etb_plugin.verification.branch import Branches, Tree
 from etb_plugin.verification.exact import Decider
@@ -32,6 +32,7 @@ class HingeTree(Tree[_Decided]):
     """The search on the problem of a `decider`."""
 
     candidates = 8
+    tightened_every, tightening_steps = 8, 0
 
     def __init__(self, decider: Decider) -> None:
         super().__init__(decider.network, decider.relaxation, decider.root, decider.problem)

@@ -37,7 +37,8 @@ class UnitTree(Tree[_Cut]):
     """The search on one problem. A unit is an element of a value that activations take; elements of pairs that are the
     same value are one."""
 
-    candidates = 8  # functions are dearer than hinges
+    candidates = 8
+    tightened_every, tightening_steps = 5, 3
 
     def __init__(self, network: nn.Module, relaxation: Relaxation, root: Tightened, problem: Problem) -> None:
         super().__init__(network, relaxation, root, problem)
