@@ -80,10 +80,10 @@ def test_a_branchs_bound_lies_below_all_points_of_the_branch(activation: str) ->
 
 
 def test_no_more_waits_than_memory_is_for_and_all_is_proved_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two branches at once, and few steps in each, so that many wait."""
+    """With two branches at once and few steps at the root, so that many wait."""
     network = Mixed("relu", 4)
     problem = _problem(network, room=0.05)
-    for name, value in {"_VALUES_AT_ONCE": 1, "_ROOT_STEPS": 4, "_STEPS": 2}.items():
+    for name, value in {"_VALUES_AT_ONCE": 1, "_ROOT_STEPS": 4}.items():
         monkeypatch.setattr(branch, name, value)
     lengths: list[int] = []
     plain = Tree.next
