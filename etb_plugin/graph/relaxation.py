@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from etb_plugin.graph.activations import Activation, Curved, PiecewiseLinear, chord
+from etb_plugin.graph.ascent import Ascent, Moved
 from etb_plugin.graph.graph import Ends, Graph, reach
 from etb_plugin.graph.regions import Box, Region
 from etb_plugin.graph.rounding import Sizes, Slack, are_rigorous, check_rigorous
@@ -472,11 +473,7 @@ def optimized(
     leaves = [one.value for one in moved]
     choice = Choice(_values(slopes), start.signs, _values(prices), _values(pulls), start.pull_limits, fitting=True)
     if leaves and steps:
-        groups = [
-            {"params": [one.value for one in moved if one.pace == pace], "lr": rate * pace}
-            for pace in {one.pace for one in moved}
-        ]
-        optimizer = torch.optim.Adam(groups, fused=True)
+        ascent = Ascent(moved, rate, decay=0.95)
         with torch.enable_grad():
             for _ in range(steps):
                 if bool((best > enough).all()):
@@ -485,45 +482,26 @@ def optimized(
                 # The first values are those of `start`; what is behind a step is taken with the next one.
                 value = relaxation.below(rows, choice).value
                 best = torch.fmax(best, value.detach())
-                grads = torch.autograd.grad(-value.sum(), leaves, allow_unused=True)
-                for leaf, grad in zip(leaves, grads, strict=True):
-                    # The fused step reads a gradient as if it were laid out like its leaf.
-                    leaf.grad = None if grad is None else grad.contiguous()
-                optimizer.step()
-                with torch.no_grad():
-                    for one in moved:
-                        one.value.clamp_(one.least, one.most)
-                for group in optimizer.param_groups:
-                    group["lr"] *= 0.95
+                ascent.step(torch.autograd.grad(value.sum(), leaves, allow_unused=True))
         with torch.no_grad():
             best = torch.fmax(best, relaxation.below(rows, choice).value)
     return best, Choice(_fixed(slopes), start.signs, _fixed(prices), _fixed(pulls), start.pull_limits)
 
 
-@dataclass(frozen=True)
-class _Moved:
-    """What a search moves, between which limits, and how fast beside others."""
-
-    value: Tensor
-    least: Tensor
-    most: Tensor
-    pace: float = 1.0
-
-
-def _values(moved: Mapping[_K, _Moved]) -> dict[_K, Tensor]:
+def _values(moved: Mapping[_K, Moved]) -> dict[_K, Tensor]:
     return {key: one.value for key, one in moved.items()}
 
 
-def _fixed(moved: Mapping[_K, _Moved]) -> dict[_K, Tensor]:
+def _fixed(moved: Mapping[_K, Moved]) -> dict[_K, Tensor]:
     return {key: one.value.detach() for key, one in moved.items()}
 
 
 def _movable(
     relaxation: Relaxation, lines: Lines, start: Choice
-) -> tuple[dict[Hinge, _Moved], dict[Hinge, _Moved], dict[int, _Moved]]:
+) -> tuple[dict[Hinge, Moved], dict[Hinge, Moved], dict[int, Moved]]:
     """Return slopes and shares, multipliers and pulls, from where `start` has them, for rows that gave `lines`."""
-    slopes: dict[Hinge, _Moved] = {}
-    prices: dict[Hinge, _Moved] = {}
+    slopes: dict[Hinge, Moved] = {}
+    prices: dict[Hinge, Moved] = {}
     batch, activations = len(lines.value), relaxation.graph.activations
     none, one, infinite = (lines.value.new_full((), number) for number in (0.0, 1.0, torch.inf))
 
@@ -539,17 +517,17 @@ def _movable(
             steep, unstable = (relaxation._view(here, key, hinge, name) for name in ("steep", "unstable"))
             first = start.slopes.get(key, relaxation._view(here, key, hinge, "flat"))
             limits = torch.where(unstable, 0.0, steep), torch.where(unstable, 1.0, steep)
-            slopes[key] = _Moved(leaf(torch.where(unstable, first, steep), here), *limits)
+            slopes[key] = Moved(leaf(torch.where(unstable, first, steep), here), *limits)
         if key in start.signs:
-            prices[key] = _Moved(leaf(start.multipliers.get(key, none), here), none, infinite)
+            prices[key] = Moved(leaf(start.multipliers.get(key, none), here), none, infinite)
     for key in relaxation._curves:
         if key[0] in lines.arriving:
             here = lines.arriving[key[0]]
             with torch.no_grad():
                 first = start.slopes[key] if key in start.slopes else relaxation.share(here, key)
-            slopes[key] = _Moved(leaf(first, here), none, one, activations[key[0]].pace)
+            slopes[key] = Moved(leaf(first, here), none, one, activations[key[0]].pace)
     pulls = {
-        node: _Moved(pull.detach().clone().requires_grad_(), *start.pull_limits[node])
+        node: Moved(pull.detach().clone().requires_grad_(), *start.pull_limits[node])
         for node, pull in start.pulls.items()
     }
     return slopes, prices, pulls
