@@ -69,7 +69,7 @@ class Choice:
     multipliers: Mapping[Hinge, Tensor] = field(default_factory=dict)
     pulls: Mapping[int, Tensor] = field(default_factory=dict)
     pull_limits: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    decided: Mapping[Hinge, "Decided"] = field(default_factory=dict)
+    decided: Mapping[Hinge, Decided] = field(default_factory=dict)
     fitting: bool = False
     """Whether slopes are those of the pieces already where a hinge is on or off."""
 
