@@ -153,7 +153,8 @@ def reach(
         for i in range(settings.steps + 1):
             gradient, logits = gradient_of(network, x, targets, value)
             best = torch.maximum(best, value(logits, targets))
-            x = moved(x, gradient, everywhere, settings.step_at(i))
+            if i < settings.steps:
+                x = moved(x, gradient, everywhere, settings.step_at(i))
     upper, negated = best.view(batch, 2, rows).unbind(1)
     return -negated, upper
 
@@ -215,7 +216,8 @@ def _climb_all(
         gradient, outputs = gradient_of(network, x, every, goal)
         points = torch.where(like(broken, x), points, x)
         broken = broken | broken_by(outputs, every)
-        x = moved(x, gradient, box, settings.step_at(i))
+        if i < settings.steps:
+            x = moved(x, gradient, box, settings.step_at(i))
     return points, broken
 
 

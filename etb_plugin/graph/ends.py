@@ -48,6 +48,20 @@ class Tightened:
     slopes: dict[int, tuple[Tensor, Mapping[Hinge, Tensor]]]
 
 
+def flat_ends(graph: Graph, ends: Ends) -> tuple[Tensor, Tensor]:
+    """Return the ends of all activations' inputs, one activation after another, lower and upper [batch, units]."""
+    low, high = (torch.cat([ends[i][side].flatten(1) for i in graph.activations], 1) for side in (0, 1))
+    return low, high
+
+
+def shaped_ends(graph: Graph, low: Tensor, high: Tensor) -> Ends:
+    """Return the ends that `flat_ends` made `low` and `high` of."""
+    shapes = {i: graph.nodes[graph.nodes[i].inputs[0]].shape for i in graph.activations}
+    sizes = [shape.numel() for shape in shapes.values()]
+    parts = zip(shapes.items(), low.split(sizes, 1), high.split(sizes, 1), strict=True)
+    return {i: (lower.unflatten(1, shape), upper.unflatten(1, shape)) for (i, shape), lower, upper in parts}
+
+
 @torch.no_grad()
 def row_size(graph: Graph, position: int, like: Tensor) -> int:
     """Return the number of elements of a unit's row where it is widest on its way back."""

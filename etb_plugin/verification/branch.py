@@ -25,7 +25,8 @@ from etb_plugin.graph.graph import Ends
 from etb_plugin.graph.relaxation import Choice, Relaxation, optimized
 from etb_plugin.memory import fitting
 from etb_plugin.stopping import check_time, until
-from etb_plugin.verification.problem import TOLERANCE, WAITING, Problem, Search
+from etb_plugin.verification.problem import TOLERANCE, Problem, Search
+from etb_plugin.verification.waiting import Waiting
 
 _ROOT_STEPS, _STEPS = 40, 12
 """Steps of gradient ascent at the root, and in a branch."""
@@ -41,7 +42,7 @@ _TIGHTENED_AT_ONCE = 32
 
 
 @dataclass
-class Branches:
+class Branches(Waiting):
     """Branches side by side: the unsafe part that each is about, the cuts since the ends of its units were tightened,
     and how far its best row is proved to lie above its limit, all [branches]; and those ends [branches, units]."""
 
@@ -51,26 +52,10 @@ class Branches:
     low: Tensor
     high: Tensor
 
-    def __getitem__(self, index: Tensor | slice) -> Self:
-        return type(self)(*(value[index] for value in vars(self).values()))
-
-    def __len__(self) -> int:
-        return len(self.part)
-
-    @property
-    def numbers(self) -> int:
-        """How many numbers a branch holds."""
-        return sum(value.shape[1:].numel() for value in vars(self).values())
-
     @property
     def open(self) -> Tensor:
         """Which are not proved, [branches]: a bound that is no number proves nothing."""
         return ~(self.above > TOLERANCE)
-
-    def joined(self, other: Self) -> Self:
-        """Return these and the others."""
-        mine, theirs = vars(self).values(), vars(other).values()
-        return type(self)(*(torch.cat(pair) for pair in zip(mine, theirs, strict=True)))
 
     def each(self) -> Iterator[Self]:
         """Yield one after another."""
@@ -112,6 +97,10 @@ class Tree(ABC, Generic[B]):
         """Return the branches' ends for every activation."""
 
     @abstractmethod
+    def of_units(self, ends: Ends) -> tuple[Tensor, Tensor]:
+        """Return ends of every activation as those of the units, [branches, units]."""
+
+    @abstractmethod
     def choice(self, branches: B) -> Choice:
         """Return what the branches chose last."""
 
@@ -122,10 +111,6 @@ class Tree(ABC, Generic[B]):
     @abstractmethod
     def chosen(self, branches: B, choice: Choice, above: Tensor) -> B:
         """Return the branches with what they chose now, and with how far they lie `above` their limits."""
-
-    @abstractmethod
-    def with_ends(self, branches: B, ends: Ends) -> B:
-        """Return the branches with ends that were computed anew, and what follows from them."""
 
     @abstractmethod
     def losses(self, branches: B, arriving: dict[int, Tensor]) -> Tensor:
@@ -153,9 +138,13 @@ class Tree(ABC, Generic[B]):
         """Return those of the branches that are not empty, with ends of their own."""
         found = tightened(self.relaxed(branches), self.choice(branches), steps=self.tightening_steps, start=self.root)
         left = (~found.empty).nonzero()[:, 0]
-        kept = branches[left]
-        kept = self.with_ends(kept, {i: (low[left], high[left]) for i, (low, high) in found.ends.items()})
-        return replace(kept, age=torch.zeros_like(kept.age))
+        low, high = self.of_units(found.ends)
+        kept = replace(branches, age=torch.zeros_like(branches.age), low=low, high=high)[left]
+        return self.implied(kept)
+
+    def implied(self, branches: B) -> B:
+        """Return branches whose ends were computed anew with what else follows from those."""
+        return branches
 
     def cut_values(self, branches: B, places: Tensor) -> Tensor:
         """Return how far each half would lie above its limit with what its branch chose, [2, count, branches], upper
@@ -205,9 +194,8 @@ class Tree(ABC, Generic[B]):
         return self.halves(branches, places.gather(1, worth.argmax(0).unsqueeze(1)))
 
     def next(self, queue: B) -> tuple[B, B]:
-        """Return the branches to work on, the worst first, and the rest. Old ones are tightened, by themselves."""
-        full = len(queue) > fitting(WAITING) // queue.numbers
-        order = queue.above.argsort(descending=full)  # where there is no room for more, the nearest to proved
+        """Return the branches to work on, in their order, and the rest. Old ones are tightened, by themselves."""
+        order = queue.order()
         old = queue.age[order] >= self.tightened_every
         tightening = bool(self.root.slopes) and bool(old[0])
         if tightening:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from etb_plugin.graph.ends import flat_ends, shaped_ends
 from etb_plugin.graph.graph import Ends
 from etb_plugin.graph.relaxation import Choice, Decided, Hinge, crown_slope
 from etb_plugin.graph.rounding import are_rigorous
@@ -49,18 +50,10 @@ class HingeTree(Tree[_Decided]):
         return sum(low.numel() for low in self.hinges.values())
 
     def ends(self, branches: _Decided) -> Ends:
-        shapes = {i: low.shape[1:] for i, (low, _) in self.relaxation.ends.items()}
-        sizes = [shape.numel() for shape in shapes.values()]
-        pairs = zip(branches.low.split(sizes, 1), branches.high.split(sizes, 1), strict=True)
-        return {
-            i: (low.unflatten(1, shape), high.unflatten(1, shape))
-            for (i, shape), (low, high) in zip(shapes.items(), pairs, strict=True)
-        }
+        return shaped_ends(self.relaxation.graph, branches.low, branches.high)
 
     def of_units(self, ends: Ends) -> tuple[Tensor, Tensor]:
-        """Return ends of all activations as those of the units, [branches, units]."""
-        low, high = (torch.cat([ends[i][side].flatten(1) for i in self.relaxation.ends], 1) for side in (0, 1))
-        return low, high
+        return flat_ends(self.relaxation.graph, ends)
 
     def spread(self, flat: Tensor) -> dict[Hinge, Tensor]:
         """Return values of the open units [branches, rows, units] as one tensor for each hinge, 0 elsewhere."""
@@ -109,10 +102,8 @@ class HingeTree(Tree[_Decided]):
         prices = self.gathered(dict(choice.multipliers), branches.prices)
         return replace(branches, slopes=slopes, prices=prices, above=above)
 
-    def with_ends(self, branches: _Decided, ends: Ends) -> _Decided:
-        """Add the signs that follow from the ends, too."""
-        low, high = self.of_units(ends)
-        branches = replace(branches, low=low, high=high)
+    def implied(self, branches: _Decided) -> _Decided:
+        """Add the signs that the ends tell."""
         sides = {
             key: ((low >= 0).to(torch.int8) - ((low < 0) & (high <= 0)).to(torch.int8)).unsqueeze(1)
             for key, low, high in self.relaxed(branches).hinges()
@@ -134,9 +125,10 @@ class HingeTree(Tree[_Decided]):
 
     def cut_values(self, branches: _Decided, places: Tensor) -> Tensor:
         # The halves differ from their branch by one unit in each row, and share all the rest with it.
-        count, rows, many = places.shape[1], self.rows.shape[1], 2 * places.numel() * self.rows.shape[1]
-        batch = torch.arange(len(branches), device=places.device).repeat_interleave(many // len(branches))
-        row = torch.arange(2 * count * rows, device=places.device).repeat(len(branches))
+        count, rows = places.shape[1], self.rows.shape[1]
+        each = 2 * count * rows
+        batch = torch.arange(len(branches), device=places.device).repeat_interleave(each)
+        row = torch.arange(each, device=places.device).repeat(len(branches))
         place = places.repeat(1, 2).repeat_interleave(rows, 1).flatten()
         decided, first = {}, 0
         for key, open_ones in self.open.items():
@@ -151,8 +143,8 @@ class HingeTree(Tree[_Decided]):
                 for of in (chosen.slopes, chosen.multipliers)
             )
             chosen = replace(chosen, slopes=slopes, multipliers=prices)
-        each = self.rows[branches.part].repeat(1, 2 * count, 1)
-        value = self.relaxed(branches).below(each, replace(chosen, decided=decided)).value
+        walked = self.rows[branches.part].repeat(1, 2 * count, 1)
+        value = self.relaxed(branches).below(walked, replace(chosen, decided=decided)).value
         value = value.unflatten(1, (2, count, rows)) - self.most[branches.part][:, None, None]
         return value.amax(3).permute(1, 2, 0)
 

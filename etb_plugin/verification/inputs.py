@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from etb_plugin.attacks import Pgd
 from etb_plugin.errors import OutOfTime
-from etb_plugin.graph.ends import crown_ends
-from etb_plugin.graph.graph import Ends, Graph
+from etb_plugin.graph.ends import crown_ends, flat_ends, shaped_ends
+from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.regions import Box
 from etb_plugin.graph.relaxation import Relaxation
 from etb_plugin.graph.rounding import are_rigorous, gamma
 from etb_plugin.memory import fitting
 from etb_plugin.stopping import check_time, until
-from etb_plugin.verification.problem import TOLERANCE, WAITING, Problem, Search
+from etb_plugin.verification.problem import TOLERANCE, Problem, Search
+from etb_plugin.verification.waiting import Waiting
 
 _UNITS_AT_ONCE = 2**19
 """Units, times rows of the property, of the boxes that are bounded together."""
@@ -37,7 +38,7 @@ _POINT = 1e-12
 
 
 @dataclass
-class _Boxes:
+class _Boxes(Waiting):
     """Boxes [boxes, inputs] in waiting, which unsafe parts are open in each [boxes, parts], how far above its limit the
     worst of them is [boxes], and ends of all activations' inputs that hold there [boxes, units]."""
 
@@ -48,16 +49,6 @@ class _Boxes:
     low: Tensor
     high: Tensor
 
-    def __len__(self) -> int:
-        return len(self.lower)
-
-    def __getitem__(self, index: Tensor) -> "_Boxes":
-        return _Boxes(*(value[index] for value in vars(self).values()))
-
-    def joined(self, other: "_Boxes") -> "_Boxes":
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return _Boxes(*(torch.cat(pair) for pair in pairs))
-
 
 class _Split:
     """The search on one problem."""
@@ -66,10 +57,8 @@ class _Split:
         self.network, self.graph, self.problem = network, graph, problem
         self.rows = torch.cat([part.rows for part in problem.unsafe])
         self.most = torch.cat([part.most for part in problem.unsafe])
-        self._shapes = {i: graph.nodes[graph.nodes[i].inputs[0]].shape for i in graph.activations}
-        self.units = sum(shape.numel() for shape in self._shapes.values())
+        self.units = sum(graph.nodes[graph.nodes[i].inputs[0]].shape.numel() for i in graph.activations)
         self.at_once = max(4, min(4096, fitting(_UNITS_AT_ONCE) // max(1, self.units * len(self.rows))))
-        self.most_waiting = fitting(WAITING) // (2 * self.units + 2 * problem.box.shape.numel() + len(problem.unsafe))
         self.witness: Tensor | None = None
 
     def whole(self, parts: Tensor) -> _Boxes:
@@ -83,25 +72,20 @@ class _Split:
     def bounded(self, boxes: _Boxes) -> tuple[_Boxes, Tensor]:
         """Return what is left of boxes, and how much the bounds depend on each input there, [boxes, inputs]. May find a
         counterexample."""
-        ends = self._spread(boxes)
+        ends = shaped_ends(self.graph, boxes.low, boxes.high)
         if bool(boxes.low.isfinite().all()):  # what the larger box's ends prove needs no rows of units
             boxes, _ = self._left(boxes, Relaxation(self.graph, self._region(boxes), ends))
-            ends = self._spread(boxes)
+            ends = shaped_ends(self.graph, boxes.low, boxes.high)
         if not len(boxes):
             return boxes, boxes.lower
         region = self._region(boxes)
         found = crown_ends(self.graph, region, within=ends).ends
-        low, high = (torch.cat([found[i][side].flatten(1) for i in self._shapes], 1) for side in (0, 1))
+        low, high = flat_ends(self.graph, found)
         return self._left(replace(boxes, low=low, high=high), Relaxation(self.graph, region, found))
 
     def _region(self, boxes: _Boxes) -> Box:
         shape = self.problem.box.shape
         return Box(boxes.lower.unflatten(1, shape), boxes.upper.unflatten(1, shape), ordered=True)
-
-    def _spread(self, boxes: _Boxes) -> Ends:
-        sizes = [shape.numel() for shape in self._shapes.values()]
-        parts = zip(self._shapes.items(), boxes.low.split(sizes, 1), boxes.high.split(sizes, 1), strict=True)
-        return {i: (low.unflatten(1, shape), high.unflatten(1, shape)) for (i, shape), low, high in parts}
 
     def _left(self, boxes: _Boxes, relaxation: Relaxation) -> tuple[_Boxes, Tensor]:
         """Return what the linear bounds of a relaxation leave, and how much they depend on each input there."""
@@ -185,8 +169,7 @@ def split_inputs(network: nn.Module, graph: Graph, problem: Problem, parts: Tens
     for rounds in itertools.count():
         if not len(queue):
             break
-        full = len(queue) > search.most_waiting
-        order = queue.above.argsort(descending=full)  # where there is no room for more, the nearest to proved
+        order = queue.order()
         now, queue = queue[order[: search.at_once]], queue[order[search.at_once :]]
         try:
             with until(deadline):

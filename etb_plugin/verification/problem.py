@@ -19,10 +19,6 @@ which rounding to 2^-53 moves by less than 10^-8; a solver's bound was moved out
 margin away.
 """
 
-WAITING = 2**26
-"""Numbers that a search's branches or boxes in waiting may hold before those are taken first that are nearest to
-proved."""
-
 
 class Verdict(StrEnum):
     """What is known of a problem. `UNKNOWN` is what a limit leaves, and counts as attackable."""

@@ -77,7 +77,6 @@ class UnitTree(Tree[_Cut]):
         return found
 
     def of_units(self, ends: Ends) -> tuple[Tensor, Tensor]:
-        """Return the ends of the units, [branches, units], of those of every activation."""
         branches = max(len(low) for low, _ in ends.values())
         low = self.rows.new_full((branches, self.units), -torch.inf)
         high = -low
@@ -144,10 +143,6 @@ class UnitTree(Tree[_Cut]):
         for source, pull in choice.pulls.items():
             pulls[:, :, self.spans[source]] = pull.flatten(2)[:, :, self.first_of[source]]
         return replace(branches, shares=self._flat(choice.slopes, branches.shares), pulls=pulls, above=above)
-
-    def with_ends(self, branches: _Cut, ends: Ends) -> _Cut:
-        low, high = self.of_units(ends)
-        return replace(branches, low=low, high=high)
 
     def whole(self, branches: _Cut) -> Tensor:
         return ~(branches.high - branches.low > _POINT).any(1)

@@ -94,8 +94,8 @@ def test_no_more_waits_than_memory_is_for_and_all_is_proved_still(monkeypatch: p
 
     monkeypatch.setattr(Tree, "next", counted)
     most = []
-    for waiting in (2**26, 1):
-        monkeypatch.setattr(branch, "WAITING", waiting)
+    for numbers in (2**26, 1):
+        monkeypatch.setattr("etb_plugin.verification.waiting._NUMBERS", numbers)
         lengths.clear()
         assert search(_tree(network, problem), torch.arange(2), torch.inf).proved.tolist() == [0, 1]
         most.append(max(lengths))
