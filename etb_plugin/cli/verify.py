@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +32,14 @@ def command(
     property_: Annotated[
         Path | None,
         typer.Argument(metavar="property", help="A VNN-LIB property of an ONNX network.", show_default=False),
+    ] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE.onnx",
+            help="A network that the VNN-LIB property declares by that name; several times.",
+            rich_help_panel="Verification",
+        ),
     ] = None,
     instances: Annotated[
         Path | None,
@@ -94,12 +102,16 @@ def command(
     With --rigorous proofs hold in real arithmetic: what rounding may have added is taken off every bound.
 
     With a PROPERTY, the answer is the verification competition's: sat and a counterexample, unsat, timeout or unknown.
+    A property of several networks comes first, and each network by --network, as VNN-LIB 2.0 has it (there timeout is
+    timed-out).
 
     With --instances, every line of a competition's list is answered so, each in a process of its own, its seconds being
     its limit; records, counterexamples, results.csv and a cactus plot are written to --out, where the same command goes
     on.
 
     Example: etb verify network.onnx property.vnnlib --timeout 60
+
+    Example: etb verify property.vnnlib --network f=one.onnx --network g=other.onnx --timeout 60
 
     Example: etb verify --instances instances.csv --out results --workers 2
 
@@ -113,7 +125,8 @@ def command(
         assert instances is not None
         _run_instances(instances, out, workers or 1, share, request)
         return
-    o.check_there(weights, *([property_] if property_ is not None else []))
+    networks = _networks(weights, property_, network or [])
+    o.check_there(weights, *networks.values(), *([property_] if property_ is not None else []))
     from etb_plugin.report.stoppable import StoppableLive
     from etb_plugin.report.table import radius_table, verification_table
     from etb_plugin.training.allocation import keep_freed_memory
@@ -129,14 +142,16 @@ def command(
     keep_freed_memory()
     if share is not None:
         limit_memory(share)  # the processes that start from here inherit it
-    if property_ is not None:
-        with _giving_up_after(request.time_limit + _LATE):
-            check = PropertyCheck(weights, property_, cascade_of(request, STAGES), drop=request.stages is None)
+    if networks or property_ is not None:
+        timeout = "timed-out" if networks else "timeout"
+        of, about = (weights, property_) if property_ is not None else (networks, weights)
+        with _giving_up_after(request.time_limit + _LATE, timeout):
+            check = PropertyCheck(of, about, cascade_of(request, STAGES), drop=request.stages is None)
             _say_what_is_left_out(check.left_out)
             answer = check.run()
         for line in answer.failed:
             o.stderr().print(line, highlight=False, soft_wrap=True)
-        print(answer.text)
+        print(timeout if answer.word == "timeout" else answer.text)
         return
     verification = Verification(weights, request, RADIUS_STAGES if minimum_radius else STAGES)
     _say_what_is_left_out(verification.left_out)
@@ -162,13 +177,30 @@ def _memory(asked: float | None, workers: int) -> int | None:
     return int(asked * 2**30) // workers
 
 
+def _networks(weights: Path, property_: Path | None, named: Sequence[str]) -> dict[str, Path]:
+    """Return the networks that come by name beside a property, none where the network itself comes first."""
+    first = weights.name.removesuffix(".gz").endswith(".vnnlib")
+    if first != bool(named) or (named and property_ is not None):
+        raise ConfigError(
+            "write either etb verify network.onnx property.vnnlib, or etb verify property.vnnlib --network "
+            "NAME=network.onnx, with --network for each network that the property declares"
+        )
+    pairs = [one.partition("=") for one in named]
+    for name, equals, file in pairs:
+        if not name or not equals or not file:
+            raise ConfigError(f"--network {name}{equals}{file}: write NAME=FILE.onnx, NAME as the property declares it")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ConfigError("--network names a network twice")
+    return {name: Path(file) for name, _, file in pairs}
+
+
 @contextlib.contextmanager
-def _giving_up_after(seconds: float) -> Iterator[None]:
-    """Answer "timeout" and end the process where the context lasts longer: a single operation of a large network may
+def _giving_up_after(seconds: float, answer: str) -> Iterator[None]:
+    """Print the answer and end the process where the context lasts longer: a single operation of a large network may
     take longer than any loop that looks at the clock."""
 
     def give_up() -> None:
-        print("timeout", flush=True)
+        print(answer, flush=True)
         os._exit(0)
 
     timer = threading.Timer(seconds, give_up)
@@ -185,11 +217,11 @@ def _run_instances(path: Path, out: str | None, workers: int, memory: int | None
         raise ConfigError("--instances needs --out: the folder for what is found")
     o.check_there(path)
     from etb_plugin.report.cactus import save_cactus
-    from etb_plugin.verification.instances import Answered, run_instances
+    from etb_plugin.verification.instances import Answered, file_names, run_instances
 
     def told(answer: Answered) -> None:
         beside = f": {answer.said}" if answer.word == "error" else ""
-        line = f"{answer.word:8} {answer.seconds:6.1f} s  {Path(answer.network).name} {Path(answer.property_).name}"
+        line = f"{answer.word:8} {answer.seconds:6.1f} s  {file_names(answer.network)} {Path(answer.property_).name}"
         o.stdout().print(line + beside, highlight=False, soft_wrap=True)
 
     options = ["--seed", str(request.seed), "--solver", request.solver, "--device", request.device]

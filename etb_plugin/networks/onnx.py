@@ -6,6 +6,7 @@ batch size that a file happens to hold, and hides what it does in modules of its
 `onnx_operations` is what each operation becomes.
 """
 
+import gzip
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +45,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     """
     onnx = _package("onnx")
     try:
-        model = onnx.load(str(path))
+        model = _loaded(path)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf's and onnx's own kinds
         raise CheckpointError(f"{path} is no ONNX file: {str(error).partition(chr(10))[0]}") from error
@@ -82,11 +83,23 @@ def file_outputs(path: Path, points: Tensor) -> Tensor:
     Shapes: points [points, *input], rounded to the file's own dtype -> [points, outputs], in float64. Raises
     CheckpointError where the file cannot be run.
     """
-    onnx = _package("onnx")
     try:
-        return _running(onnx.load(str(path)))[0](points).double()
+        return _running(_loaded(path))[0](points).double()
     except Exception as error:  # of either runtime
         raise CheckpointError(f"{path} cannot be run: {str(error).partition(chr(10))[0]}") from error
+
+
+def element_types(path: Path) -> tuple[torch.dtype, torch.dtype]:
+    """Return what the input and the output are made of, of a file that `read_onnx` takes."""
+    graph = _loaded(path).graph
+    given = next(v for v in graph.input if v.name not in {t.name for t in graph.initializer})
+    return tuple(_DTYPES[value.type.tensor_type.elem_type] for value in (given, graph.output[0]))  # type: ignore[return-value]
+
+
+def _loaded(path: Path) -> Any:
+    """Return the contents of a file, packed by gzip where its name ends in .gz."""
+    onnx = _package("onnx")
+    return onnx.load_from_string(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else onnx.load(str(path))
 
 
 def _outputs(

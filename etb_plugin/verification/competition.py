@@ -1,6 +1,7 @@
-"""One network and one property from files, as the verification competition asks: sat, unsat, timeout or unknown."""
+"""Networks and a property from files, as the verification competition asks: sat, unsat, timeout or unknown."""
 
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from torch import Tensor
 from etb_plugin.attacks import Pgd
 from etb_plugin.errors import ConfigError
 from etb_plugin.networks import before_softmax
-from etb_plugin.networks.onnx import file_outputs, read_onnx
+from etb_plugin.networks.onnx import element_types, file_outputs, read_onnx
 from etb_plugin.verification.cascade import Cascade, Case, Settings, takers
+from etb_plugin.verification.joint import Posed
 from etb_plugin.verification.problem import Problem, Verdict
-from etb_plugin.verification.vnnlib import counterexample_text, read_vnnlib
+from etb_plugin.verification.vnnlib import Query, read_vnnlib
 
 _FURTHER = Pgd(steps=50, step=0.05)
 """How a counterexample is moved further into the unsafe outputs where rounding hides it."""
@@ -21,47 +23,49 @@ _FURTHER = Pgd(steps=50, step=0.05)
 
 @dataclass(frozen=True)
 class Answer:
-    """The competition's word, the counterexample [1, *input] and its outputs [1, outputs] where it is sat, the stage
-    that decided, the seconds it took, and what failed on the way, a line for each."""
+    """The competition's word, the counterexample [1, *input] and all networks' outputs [1, outputs] where it is sat,
+    how the property's version writes these, the stage that decided, the seconds it took, and what failed on the way, a
+    line for each."""
 
     word: str
     point: Tensor | None
     outputs: Tensor | None
+    written: str
     by: str | None
     seconds: float
     failed: tuple[str, ...]
 
     @property
     def text(self) -> str:
-        """The word, and below it the counterexample in the competition's format."""
-        if self.point is None or self.outputs is None:
-            return self.word
-        return f"{self.word}\n{counterexample_text(self.point, self.outputs)}"
+        """The word, and below it the counterexample in the property's format."""
+        return f"{self.word}\n{self.written}" if self.written else self.word
 
 
 class PropertyCheck:
-    """A network and a property, read and checked.
+    """A property and its networks, read and checked. `networks` is one file, or files by the names that the property
+    declares; of networks that are equal to others no file is needed.
 
-    Raises CheckpointError, ConfigError or UnsupportedLayer where either cannot be read, or a stage cannot take the
-    network; with `drop` such stages are left out, and `left_out` says why.
+    Raises CheckpointError, ConfigError or UnsupportedLayer where one cannot be read, or a stage cannot take a network;
+    with `drop` such stages are left out, and `left_out` says why.
     """
 
-    def __init__(self, network: Path, vnnlib: Path, settings: Settings, *, drop: bool) -> None:
-        self._begun, self._file = time.monotonic(), network
-        if network.suffix != ".onnx":
-            raise ConfigError(f"{network}: a property is about an ONNX network; etb export --onnx writes one")
-        whole, shape = read_onnx(network)
-        with torch.no_grad():
-            outputs = whole(torch.zeros(1, *shape)).shape[1]
-        self.problems = read_vnnlib(vnnlib, shape, outputs)
-        judged = before_softmax(whole, shape) if all(problem.compares for problem in self.problems) else whole
+    def __init__(self, networks: Path | Mapping[str, Path], vnnlib: Path, settings: Settings, *, drop: bool) -> None:
+        self._begun = time.monotonic()
+        query = read_vnnlib(vnnlib)
+        self._files = _files_of(query, networks)
+        read = {file: read_onnx(file) for file in dict.fromkeys(self._files)}
+        self._dtypes = [_dtype_of(query, number, file) for number, file in enumerate(self._files)]
+        self._posed = Posed(query, *zip(*(read[file] for file in self._files), strict=True))
+        judged, shape, self.problems = self._posed.network, self._posed.shape, self._posed.problems
+        if self._posed.alone and all(problem.compares for problem in self.problems):
+            judged = before_softmax(judged, shape)
         self.settings, self.left_out = takers([judged], shape, settings, drop=drop)
         self._cascade = Cascade(judged, shape, self.settings)
 
     def run(self) -> Answer:
         """Return what is known after the settings' seconds, for all boxes of the property together. What reading and
-        checking the files took counts among them. A counterexample counts where the file itself, run by onnxruntime,
-        gives an unsafe output."""
+        checking the files took counts among them. A counterexample counts where the files themselves, run by
+        onnxruntime, give unsafe outputs."""
         begun = self._begun
         deadline = begun + self.settings.seconds
         by, word, failed = None, "unsat", []
@@ -74,21 +78,77 @@ class PropertyCheck:
             by = case.by or by
             failed += [f"{stage} is left out: {why}" for stage, why in case.failed.items()]
             if case.witness is not None:
-                point, outputs = self._confirmed(problem, case.witness)
-                if outputs is not None:
-                    return Answer("sat", point, outputs, by, time.monotonic() - begun, tuple(failed))
+                for point in self._near(problem, case.witness):
+                    inputs, outputs = self._replayed(problem, point)
+                    replayed = self._posed.point(inputs)
+                    if bool(problem.broken(self._posed.values(replayed, outputs))):
+                        text = self._posed.query.counterexample(inputs, outputs)
+                        seconds = time.monotonic() - begun
+                        return Answer("sat", replayed, torch.cat(outputs, 1), text, by, seconds, tuple(failed))
                 failed.append(
-                    f"{by} met a counterexample that {self._file} itself, in its own precision, does not confirm"
+                    f"{by} met a counterexample that {' and '.join(map(str, dict.fromkeys(self._files)))} itself, in "
+                    f"its own precision, does not confirm"
                 )
             if case.verdict is not Verdict.ROBUST:
                 word = "timeout" if time.monotonic() >= deadline else "unknown"
-        return Answer(word, None, None, by if word == "unsat" else None, time.monotonic() - begun, tuple(failed))
+        return Answer(word, None, None, "", by if word == "unsat" else None, time.monotonic() - begun, tuple(failed))
 
-    def _confirmed(self, problem: Problem, witness: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return a counterexample and the file's own outputs there, if these are unsafe: at `witness`, or, where they
-        are not since its margin is within rounding, at the worst point that an attack meets from there."""
-        point, outputs = witness, file_outputs(self._file, witness)
-        if not bool(problem.broken(outputs)):
-            point = problem.polished(self._cascade.network, witness, _FURTHER)
-            outputs = file_outputs(self._file, point)
-        return point, outputs if bool(problem.broken(outputs)) else None
+    def _near(self, problem: Problem, witness: Tensor) -> Iterator[Tensor]:
+        """Yield a counterexample, and then the worst point that an attack meets from there: within rounding of the
+        unsafe outputs' edge the files may give others than our float64."""
+        yield witness
+        yield problem.polished(self._cascade.network, witness, _FURTHER)
+
+    def _replayed(self, problem: Problem, point: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return each network's own input [1, *shape] next to `point` in its file's precision, and what the file gives
+        there."""
+        lower, upper = (self._posed.inputs(end) for end in (problem.box.lower, problem.box.upper))
+        inputs = [_within(*one) for one in zip(self._posed.inputs(point), lower, upper, self._dtypes, strict=True)]
+        return inputs, [file_outputs(file, x) for file, x in zip(self._files, inputs, strict=True)]
+
+
+def _files_of(query: Query, networks: Path | Mapping[str, Path]) -> list[Path]:
+    """Return the file of each declared network. Raises ConfigError where one is missing, or belongs to none."""
+    own = [network.name for network in query.networks if network.same_as is None]
+    if isinstance(networks, Path):
+        if len(own) != 1:
+            raise ConfigError(
+                f"{query.path} is about {len(own)} networks: write etb verify {query.path} "
+                + " ".join(f"--network {name}={name}.onnx" for name in own)
+            )
+        networks = {own[0]: networks}
+    for name in own:
+        if name not in networks:
+            raise ConfigError(f"{query.path} declares a network {name!r}: write --network {name}=FILE.onnx")
+    files: dict[str, Path] = {}
+    for network in query.networks:
+        files[network.name] = file = networks[network.same_as or network.name]
+        if networks.get(network.name, file) != file:
+            raise ConfigError(f"{query.path} says that {network.name!r} equals {network.same_as!r}: name one file")
+        if not file.name.removesuffix(".gz").endswith(".onnx"):
+            raise ConfigError(f"{file}: a property is about an ONNX network; etb export --onnx writes one")
+    for name in networks:
+        if name not in files:
+            raise ConfigError(f"{query.path} declares no network {name!r}; it has {', '.join(files)}")
+    return list(files.values())
+
+
+def _dtype_of(query: Query, number: int, file: Path) -> torch.dtype:
+    """Return the precision of a network's inputs. Raises ConfigError where the query declares another one."""
+    network, found = query.networks[number], element_types(file)
+    for declared, dtype in zip((network.input, network.output), found, strict=True):
+        if declared.element_type.lower() not in ("real", str(dtype).removeprefix("torch.")):
+            raise ConfigError(
+                f"{query.path} declares {declared.name} as {declared.element_type}, but {file} has "
+                f"{str(dtype).removeprefix('torch.')}; real stands for any"
+            )
+    return found[0]
+
+
+def _within(x: Tensor, lower: Tensor, upper: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x rounded to `dtype`, but to the other side where that would leave the box, in float64. Where the box has
+    no number of that precision, x itself."""
+    near = x.to(dtype)
+    other = torch.where(near > upper, torch.nextafter(near, -near.abs() - 1), torch.nextafter(near, near.abs() + 1))
+    rounded = torch.where((near >= lower) & (near <= upper), near, other).double()
+    return torch.where((rounded >= lower) & (rounded <= upper), rounded, x.double())

@@ -1,11 +1,15 @@
 """A competition's list of instances, each in a process of its own: whatever one of them does, the others have answers.
 
-The list has lines `network.onnx,property.vnnlib,seconds`, paths from where it lies. What is kept in the folder: a
-record and, where there is one, a counterexample for each instance, and results.csv in the competition's columns.
+The list has lines `network.onnx,property.vnnlib,seconds`, paths from where it lies; in place of the network stands
+`"[('f', 'one.onnx'), ('g', 'other.onnx')]"` where the property declares several. A file that lies there packed alone,
+as FILE.gz, is taken so. What is kept in the folder: a record and, where there is one, a counterexample for each
+instance, and results.csv in the competition's columns.
 """
 
+import ast
 import csv
 import io
+import itertools
 import subprocess
 import sys
 import time
@@ -24,11 +28,26 @@ _GRACE = 15.0
 
 @dataclass(frozen=True)
 class Instance:
-    """One line: a network, a property, and the seconds that it may take."""
+    """One line: a network, or several by name, a property, and the seconds that it may take."""
 
-    network: Path
+    networks: dict[str | None, Path]
     property_: Path
     seconds: float
+
+    @property
+    def network(self) -> str:
+        """The network, or as the competition writes several."""
+        if None in self.networks:
+            return str(self.networks[None])
+        return str([(name, str(file)) for name, file in self.networks.items()])
+
+    @property
+    def arguments(self) -> list[str]:
+        """What `etb verify` takes for it."""
+        if None in self.networks:
+            return [str(self.networks[None]), str(self.property_)]
+        named = (("--network", f"{name}={file}") for name, file in self.networks.items())
+        return [str(self.property_), *itertools.chain.from_iterable(named)]
 
 
 @dataclass(frozen=True)
@@ -56,10 +75,11 @@ def read_instances(path: Path) -> list[Instance]:
             continue
         try:
             network, property_, seconds = line
-            instance = Instance(path.parent / network.strip(), path.parent / property_.strip(), float(seconds))
-        except ValueError:
+            networks = {name: _there(path.parent / file) for name, file in _named(network.strip())}
+            instance = Instance(networks, _there(path.parent / property_.strip()), float(seconds))
+        except (ValueError, SyntaxError):
             raise ConfigError(f"{path}, line {number}: write network.onnx,property.vnnlib,seconds") from None
-        for file in (instance.network, instance.property_):
+        for file in (*instance.networks.values(), instance.property_):
             if not file.is_file():
                 raise ConfigError(f"{path}, line {number}: there is no {file}")
         if not 0 < instance.seconds < float("inf"):
@@ -68,6 +88,27 @@ def read_instances(path: Path) -> list[Instance]:
     if not found:
         raise ConfigError(f"{path} lists no instances")
     return found
+
+
+def _named(network: str) -> list[tuple[str | None, str]]:
+    """Return the files of a line's first column by name. Raises ValueError or SyntaxError where it is malformed."""
+    if not network.startswith("["):
+        return [(None, network)]
+    pairs = ast.literal_eval(network)
+    if not pairs or not all(isinstance(text, str) for pair in pairs for text in pair):
+        raise ValueError(network)
+    return [(str(name), str(file)) for name, file in pairs]
+
+
+def file_names(network: str) -> str:
+    """Return the names of the files of an answer's network, without their folders."""
+    return " ".join(Path(file).name for _, file in _named(network))
+
+
+def _there(file: Path) -> Path:
+    """Return the file, or what it is packed in where only that is there."""
+    packed = file.with_name(f"{file.name}.gz")
+    return packed if packed.is_file() and not file.exists() else file
 
 
 def run_instances(
@@ -85,7 +126,7 @@ def run_instances(
     """
     instances = read_instances(path)
     answers: dict[int, Answered] = {}
-    listed = [[str(i.network), str(i.property_), i.seconds] for i in instances]
+    listed = [[i.network, str(i.property_), i.seconds] for i in instances]
     limits = [] if memory is None else ["--memory", f"{memory / 2**30:.3f}"]
     with claimed(out, {"instances": listed, "options": list(options)}), ThreadPoolExecutor(workers) as pool:
         waiting = {}
@@ -117,7 +158,7 @@ def run_instances(
 
 def _answered(instance: Instance, options: Sequence[str], counterexample: Path) -> Answered:
     begun = time.monotonic()
-    command = [sys.executable, "-m", "etb_plugin", "verify", str(instance.network), str(instance.property_)]
+    command = [sys.executable, "-m", "etb_plugin", "verify", *instance.arguments]
     command += ["--timeout", str(instance.seconds), *options]
     try:
         done = subprocess.run(
@@ -126,6 +167,7 @@ def _answered(instance: Instance, options: Sequence[str], counterexample: Path) 
     except subprocess.TimeoutExpired:
         return _of(instance, "timeout", begun, f"ended {_GRACE:g} s after its time")
     word, _, point = done.stdout.partition("\n")
+    word = "timeout" if word == "timed-out" else word
     said = done.stderr.strip().removeprefix("error: ")
     if done.returncode or word not in WORDS:
         return _of(instance, "error", begun, said or f"ended with status {done.returncode}")
@@ -135,4 +177,4 @@ def _answered(instance: Instance, options: Sequence[str], counterexample: Path) 
 
 
 def _of(instance: Instance, word: str, begun: float, said: str) -> Answered:
-    return Answered(str(instance.network), str(instance.property_), word, time.monotonic() - begun, said)
+    return Answered(instance.network, str(instance.property_), word, time.monotonic() - begun, said)

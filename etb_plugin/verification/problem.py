@@ -20,6 +20,10 @@ margin away.
 """
 
 
+_STRICTLY = 1e-300
+"""Above it no limit stands for "less than 0", which is at most the number below 0."""
+
+
 class Verdict(StrEnum):
     """What is known of a problem. `UNKNOWN` is what a limit leaves, and counts as attackable."""
 
@@ -69,7 +73,11 @@ class Problem:
     def compares(self) -> bool:
         """Whether it only asks which of two outputs is larger, so that softmax and the like change nothing."""
         return all(
-            bool((part.most == 0).all() and (part.rows.sum(1) == 0).all() and ((part.rows != 0).sum(1) == 2).all())
+            bool(
+                (part.most.abs() <= _STRICTLY).all()
+                and (part.rows.sum(1) == 0).all()
+                and ((part.rows != 0).sum(1) == 2).all()
+            )
             for part in self.unsafe
         )
 

@@ -1,94 +1,134 @@
-"""VNN-LIB, the verification competition's files: properties in and out, verdict words and counterexamples.
+"""VNN-LIB 1.0 and 2.0, the verification competition's files: properties in and out, and counterexamples.
 
-A property says which outputs are unsafe, and on which inputs: assertions over X_i (the input, flat) and Y_i (the
-outputs), put together by `and` and `or`. Every assertion has to bound one X_i, or be a linear inequality of Y_i.
+A property says which inputs and outputs are unsafe, by assertions that are put together by `and` and `or` from
+comparisons of polynomials of them. In 1.0 they are X_i and Y_i of one network, flat; in 2.0 elements of the tensors
+that a file declares, of one network or of several.
 """
 
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from etb_plugin.bounds import Box
 from etb_plugin.errors import ConfigError
-from etb_plugin.verification.problem import Problem, Unsafe
+from etb_plugin.verification.terms import Atom, Branch, Term, read_terms
 
-_TOKEN = re.compile(r"\s+|;[^\n]*|([()]|[^\s();]+)")
-_DEEPEST = 100
-"""Brackets within brackets that a property may have."""
 _MOST_CLAUSES = 100_000
-"""Alternatives that a property may have once its assertions are multiplied out."""
+"""Alternatives, or terms of a polynomial, that a property may have once its assertions are multiplied out."""
+_MOST_ELEMENTS = 10_000_000
+"""Inputs, or outputs, that a property may have."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+_ELEMENT = re.compile(r"([A-Za-z]\w*)\[([\d,]*)\]")
+_FLAT = re.compile(r"([XY])_(\d{1,9})")
+"""A variable of version 1.0."""
+
+Place = tuple[str, int]
+"""An element of all inputs ("X") or all outputs ("Y"), flat and one after the other in the order of declaration."""
+_Polynomial = Mapping[tuple[Place, ...], float]
+"""Products of elements, sorted, each with its coefficient; the constant's product is empty."""
 
 
 @dataclass(frozen=True)
-class _Atom:
-    """A word of the file, and where it stands."""
+class Declared:
+    """A tensor that a file declares, and the numbers of its elements among all inputs, or all outputs."""
 
-    word: str
-    line: int
-    column: int
+    name: str
+    element_type: str
+    shape: tuple[int, ...]
+    first: int
 
-
-@dataclass(frozen=True)
-class _List:
-    """A list of the file, and where it opens."""
-
-    items: "tuple[_Atom | _List, ...]"
-    line: int
-    column: int
-
-
-_Term = _Atom | _List
+    @property
+    def size(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
-class _AtMost:
-    """sum of coefficients[variable] variable <= most."""
+class DeclaredNetwork:
+    """A network that a file declares; `same_as` names an earlier one that it is (equal-to)."""
 
-    coefficients: tuple[tuple[str, float], ...]
+    name: str
+    input: Declared
+    output: Declared
+    same_as: str | None = None
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """sum of coefficient x product <= most, and where the file says so."""
+
+    terms: tuple[tuple[tuple[Place, ...], float], ...]
     most: float
-    place: _Term
+    place: Term
 
 
-_Clause = tuple[_AtMost, ...]
+Clause = tuple[AtMost, ...]
 
 
-def read_vnnlib(path: Path, input_shape: tuple[int, ...], outputs: int) -> list[Problem]:
-    """Return a problem for each box of a property: it is unsatisfiable when no box reaches its unsafe outputs.
+@dataclass(frozen=True)
+class Query:
+    """What a file asks: whether inputs and outputs of its networks fulfil all of `always` and of one of `clauses`.
 
-    In float64. Raises ConfigError with line and column where the file is malformed, leaves an input without bounds, or
-    is about other inputs and outputs than the network has.
+    Inputs that have to be equal are one: `free` has for each element of all inputs the number of the input that it is.
     """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    return _Property(path, torch.Size(input_shape), outputs).problems(_parsed(path, text))
+
+    path: Path
+    version: str
+    networks: tuple[DeclaredNetwork, ...]
+    free: tuple[int, ...]
+    always: Clause
+    clauses: tuple[Clause, ...]
+
+    def counterexample(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> str:
+        """Return a counterexample, a tensor for each network, as the file's version writes it: ((X_0 0.5) ... (Y_0
+        1.2)), or X float32 [1,1] and a number on each line below it."""
+        both = list(zip(self.networks, inputs, outputs, strict=True))
+        if self.version == "1.0":
+            kinds = [(kind, v) for _, x, y in both for kind, v in (("X", x), ("Y", y))]
+            pairs = [(kind, i, v) for kind, values in kinds for i, v in enumerate(values.flatten().tolist())]
+            return "(" + "\n ".join(f"({kind}_{i} {_decimal(v)})" for kind, i, v in pairs) + ")"
+        lines = []
+        for network, x, y in both:
+            for declared, values in ((network.input, x), (network.output, y)):
+                lines.append(f"{declared.name} {declared.element_type} [{','.join(map(str, declared.shape))}]")
+                lines += [_decimal(value) for value in values.flatten().tolist()]
+        return "\n".join(lines)
 
 
-def vnnlib_text(box: Box, label: int, classes: int, comment: str) -> str:
-    """Return the text of the property that some point of `box` (a batch of 1) is not classified as `label`."""
+def read_vnnlib(path: Path) -> Query:
+    """Return what a file asks. Raises ConfigError with line and column where it is malformed, or says what is not
+    taken: several inputs or outputs of a network, and hidden values."""
+    return _Reader(path).query(read_terms(path))
+
+
+def vnnlib_text(box: Box, label: int, classes: int, comment: str, version: str = "1.0") -> str:
+    """Return the text of the property that some point of `box` (a batch of 1) is not classified as `label`, in version
+    1.0, or in 2.0 of a network N."""
     lower, upper = box.lower.flatten().tolist(), box.upper.flatten().tolist()
-    lines = [f"; {comment}", ""]
-    lines += [f"(declare-const X_{i} Real)" for i in range(len(lower))]
-    lines += [f"(declare-const Y_{j} Real)" for j in range(classes)]
-    for i, ends in enumerate(zip(lower, upper, strict=True)):
-        lines += [f"(assert (>= X_{i} {_decimal(ends[0])}))", f"(assert (<= X_{i} {_decimal(ends[1])}))"]
-    wrong = "\n".join(f"  (and (>= Y_{j} Y_{label}))" for j in range(classes) if j != label)
-    return "\n".join([*lines, f"(assert (or\n{wrong}))", ""])
-
-
-def counterexample_text(point: Tensor, outputs: Tensor) -> str:
-    """Return a counterexample as the competition writes it: ((X_0 0.5) ... (Y_0 1.2))."""
-    values = [*(("X", i, v) for i, v in enumerate(point.flatten().tolist()))]
-    values += [("Y", j, v) for j, v in enumerate(outputs.flatten().tolist())]
-    return "(" + "\n ".join(f"({kind}_{i} {_decimal(v)})" for kind, i, v in values) + ")"
+    if version == "1.0":
+        x, y = [f"X_{i}" for i in range(len(lower))], [f"Y_{j}" for j in range(classes)]
+        lines = [f"(declare-const {name} Real)" for name in (*x, *y)]
+    else:
+        shape = box.lower.shape
+        x = [f"X[{','.join(map(str, place))}]" for place in np.ndindex(*shape)]
+        y = [f"Y[0,{j}]" for j in range(classes)]
+        lines = [
+            "(vnnlib-version <2.0>)",
+            "(declare-network N",
+            f"  (declare-input X float32 [{','.join(map(str, shape))}])",
+            f"  (declare-output Y float32 [1,{classes}])",
+            ")",
+        ]
+    for name, ends in zip(x, zip(lower, upper, strict=True), strict=True):
+        lines += [f"(assert (>= {name} {_decimal(ends[0])}))", f"(assert (<= {name} {_decimal(ends[1])}))"]
+    wrong = "\n".join(f"  (and (>= {y[j]} {y[label]}))" for j in range(classes) if j != label)
+    return "\n".join([f"; {comment}", "", *lines, f"(assert (or\n{wrong}))", ""])
 
 
 def _decimal(value: float) -> str:
@@ -96,88 +136,156 @@ def _decimal(value: float) -> str:
     return str(np.format_float_positional(value, trim="0"))
 
 
-def _parsed(path: Path, text: str) -> list[_Term]:
-    """Return the file's terms. Raises ConfigError where brackets do not match."""
-    stack: list[tuple[list[_Term], int, int]] = [([], 1, 1)]
-    line, start = 1, 0
-    for match in _TOKEN.finditer(text):
-        token, column = match[1], match.start() - start + 1
-        if token == "(":
-            stack.append(([], line, column))
-            if len(stack) > _DEEPEST:
-                raise ConfigError(f"{path}, line {line}, column {column}: brackets stand more than {_DEEPEST} deep")
-        elif token == ")":
-            if len(stack) == 1:
-                raise ConfigError(f"{path}, line {line}, column {column}: ')' closes nothing")
-            items, *place = stack.pop()
-            stack[-1][0].append(_List(tuple(items), *place))
-        elif token:
-            stack[-1][0].append(_Atom(token, line, column))
-        breaks = match[0].count("\n")
-        if breaks:
-            line, start = line + breaks, match.start() + match[0].rindex("\n") + 1
-    if len(stack) > 1:
-        raise ConfigError(f"{path}, line {stack[-1][1]}, column {stack[-1][2]}: '(' is never closed")
-    return stack[0][0]
+class _Reader:
+    """What the terms of one file mean."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.version = "1.0"
+        self.networks: list[DeclaredNetwork] = []
+        self.elements: dict[str, Place] = {}
+        self.tensors: dict[str, tuple[str, Declared]] = {}
+        self.sizes = {"X": 0, "Y": 0}
 
-class _Property:
-    """What the assertions of one file mean."""
-
-    def __init__(self, path: Path, shape: torch.Size, outputs: int) -> None:
-        self.path, self.shape = path, shape
-        self.sizes = {"X": shape.numel(), "Y": outputs}
-        self.declared: set[str] = set()
-
-    def wrong(self, term: _Term, what: str) -> ConfigError:
+    def wrong(self, term: Term, what: str) -> ConfigError:
         return ConfigError(f"{self.path}, line {term.line}, column {term.column}: {what}")
 
-    def problems(self, terms: Sequence[_Term]) -> list[Problem]:
-        clauses: list[_Clause] = [()]
+    def query(self, terms: Sequence[Term]) -> Query:
+        assertions: list[Term] = []
         for term in terms:
             head, *rest = self._list(term)
             word = self._word(head)
-            if word in ("declare-const", "declare-fun") and len(rest) >= 2:
-                self._declare(rest[0])
-            elif word == "assert" and len(rest) == 1:
-                alternatives = list(self._alternatives(rest[0]))
-                if len(clauses) * len(alternatives) > _MOST_CLAUSES:
-                    raise self.wrong(term, f"more than {_MOST_CLAUSES:,} alternatives once multiplied out")
-                clauses = [(*clause, *more) for clause in clauses for more in alternatives]
+            if word == "assert" and len(rest) == 1:
+                assertions.append(rest[0])
+            elif word == "vnnlib-version" and len(rest) == 1:
+                self.version = self._word(rest[0]).strip("<>")
+                if self.version not in ("1.0", "2.0"):
+                    raise self.wrong(rest[0], f"version {self.version} is not known; 1.0 and 2.0 are")
+            elif word in ("declare-const", "declare-fun") and len(rest) >= 2:
+                self._declare_element(rest[0])
+            elif word == "declare-network" and rest:
+                self.version = "2.0"
+                self._declare_network(term, rest)
             else:
-                raise self.wrong(term, f"{word!r} is not understood here; write declare-const or assert")
-        missing = [
-            f"{kind}_{i}" for kind, n in self.sizes.items() for i in range(n) if f"{kind}_{i}" not in self.declared
-        ]
-        if missing:
-            raise ConfigError(
-                f"{self.path} does not declare {missing[0]}; the network has {self.sizes['X']} inputs and "
-                f"{self.sizes['Y']} outputs"
-            )
-        boxes: dict[tuple[tuple[float, ...], tuple[float, ...]], list[Unsafe]] = {}
-        for clause in clauses:
-            lower, upper = self._ends(clause)
-            if all(low <= high for low, high in zip(lower, upper, strict=True)):  # an empty box reaches nothing
-                boxes.setdefault((tuple(lower), tuple(upper)), []).append(self._unsafe(clause))
-        return [
-            Problem(Box(self._tensor(low), self._tensor(high)), tuple(parts)) for (low, high), parts in boxes.items()
-        ]
+                raise self.wrong(
+                    term, f"{word!r} is not understood here; write declare-const, declare-network or assert"
+                )
+        if not self.networks:
+            self._close_flat(assertions)
+        self.free = self._tied(assertions)
+        always: list[AtMost] = []
+        clauses: list[Clause] = [()]
+        for term in assertions:
+            alternatives = list(self._alternatives(term))
+            if len(alternatives) == 1:
+                always += alternatives[0]
+                continue
+            if len(clauses) * len(alternatives) > _MOST_CLAUSES:
+                raise self.wrong(term, f"more than {_MOST_CLAUSES:,} alternatives once multiplied out")
+            clauses = [(*clause, *more) for clause in clauses for more in alternatives]
+        return Query(self.path, self.version, tuple(self.networks), tuple(self.free), tuple(always), tuple(clauses))
 
-    def _tensor(self, values: tuple[float, ...]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64).view(1, *self.shape)
-
-    def _declare(self, term: _Term) -> None:
+    def _declare_element(self, term: Term) -> None:
         name = self._word(term)
-        found = re.fullmatch(r"([XY])_(\d{1,9})", name)
-        if found is None or int(found[2]) >= self.sizes[found[1]]:
-            raise self.wrong(
-                term,
-                f"{name!r} is no variable of this network, which has X_0 to X_{self.sizes['X'] - 1} and "
-                f"Y_0 to Y_{self.sizes['Y'] - 1}",
-            )
-        self.declared.add(name)
+        found = _FLAT.fullmatch(name)
+        if found is None:
+            raise self.wrong(term, f"{name!r} is no variable of a network: inputs are X_0, X_1, ..., outputs Y_0, ...")
+        self.elements[name] = (found[1], int(found[2]))
 
-    def _alternatives(self, term: _Term) -> Iterator[_Clause]:
+    def _close_flat(self, assertions: Sequence[Term]) -> None:
+        """Make one network of the variables that version 1.0 declares, which have no gaps."""
+        for kind in self.sizes:
+            numbers = {number for one, number in self.elements.values() if one == kind}
+            missing = next(i for i in range(len(numbers) + 1) if i not in numbers)
+            if missing < len(numbers) or not numbers:
+                used = next((a for a in _atoms(assertions) if a.word == f"{kind}_{missing}"), None)
+                if used is not None:
+                    raise self.wrong(used, f"{used.word!r} is neither a number nor a declared variable")
+                raise ConfigError(f"{self.path} does not declare {kind}_{missing}")
+            self.sizes[kind] = len(numbers)
+        x, y = (Declared(kind, "real", (size,), 0) for kind, size in self.sizes.items())
+        self.networks.append(DeclaredNetwork("N", x, y))
+
+    def _declare_network(self, term: Term, rest: Sequence[Term]) -> None:
+        name, same_as = self._word(rest[0]), None
+        found: dict[str, list[Declared]] = {"declare-input": [], "declare-output": []}
+        for part in rest[1:]:
+            head, *words = self._list(part)
+            word = self._word(head)
+            if word in found and len(words) in (2, 3):
+                found[word].append(self._declare_tensor(*words[:2], kind="X" if word == "declare-input" else "Y"))
+            elif word in ("equal-to", "isomorphic-to") and len(words) == 1:
+                other = self._word(words[0])
+                if other not in [network.name for network in self.networks]:
+                    raise self.wrong(words[0], f"no network {other!r} is declared before")
+                same_as = other if word == "equal-to" else None
+            else:
+                raise self.wrong(part, f"{word!r} is not understood here; write declare-input or declare-output")
+        if any(len(tensors) != 1 for tensors in found.values()):
+            counts = " and ".join(f"{len(tensors)} {kind[8:]}s" for kind, tensors in found.items())
+            raise self.wrong(term, f"network {name!r} declares {counts}; networks have one of each here")
+        if name in [network.name for network in self.networks]:
+            raise self.wrong(rest[0], f"a network {name!r} is declared already")
+        (x,), (y,) = found.values()
+        self.networks.append(DeclaredNetwork(name, x, y, same_as))
+
+    def _declare_tensor(self, name: Term, kind_and_shape: Term, *, kind: str) -> Declared:
+        word, found = self._word(name), _ELEMENT.fullmatch(self._word(kind_and_shape))
+        if word in self.tensors or not re.fullmatch(r"[A-Za-z]\w*", word):
+            raise self.wrong(name, f"{word!r} is no name, or one that is declared already")
+        shape = () if found is None else tuple(int(size) for size in found[2].split(",") if size)
+        if found is None or not all(shape):
+            raise self.wrong(kind_and_shape, "a type and a shape belong here, such as float32 [1,10]")
+        declared = Declared(word, found[1], shape, self.sizes[kind])
+        self.sizes[kind] += declared.size
+        if self.sizes[kind] > _MOST_ELEMENTS:
+            raise self.wrong(kind_and_shape, f"more than {_MOST_ELEMENTS:,} elements")
+        self.tensors[word] = kind, declared
+        return declared
+
+    def _element(self, atom: Atom) -> Place | None:
+        """Return the element that a word names, None if it names none."""
+        found = _ELEMENT.fullmatch(atom.word)
+        if atom.word in self.elements:
+            return self.elements[atom.word]
+        name, indices = (found[1], found[2]) if found else (atom.word, "")
+        if name not in self.tensors:
+            return None
+        kind, declared = self.tensors[name]
+        at = tuple(int(index) for index in indices.split(",") if index)
+        if len(at) != len(declared.shape) or any(i >= size for i, size in zip(at, declared.shape, strict=True)):
+            raise self.wrong(atom, f"{atom.word} is no element of {name}, whose shape is {list(declared.shape)}")
+        return kind, declared.first + (int(np.ravel_multi_index(at, declared.shape)) if at else 0)
+
+    def _tied(self, assertions: Sequence[Term]) -> list[int]:
+        """Return for each input element the number of the free input that it is: elements that are asserted to be
+        equal, by themselves or within `and`, are one."""
+        root = list(range(self.sizes["X"]))
+
+        def find(i: int) -> int:
+            while root[i] != i:
+                root[i] = root[root[i]]
+                i = root[i]
+            return i
+
+        waiting = list(assertions)
+        while waiting:
+            term = waiting.pop()
+            if isinstance(term, Atom) or not term.items or isinstance(term.items[0], Branch):
+                continue
+            word, parts = term.items[0].word, term.items[1:]
+            if word == "and":
+                waiting += parts
+            elif word in ("=", "==") and len(parts) == 2:
+                ends = [self._element(part) if isinstance(part, Atom) else None for part in parts]
+                one, other = (end[1] if end is not None and end[0] == "X" else None for end in ends)
+                if one is not None and other is not None:
+                    first, second = sorted((find(one), find(other)))
+                    root[second] = first
+        numbers: dict[int, int] = {}
+        return [numbers.setdefault(find(i), len(numbers)) for i in range(len(root))]
+
+    def _alternatives(self, term: Term) -> Iterator[Clause]:
         """Yield the clauses of which one has to hold."""
         head, *rest = self._list(term)
         word = self._word(head)
@@ -190,82 +298,84 @@ class _Property:
                 raise self.wrong(term, f"more than {_MOST_CLAUSES:,} alternatives once multiplied out")
             for parts in itertools.product(*choices):
                 yield tuple(itertools.chain.from_iterable(parts))
-        elif word in ("<=", ">=") and len(rest) == 2:
-            left, right = (self._linear(part) for part in rest)
-            if word == ">=":
-                left, right = right, left
-            total = dict(left)
-            for name, value in right.items():
-                total[name] = total.get(name, 0.0) - value
-            most = -total.pop("", 0.0)
-            yield (_AtMost(tuple(total.items()), most, term),)
+        elif word in _COMPARISONS and len(rest) == 2:
+            left, right = (self._polynomial(part) for part in rest)
+            difference = _sum((left, 1.0), (right, -1.0))
+            for signs in _COMPARISONS[word]:
+                clause = [_at_most(difference, *sign, term) for sign in signs]
+                if all(one.terms or one.most >= 0 for one in clause):  # what has no variable is true or false
+                    yield tuple(one for one in clause if one.terms)
         else:
-            raise self.wrong(head, f"{word!r} is not understood here; write and, or, <= or >= (of two terms)")
+            known = ", ".join(_COMPARISONS)
+            raise self.wrong(head, f"{word!r} is not understood here; write and, or, or one of {known} (of two terms)")
 
-    def _linear(self, term: _Term) -> dict[str, float]:
-        """Return a linear term as coefficients by variable; the constant's name is empty."""
-        if isinstance(term, _Atom):
-            if term.word in self.declared:
-                return {term.word: 1.0}
-            try:
-                return {"": float(term.word)}
-            except ValueError:
-                raise self.wrong(term, f"{term.word!r} is neither a number nor a declared variable") from None
+    def _polynomial(self, term: Term) -> _Polynomial:
+        if isinstance(term, Atom):
+            place = self._element(term)
+            if place is not None:
+                kind, number = place
+                return {((kind, self.free[number] if kind == "X" else number),): 1.0}
+            if not _NUMBER.fullmatch(term.word) or not math.isfinite(float(term.word)):
+                raise self.wrong(term, f"{term.word!r} is neither a number nor a declared variable")
+            return {(): float(term.word)}
         head, *rest = self._list(term)
-        word, parts = self._word(head), [self._linear(part) for part in rest]
-        if word in ("+", "-") and parts:
-            signs = [1.0] + [1.0 if word == "+" else -1.0] * (len(parts) - 1)
-            if word == "-" and len(parts) == 1:
-                signs = [-1.0]
-            total: dict[str, float] = {}
-            for sign, part in zip(signs, parts, strict=True):
-                for name, value in part.items():
-                    total[name] = total.get(name, 0.0) + sign * value
-            return total
-        if word == "*" and len(parts) == 2 and any(set(part) <= {""} for part in parts):
-            number, other = parts if set(parts[0]) <= {""} else reversed(parts)
-            return {name: number.get("", 0.0) * value for name, value in other.items()}
-        raise self.wrong(head, f"{word!r} makes no linear term; write +, - or * with a number")
+        word, parts = self._word(head), [self._polynomial(part) for part in rest]
+        if word == "+" and parts:
+            return _sum(*((part, 1.0) for part in parts))
+        if word == "-" and parts:
+            first = -1.0 if len(parts) == 1 else 1.0
+            return _sum((parts[0], first), *((part, -1.0) for part in parts[1:]))
+        if word == "*" and parts:
+            product: _Polynomial = {(): 1.0}
+            for part in parts:
+                if len(product) * len(part) > _MOST_CLAUSES:
+                    raise self.wrong(term, f"more than {_MOST_CLAUSES:,} terms once multiplied out")
+                pairs = itertools.product(product.items(), part.items())
+                product = _sum(*(({tuple(sorted(p + q)): a * b}, 1.0) for (p, a), (q, b) in pairs))
+            return product
+        raise self.wrong(head, f"{word!r} makes no term; write +, - or *")
 
-    def _ends(self, clause: _Clause) -> tuple[list[float], list[float]]:
-        """Return the box of a clause's inputs."""
-        size = self.sizes["X"]
-        lower, upper = [-float("inf")] * size, [float("inf")] * size
-        for part in clause:
-            inputs = [(name, value) for name, value in part.coefficients if name.startswith("X") and value]
-            if not inputs:
-                continue
-            if len(part.coefficients) != 1:
-                raise self.wrong(part.place, "an assertion bounds one X_i by a number, or speaks of Y_i alone")
-            name, value = inputs[0]
-            place, end = int(name[2:]), part.most / value
-            if value > 0:
-                upper[place] = min(upper[place], end)
-            else:
-                lower[place] = max(lower[place], end)
-        for i, ends in enumerate(zip(lower, upper, strict=True)):
-            if any(abs(end) == float("inf") for end in ends):
-                raise ConfigError(
-                    f"{self.path} gives X_{i} no {'lower' if ends[0] == -float('inf') else 'upper'} bound"
-                )
-        return lower, upper
-
-    def _unsafe(self, clause: _Clause) -> Unsafe:
-        parts = [part for part in clause if any(name.startswith("Y") for name, _ in part.coefficients)]
-        if not parts:
-            raise ConfigError(f"{self.path} says nothing of the outputs: assert something of Y_i")
-        rows = torch.zeros(len(parts), self.sizes["Y"], dtype=torch.float64)
-        for row, part in zip(rows, parts, strict=True):
-            for name, value in part.coefficients:
-                row[int(name[2:])] = value
-        return Unsafe(rows, torch.tensor([part.most for part in parts], dtype=torch.float64))
-
-    def _list(self, term: _Term) -> tuple[_Term, ...]:
-        if isinstance(term, _Atom) or not term.items:
+    def _list(self, term: Term) -> tuple[Term, ...]:
+        if isinstance(term, Atom) or not term.items:
             raise self.wrong(term, "a list such as (assert ...) belongs here")
         return term.items
 
-    def _word(self, term: _Term) -> str:
-        if isinstance(term, _List):
+    def _word(self, term: Term) -> str:
+        if isinstance(term, Branch):
             raise self.wrong(term, "a word belongs here")
         return term.word
+
+
+def _atoms(terms: Sequence[Term]) -> Iterator[Atom]:
+    for term in terms:
+        if isinstance(term, Atom):
+            yield term
+        else:
+            yield from _atoms(term.items)
+
+
+_COMPARISONS: Mapping[str, tuple[tuple[tuple[float, bool], ...], ...]] = {
+    "<=": (((1.0, False),),),
+    ">=": (((-1.0, False),),),
+    "<": (((1.0, True),),),
+    ">": (((-1.0, True),),),
+    "=": (((1.0, False), (-1.0, False)),),
+    "==": (((1.0, False), (-1.0, False)),),
+    "!=": (((1.0, True),), ((-1.0, True),)),
+}
+"""Each comparison as alternatives, of which each is a list of: sign x difference <= 0, strictly or not."""
+
+
+def _sum(*parts: tuple[_Polynomial, float]) -> _Polynomial:
+    total: dict[tuple[Place, ...], float] = {}
+    for polynomial, factor in parts:
+        for product, value in polynomial.items():
+            total[product] = total.get(product, 0.0) + factor * value
+    return total
+
+
+def _at_most(difference: _Polynomial, sign: float, strict: bool, place: Term) -> AtMost:
+    """Return sign x difference <= 0. Among floating-point numbers, less than 0 is at most the next number below it."""
+    terms = tuple((product, sign * value) for product, value in difference.items() if product and value)
+    most = -sign * difference.get((), 0.0)
+    return AtMost(terms, math.nextafter(most, -math.inf) if strict else most, place)

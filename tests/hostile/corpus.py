@@ -275,7 +275,18 @@ def vnnlib_files() -> Iterator[tuple[str, bytes]]:
     yield "no-box", (NAMES + "(assert (<= Y_0 Y_1))").encode()
     yield "too-many", good + b"(declare-const X_99999999999 Real)"
     yield "let", good + b"(assert (let ((a 1)) (<= Y_0 a)))"
-    yield "input-output", good + b"(assert (<= X_0 Y_0))"
+    yield "product", good + b"(assert (<= 0 (* " + b"(+ X_0 X_1 X_2 X_3 Y_0 Y_1 Y_2) " * 60 + b")))"
+    network = "(declare-network f (declare-input X real [{}]) (declare-output Y real [1,3]))(assert (<= Y[0,0] 0.0))"
+    yield "huge-shape", network.format("1,99999,99999").encode()
+    yield "no-shape", network.format("").encode()
+    yield "zero-shape", network.format("1,0").encode()
+    yield "version", b"(vnnlib-version <99.0>)" + network.format("1,4").encode()
+    yield (
+        "hidden",
+        network.format("1,4").replace("(declare-output", '(declare-hidden H real [1] "h") (declare-output').encode(),
+    )
+    yield "equal-to-itself", network.format("1,4").replace("f (", "f (equal-to f) (").encode()
+    yield "twice", 2 * network.format("1,4").encode()
     yield "long-name", good + b"(declare-const X_" + b"9" * 1_000_000 + b" Real)"
 
 
@@ -375,6 +386,7 @@ def readers(folder: Path) -> dict[str, tuple[str, Callable[[Path], object], Call
     from etb_plugin.training.optimizers import optimizer_of
     from etb_plugin.training.state import State, read_state
     from etb_plugin.verification.instances import read_instances
+    from etb_plugin.verification.joint import Posed
     from etb_plugin.verification.vnnlib import read_vnnlib
 
     network = build("mlp-8x1", (1, 8, 8), 10, seed=0)
@@ -407,7 +419,7 @@ def readers(folder: Path) -> dict[str, tuple[str, Callable[[Path], object], Call
         "torch": ("w.pt", weights, torch_files),
         "state": ("state.pt", state, state_files),
         "onnx": ("n.onnx", read_onnx, onnx_files),
-        "vnnlib": ("p.vnnlib", lambda path: read_vnnlib(path, (4,), 3), vnnlib_files),
+        "vnnlib": ("p.vnnlib", lambda path: Posed(read_vnnlib(path), [torch.nn.Linear(4, 3)], [(4,)]), vnnlib_files),
         "instances": ("instances.csv", read_instances, instances_files),
         "results": ("results.json", lambda path: read_run(path.parent), results_files),
     }

@@ -1,10 +1,13 @@
 """ONNX and VNN-LIB, in and out, and what is wrong with them said by line and column."""
 
+import math
+
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from etb_plugin import Box, bound
 from etb_plugin.errors import CheckpointError, ConfigError, UnsupportedLayer
@@ -12,7 +15,8 @@ from etb_plugin.networks import build
 from etb_plugin.networks import onnx as files
 from etb_plugin.networks.onnx import read_onnx, write_onnx
 from etb_plugin.verification import Cascade, Case, PropertyCheck, Settings, Verdict, robustness
-from etb_plugin.verification.vnnlib import counterexample_text, read_vnnlib, vnnlib_text
+from etb_plugin.verification.joint import Posed
+from etb_plugin.verification.vnnlib import read_vnnlib, vnnlib_text
 from tests.conftest import fully_connected
 
 
@@ -109,7 +113,7 @@ def test_properties_of_images_are_verified_from_files_as_they_are_in_memory(tmp_
         box = Box.around(x, 0.02 if image % 2 else 0.6)
         problem = robustness(box, label, 4)
         (tmp_path / "p.vnnlib").write_text(vnnlib_text(box, label, 4, "test"))
-        (read,) = read_vnnlib(tmp_path / "p.vnnlib", (1, 4, 4), 4)
+        (read,) = problems(tmp_path / "p.vnnlib", (1, 4, 4), 4)
         assert torch.equal(read.box.lower, box.lower)
         assert torch.equal(read.box.upper, box.upper)
         case, cascade = Case.of(problem), Cascade(network, (1, 4, 4), Settings(seconds=30))
@@ -129,6 +133,11 @@ def test_properties_of_images_are_verified_from_files_as_they_are_in_memory(tmp_
     assert words == {"sat", "unsat"}
 
 
+def problems(path, shape, outputs):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), outputs))
+    return Posed(read_vnnlib(path), [network], [shape]).problems
+
+
 PROPERTY = """; a comment
 (declare-const X_0 Real) (declare-const X_1 Real)
 (declare-const Y_0 Real)
@@ -141,13 +150,14 @@ PROPERTY = """; a comment
 
 def test_conjunctions_disjunctions_and_linear_terms_are_read(tmp_path):
     (tmp_path / "p.vnnlib").write_text(PROPERTY)
-    first, second = read_vnnlib(tmp_path / "p.vnnlib", (2,), 2)
+    first, second = problems(tmp_path / "p.vnnlib", (2,), 2)
     assert first.box.lower.tolist() == [[-0.1, 0.0]]
     assert second.box.upper.tolist() == [[0.1, 3.0]]
     assert first.unsafe[0].rows.tolist() == [[1.0, -1.0]]
     assert second.unsafe[0].rows.tolist() == [[1.0, -2.0], [0.0, -1.0]]
     assert second.unsafe[0].most.tolist() == [5.0, 1.0]
-    text = counterexample_text(torch.tensor([0.5, 1e-7], dtype=torch.float64), torch.tensor([[2.0]]))
+    point, outputs = torch.tensor([[0.5, 1e-7]], dtype=torch.float64), torch.tensor([[2.0]])
+    text = read_vnnlib(tmp_path / "p.vnnlib").counterexample([point], [outputs])
     assert text == "((X_0 0.5)\n (X_1 0.0000001)\n (Y_0 2.0))"
 
 
@@ -156,21 +166,24 @@ def test_conjunctions_disjunctions_and_linear_terms_are_read(tmp_path):
     [
         ("(declare-const Y_0 Real)", "(declare-const Y_0 Real", "line 3, column 1: '\\(' is never closed"),
         ("(declare-const Y_0 Real)", "(declare-const Y_0 Real))", "line 3, column 25: '\\)' closes nothing"),
-        ("(<= Y_0 Y_1)", "(< Y_0 Y_1)", "line 6, column 41: '<' is not understood"),
+        ("(<= Y_0 Y_1)", "(=> Y_0 Y_1)", "line 6, column 41: '=>' is not understood"),
         ("(<= Y_0 Y_1)", "(<= Y_0 Y_7)", "line 6, column 48: 'Y_7' is neither a number nor a declared variable"),
-        ("Y_1 Real", "Y_2 Real", "line 4, column 16: 'Y_2' is no variable of this network"),
+        ("Y_1 Real", "Z_1 Real", "line 4, column 16: 'Z_1' is no variable of a network"),
+        ("Y_1 Real", "Y_2 Real", "line 6, column 48: 'Y_1' is neither"),
+        ("(declare-const X_0 Real)", "(declare-const X_7 Real)", "line 5, column 13: 'X_0' is neither"),
+        ("(declare-const Y_1 Real)", "(declare-const Y_1 Real) (declare-const Y_2 Real)", "3 outputs; .* 2 outputs"),
         ("(declare-const Y_0 Real)", "", "line 6, column 44: 'Y_0' is neither"),
         ("(assert (<= X_0 0.1))", "", "gives X_0 no upper bound"),
-        ("(<= Y_0 Y_1)", "(<= X_0 Y_1)", "bounds one X_i by a number, or speaks of Y_i alone"),
+        ("(<= Y_0 Y_1)", "(<= Y_0 1e999)", "'1e999' is neither a number"),
         ("(assert (or", "(check (or", "line 6, column 1: 'check' is not understood"),
-        ("(* -2.0 Y_1)", "(* Y_0 Y_1)", "line 7, column 52: '\\*' makes no linear term"),
+        ("(* -2.0 Y_1)", "(/ Y_0 Y_1)", "line 7, column 52: '/' makes no term"),
     ],
 )
 def test_a_malformed_property_is_refused_by_line_and_column(tmp_path, old, new, words):
     assert old in PROPERTY
     (tmp_path / "p.vnnlib").write_text(PROPERTY.replace(old, new))
     with pytest.raises(ConfigError, match=words):
-        read_vnnlib(tmp_path / "p.vnnlib", (2,), 2)
+        problems(tmp_path / "p.vnnlib", (2,), 2)
 
 
 def test_a_softmax_at_the_end_is_left_out_where_only_the_order_of_outputs_matters(tmp_path):

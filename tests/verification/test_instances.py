@@ -26,7 +26,7 @@ def listed(tmp_path):
     for name, eps in (("near", 0.001), ("far", 3.0)):
         text = vnnlib_text(Box.around(x.double(), eps, clip=None), label, 3, name)
         (tmp_path / f"{name}.vnnlib").write_text(text)
-    (tmp_path / "odd.vnnlib").write_text("(declare-const X_0 Real)")
+    (tmp_path / "odd.vnnlib").write_text("(declare-const X_0 Real) (declare-const Y_0 Real)")
     lines = ["n.onnx,near.vnnlib,30", "n.onnx,far.vnnlib,30", "n.onnx,odd.vnnlib,30", ""]
     (tmp_path / "instances.csv").write_text("\n".join(lines))
     return tmp_path
