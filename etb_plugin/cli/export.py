@@ -16,6 +16,7 @@ def command(
     ],
     onnx: Annotated[Path | None, typer.Option(help="Write the network to this file.")] = None,
     vnnlib: Annotated[Path | None, typer.Option(help="Write a property for each image to this folder.")] = None,
+    vnnlib_version: Annotated[str, typer.Option(help="VNN-LIB's version of these: 1.0 or 2.0.")] = "1.0",
     dataset: o.Dataset = None,
     model: o.Model = None,
     images: Annotated[str | None, typer.Option(help="Which test images, such as 0:10.")] = None,
@@ -28,15 +29,17 @@ def command(
 
     Example: etb export mine --onnx mine.onnx --vnnlib properties --images 0:10 --eps-test 0.02
     """
+    from etb_plugin.verification.export import VERSIONS, export_network, export_properties
+
     if onnx is None and vnnlib is None:
         raise ConfigError("what is to be written? give --onnx FILE, --vnnlib FOLDER, or both")
+    if vnnlib_version not in VERSIONS:
+        raise ConfigError(f"--vnnlib-version {vnnlib_version}: write {' or '.join(VERSIONS)}")
     o.check_there(weights)
     request = o.verification(context)
-    from etb_plugin.verification.export import export_network, export_properties
-
     if onnx is not None:
         difference = export_network(weights, request, onnx)
         o.stdout().print(f"Written: {onnx}; onnxruntime is within {difference:.1g} of torch", soft_wrap=True)
     if vnnlib is not None:
-        count = export_properties(weights, request, vnnlib)
+        count = export_properties(weights, request, vnnlib, vnnlib_version)
         o.stdout().print(f"Written: {count} properties in {vnnlib}", soft_wrap=True)

@@ -9,7 +9,9 @@ from etb_plugin.experiment import VerifyRequest, eps_text
 from etb_plugin.files import write_file
 from etb_plugin.networks.onnx import write_onnx
 from etb_plugin.results.networks import restore
-from etb_plugin.verification.vnnlib import vnnlib_text
+from etb_plugin.verification.vnnlib import VERSIONS, vnnlib_text
+
+__all__ = ["VERSIONS", "export_network", "export_properties"]
 
 
 def export_network(path: Path, request: VerifyRequest, target: Path) -> float:
@@ -24,8 +26,9 @@ def export_network(path: Path, request: VerifyRequest, target: Path) -> float:
     return write_onnx(trained[0].network, data.input_shape, target)
 
 
-def export_properties(path: Path, request: VerifyRequest, folder: Path) -> int:
-    """Write a property for each of the request's images and radii to `folder`, and return how many.
+def export_properties(path: Path, request: VerifyRequest, folder: Path, version: str = VERSIONS[0]) -> int:
+    """Write a property for each of the request's images and radii to `folder`, in a version of VNN-LIB, and return how
+    many.
 
     Raises ConfigError where no images are named, or are not all there.
     """
@@ -41,7 +44,7 @@ def export_properties(path: Path, request: VerifyRequest, folder: Path) -> int:
             box = Box.around(pixels(data.test.images[image : image + 1]).double(), eps)
             label = int(data.test.labels[image])
             comment = f"{data.name}, test image {image}, label {label}, eps {eps_text(eps)}"
-            text = vnnlib_text(box, label, data.classes, comment)
+            text = vnnlib_text(box, label, data.classes, comment, version)
             write_file(folder / f"{data.name}-{image:05d}-eps{eps:g}.vnnlib", text)
             count += 1
     return count

@@ -19,6 +19,7 @@ from etb_plugin.bounds import Box
 from etb_plugin.errors import ConfigError
 from etb_plugin.verification.terms import Atom, Branch, Term, read_terms
 
+VERSIONS = ("1.0", "2.0")
 _MOST_CLAUSES = 100_000
 """Alternatives, or terms of a polynomial, that a property may have once its assertions are multiplied out."""
 _MOST_ELEMENTS = 10_000_000
@@ -107,7 +108,7 @@ def read_vnnlib(path: Path) -> Query:
     return _Reader(path).query(read_terms(path))
 
 
-def vnnlib_text(box: Box, label: int, classes: int, comment: str, version: str = "1.0") -> str:
+def vnnlib_text(box: Box, label: int, classes: int, comment: str, version: str = VERSIONS[0]) -> str:
     """Return the text of the property that some point of `box` (a batch of 1) is not classified as `label`, in version
     1.0, or in 2.0 of a network N."""
     lower, upper = box.lower.flatten().tolist(), box.upper.flatten().tolist()
@@ -159,8 +160,8 @@ class _Reader:
                 assertions.append(rest[0])
             elif word == "vnnlib-version" and len(rest) == 1:
                 self.version = self._word(rest[0]).strip("<>")
-                if self.version not in ("1.0", "2.0"):
-                    raise self.wrong(rest[0], f"version {self.version} is not known; 1.0 and 2.0 are")
+                if self.version not in VERSIONS:
+                    raise self.wrong(rest[0], f"version {self.version} is not known; {' and '.join(VERSIONS)} are")
             elif word in ("declare-const", "declare-fun") and len(rest) >= 2:
                 self._declare_element(rest[0])
             elif word == "declare-network" and rest:

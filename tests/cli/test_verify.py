@@ -125,6 +125,21 @@ def test_properties_from_files_have_the_verdicts_of_the_run(verified):
         assert answer.stdout.split()[0] == {"robust": "unsat", "falsified": "sat"}[finding["verdict"]]
 
 
+def test_properties_of_version_2_have_the_verdicts_of_version_1(verified):
+    folder, *_ = verified
+    written = etb(
+        "export", "mine", "--onnx", "v.onnx", "--vnnlib", "v", "--vnnlib-version", "2.0", "--images", "0:1", cwd=folder
+    )
+    assert written.returncode == 0, written.stderr
+    (file,) = (folder / "v").iterdir()
+    assert "(declare-input X float32 [1,1,8,8])" in file.read_text()
+    answers = []
+    for arguments in (("v.onnx", f"v/{file.name}"), (f"v/{file.name}", "--network", "N=v.onnx")):
+        answers.append(etb("verify", *arguments, "--timeout", "30", cwd=folder).stdout.split()[0])
+    assert answers[0] == answers[1]
+    assert answers[0] in ("sat", "unsat")
+
+
 def test_an_onnx_network_is_verified_like_any_other(verified):
     folder, _, results = verified
     assert etb("export", "mine", "--onnx", "o.onnx", cwd=folder).returncode == 0
@@ -185,6 +200,7 @@ def test_a_folder_of_another_networks_verdicts_is_refused(verified):
         (("verify", "mine", "--minimum-radius", "--precision", "0"), "0 < precision < largest"),
         (("export", "mine"), "what is to be written"),
         (("export", "mine", "--vnnlib", "q"), "which images"),
+        (("export", "mine", "--vnnlib", "q", "--vnnlib-version", "3.0"), "write 1.0 or 2.0"),
     ],
 )
 def test_a_wrong_call_is_refused_before_work_starts(trained, monkeypatch, capsys, arguments, words):
