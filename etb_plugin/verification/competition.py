@@ -51,6 +51,9 @@ class PropertyCheck:
 
     def __init__(self, networks: Path | Mapping[str, Path], vnnlib: Path, settings: Settings, *, drop: bool) -> None:
         self._begun = time.monotonic()
+        for file in [networks] if isinstance(networks, Path) else networks.values():
+            if not file.name.removesuffix(".gz").endswith(".onnx"):
+                raise ConfigError(f"{file}: a property is about an ONNX network; etb export --onnx writes one")
         query = read_vnnlib(vnnlib)
         self._files = _files_of(query, networks)
         read = {file: read_onnx(file) for file in dict.fromkeys(self._files)}
@@ -125,8 +128,6 @@ def _files_of(query: Query, networks: Path | Mapping[str, Path]) -> list[Path]:
         files[network.name] = file = networks[network.same_as or network.name]
         if networks.get(network.name, file) != file:
             raise ConfigError(f"{query.path} says that {network.name!r} equals {network.same_as!r}: name one file")
-        if not file.name.removesuffix(".gz").endswith(".onnx"):
-            raise ConfigError(f"{file}: a property is about an ONNX network; etb export --onnx writes one")
     for name in networks:
         if name not in files:
             raise ConfigError(f"{query.path} declares no network {name!r}; it has {', '.join(files)}")

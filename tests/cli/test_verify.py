@@ -128,7 +128,19 @@ def test_properties_from_files_have_the_verdicts_of_the_run(verified):
 def test_properties_of_version_2_have_the_verdicts_of_version_1(verified):
     folder, *_ = verified
     written = etb(
-        "export", "mine", "--onnx", "v.onnx", "--vnnlib", "v", "--vnnlib-version", "2.0", "--images", "0:1", cwd=folder
+        "export",
+        "mine",
+        "--onnx",
+        "v.onnx",
+        "--vnnlib",
+        "v",
+        "--vnnlib-version",
+        "2.0",
+        "--images",
+        "0:1",
+        "--eps-test",
+        "0.03",
+        cwd=folder,
     )
     assert written.returncode == 0, written.stderr
     (file,) = (folder / "v").iterdir()
