@@ -127,26 +127,13 @@ def test_properties_from_files_have_the_verdicts_of_the_run(verified):
 
 def test_properties_of_version_2_have_the_verdicts_of_version_1(verified):
     folder, *_ = verified
-    written = etb(
-        "export",
-        "mine",
-        "--onnx",
-        "v.onnx",
-        "--vnnlib",
-        "v",
-        "--vnnlib-version",
-        "2.0",
-        "--images",
-        "0:1",
-        "--eps-test",
-        "0.03",
-        cwd=folder,
-    )
+    asked = ("--vnnlib", "second", "--vnnlib-version", "2.0", "--images", "0:1", "--eps-test", "0.03")
+    written = etb("export", "mine", "--onnx", "second.onnx", *asked, cwd=folder)
     assert written.returncode == 0, written.stderr
-    (file,) = (folder / "v").iterdir()
+    (file,) = (folder / "second").iterdir()
     assert "(declare-input X float32 [1,1,8,8])" in file.read_text()
     answers = []
-    for arguments in (("v.onnx", f"v/{file.name}"), (f"v/{file.name}", "--network", "N=v.onnx")):
+    for arguments in (("second.onnx", f"second/{file.name}"), (f"second/{file.name}", "--network", "N=second.onnx")):
         answers.append(etb("verify", *arguments, "--timeout", "30", cwd=folder).stdout.split()[0])
     assert answers[0] == answers[1]
     assert answers[0] in ("sat", "unsat")
