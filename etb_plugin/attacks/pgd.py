@@ -36,8 +36,8 @@ class Pgd:
     """Settings of projected gradient descent (Madry et al. 2018).
 
     Each restart starts afresh at a random point of the box, once for each loss. The step size starts at `step` times
-    the box's radius and is halved after a half and again after three quarters of the steps. With `bfloat16`
-    `perturb`, which training uses, takes its gradients in that precision; attacks that count never do.
+    the box's radius and is halved after a half and again after three quarters of the steps. With `bfloat16` those that
+    train, `perturb` and `polished`, take their gradients in that precision; attacks that count never do.
     """
 
     steps: int = 40
@@ -107,8 +107,9 @@ def polished(network: nn.Module, box: Box, points: Tensor, unsafety: Goal, setti
 
     x = points
     for i in range(settings.steps + 1):
-        gradient, outputs = gradient_of(network, x, places, largest)
-        value = largest(outputs, places)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.bfloat16):
+            gradient, outputs = gradient_of(network, x, places, largest)
+        value = largest(outputs.to(points.dtype), places)
         better = value > most
         best = torch.where(like(better, x), x, best)
         most = torch.where(better, value, most)

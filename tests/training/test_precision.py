@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from etb_plugin import Box, bound, margin_spec
-from etb_plugin.attacks import Pgd
+from etb_plugin.attacks import Pgd, polished
 from etb_plugin.data import load
 from etb_plugin.evaluation import Exam, evaluate
 from etb_plugin.networks import build
@@ -45,6 +45,22 @@ def test_rows_in_bfloat16_are_the_rows_to_a_percent(model):
     torch.testing.assert_close(rough.width, exact.width, rtol=0.01, atol=0)
     rough.lower.sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in network.parameters() if p.grad is not None)
+
+
+def test_a_climb_in_bfloat16_reaches_what_one_in_float32_does_to_a_percent():
+    network = build("tiny", (1, 8, 8), 10, seed=0).eval()
+    box, labels = Box.around(torch.rand(20, 1, 8, 8), 0.1), torch.arange(20) % 10
+
+    def value(outputs, some):
+        return -outputs.gather(1, labels[some, None])
+
+    exact, rough = (
+        polished(network, box, box.center, value, Pgd(20, step=0.25, bfloat16=b)) for b in (False, True)
+    )  # fmt: skip
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    every = torch.arange(20)
+    torch.testing.assert_close(value(network(rough), every), value(network(exact), every), rtol=0.01, atol=0.01)
 
 
 @pytest.mark.slow
