@@ -23,6 +23,7 @@ from etb_plugin.graph.affine import Affine, Coherent, Conv, Dense, LargerOf, Lin
 from etb_plugin.graph.convex import EXP, LOG, RECIPROCAL, RSQRT, SQRT, SQUARE, Convex
 from etb_plugin.graph.expansions import Steps, Value
 from etb_plugin.graph.smooth import (
+    ATAN,
     ERF,
     GELU,
     GELU_TANH,
@@ -31,11 +32,15 @@ from etb_plugin.graph.smooth import (
     MISH,
     SIGMOID,
     SILU,
+    SOFTSIGN,
     TANH,
+    TANHSHRINK,
+    Sloped,
     Smooth,
     elu,
     softplus,
 )
+from etb_plugin.graph.waves import COS, SIN
 
 if TYPE_CHECKING:  # a builder asks these tables
     from etb_plugin.graph.tracing import Builder
@@ -273,6 +278,21 @@ def _hardtanh(builder: "Builder", node: fx.Node, layer: Any) -> PiecewiseLinear:
     return clipped(layer.min_val, layer.max_val)
 
 
+def _soft_shrink(builder: "Builder", node: fx.Node, layer: Any) -> PiecewiseLinear:
+    reach = float(layer.lambd if node.op == "call_module" else _argument(node, 1, "lambd", 0.5))
+    return PiecewiseLinear(lambda: 1.0, reach, lambda: ((-reach, -1.0), (reach, 1.0)))
+
+
+def _threshold(builder: "Builder", node: fx.Node, layer: Any) -> PiecewiseLinear:
+    if node.op == "call_module":
+        threshold, value = layer.threshold, layer.value
+    else:
+        threshold, value = _argument(node, 1, "threshold", None), _argument(node, 2, "value", None)
+    if threshold != value:
+        raise UnsupportedLayer(f"layer {builder.name(node)} jumps at its threshold, {threshold}, to {value}")
+    return PiecewiseLinear(lambda: 0.0, float(value), lambda: ((float(threshold), 1.0),))
+
+
 def _hard_sigmoid(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
     return PiecewiseLinear(lambda: 0.0, 0.0, lambda: ((-3.0, 1 / 6), (3.0, -1 / 6)))
 
@@ -299,7 +319,7 @@ def _clamp(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
     return clipped(low, high)
 
 
-def _smooth(function: Smooth) -> "_Maker":
+def _smooth(function: Sloped) -> "_Maker":
     return lambda builder, node, _: function
 
 
@@ -692,6 +712,10 @@ LAYERS: dict[Any, _Maker] = {
     nn.CELU: _celu,
     nn.SELU: _smooth(_SELU),
     nn.LogSigmoid: _smooth(LOG_SIGMOID),
+    nn.Softsign: _smooth(SOFTSIGN),
+    nn.Tanhshrink: _smooth(TANHSHRINK),
+    nn.Softshrink: _soft_shrink,
+    nn.Threshold: _threshold,
     nn.Hardswish: _smooth(HARD_SWISH),
     nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d: _max_pool,
     nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d: _average,
@@ -727,6 +751,13 @@ CALLS: dict[Any, _Maker] = {
     F.celu: _celu,
     **dict.fromkeys([F.selu, torch.selu], _smooth(_SELU)),
     F.logsigmoid: _smooth(LOG_SIGMOID),
+    F.softsign: _smooth(SOFTSIGN),
+    F.tanhshrink: _smooth(TANHSHRINK),
+    F.softshrink: _soft_shrink,
+    F.threshold: _threshold,
+    **dict.fromkeys([torch.sin, "sin"], _smooth(SIN)),
+    **dict.fromkeys([torch.cos, "cos"], _smooth(COS)),
+    **dict.fromkeys([torch.atan, torch.arctan, "atan", "arctan"], _smooth(ATAN)),
     F.hardswish: _smooth(HARD_SWISH),
     F.relu6: lambda builder, node, _: clipped(0.0, 6.0),
     **dict.fromkeys([torch.clamp, torch.clip, "clamp", "clip", "clamp_", "clip_"], _clamp),

@@ -1,4 +1,4 @@
-"""Smooth elementwise activations of bounded slope, and lines below and above them.
+"""Smooth elementwise activations of bounded slope, and lines below and above them; waves are in `waves`.
 
 Any slope gives a sound line once its intercept is the least (or greatest) value of f(z) - slope z on the range, and
 that is attained at an end, at a kink, or where f' is the slope. So the derivative is tabulated on the intervals on
@@ -10,9 +10,11 @@ leaves the smallest area; alpha-CROWN optimises it.
 
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,32 +31,41 @@ _POINTS = 24
 """Points of the quadrature for a normal variable."""
 
 
-@dataclass(frozen=True)
-class Smooth(Curved):
-    """An elementwise function by its value and derivative.
+class Hull(Protocol):
+    """A function (`sign` 1), or its negative (-1), on ranges [low, high], and where lines touch it from below."""
 
-    `turns` are where the derivative is not monotone or jumps, ascending; beyond +-`reach` it is constant, as far as
-    float64 can tell. The function whose derivative it is may be `slack` + `drift` |z| from `value` where z > `beyond`.
-    """
+    def touching(self, slope: Tensor) -> Tensor:
+        """Return where sign f(z) - slope z is least."""
 
-    name: str
+    def lowest(self, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where it is least, and how much less it may be elsewhere."""
+
+
+class Sloped(Curved):
+    """An elementwise function by its value and derivative, of which a `hull` says where lines touch it."""
+
+    pace = 0.04  # the best slopes are seldom the least or the greatest
+
     value: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
-    turns: tuple[float, ...]
-    reach: float
     slack: float = 0.0
-    drift: float = 0.0
-    beyond: float = -math.inf
-    pace = 0.04  # the best slopes are seldom the least or the greatest
+    """How far the function may be from `value`."""
+
+    @abstractmethod
+    def hull(self, low: Tensor, high: Tensor, sign: int) -> Hull:
+        """Return what is known of the function, or of its negative, on ranges."""
+
+    @abstractmethod
+    def slopes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least and the greatest derivative on [low, high]: no line of another slope is a good one."""
+
+    @property
+    @abstractmethod
+    def all_slopes(self) -> tuple[float, float]:
+        """The least and the greatest derivative."""
 
     def forward(self, z: Tensor) -> Tensor:
         return self.value(z)
-
-    def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        least, greatest = torch.aminmax(torch.stack([self.value(low), self.value(high)]), dim=0)
-        for point in self._level:
-            least = torch.minimum(least, self.value(low.clamp(min=point).minimum(high)) - self._off(low, high))
-        return least, greatest
 
     def piece(self, z: Tensor, deviation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         if deviation is None:
@@ -81,8 +92,8 @@ class Smooth(Curved):
         """Return the line that leaves the smallest area between itself and the function."""
         middle = (low + high) / 2
         with torch.no_grad():
-            hull = _Hull(self, low, high, sign)
-            ends = sorted(sign * slope for slope in self._slopes)
+            hull = self.hull(low, high, sign)
+            ends = sorted(sign * slope for slope in self.all_slopes)
             least, most = (torch.full_like(middle, end) for end in ends)
             for _ in range(-int(math.log2(torch.finfo(low.dtype).eps)) + 6):
                 slope = (least + most) / 2
@@ -110,8 +121,50 @@ class Smooth(Curved):
         slope = torch.where(flat, self.derivative((low + high) / 2), chord)
         return slope, self.intercept(slope, low, high, 1), self.intercept(slope, low, high, -1)
 
+    def intercept(self, slope: Tensor, low: Tensor, high: Tensor, sign: int) -> Tensor:
+        """Return the intercept of a line of this `slope` that lies below the function on [low, high], for `sign` 1, or
+        above it, for -1, and touches it, but for what rounding may do."""
+        with torch.no_grad():
+            point, less = self.hull(low, high, sign).lowest(sign * slope)
+            size = (2 + slope.abs()) * torch.maximum(low.abs(), high.abs()) + self._at_zero
+            outward = less + 2 * torch.finfo(low.dtype).eps * size
+        point = _attached(point, low, high)
+        return self.value(point) - slope * point - sign * outward
+
+    @cached_property
+    def _at_zero(self) -> float:
+        """The value's size at 0."""
+        return abs(float(self.value(torch.zeros(1, dtype=torch.float64))))
+
+
+@dataclass(frozen=True)
+class Smooth(Sloped):
+    """A function whose derivative is monotone but for a few `turns`, or jumps there, ascending.
+
+    Beyond +-`reach` the derivative is constant, as far as float64 can tell; with `tails` it gets there as slowly as a
+    power of z. The function whose derivative it is may be `slack` + `drift` |z| from `value` where z > `beyond`.
+    """
+
+    name: str
+    value: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+    turns: tuple[float, ...]
+    reach: float
+    slack: float = 0.0
+    drift: float = 0.0
+    beyond: float = -math.inf
+    tails: bool = False
+
+    def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        least, greatest = torch.aminmax(torch.stack([self.value(low), self.value(high)]), dim=0)
+        for point in self._level:
+            least = torch.minimum(least, self.value(low.clamp(min=point).minimum(high)) - self.off(low, high))
+        return least, greatest
+
+    def hull(self, low: Tensor, high: Tensor, sign: int) -> "_Tabulated":
+        return _Tabulated(self, low, high, sign)
+
     def slopes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the least and the greatest derivative on [low, high]: no line of another slope is a good one."""
         least, greatest = torch.aminmax(torch.stack([self.derivative(low), self.derivative(high)]), dim=0)
         for turn in self.turns:
             for side in (-1e-6, 1e-6):
@@ -119,20 +172,7 @@ class Smooth(Curved):
                 least, greatest = torch.minimum(least, between), torch.maximum(greatest, between)
         return least, greatest
 
-    def intercept(self, slope: Tensor, low: Tensor, high: Tensor, sign: int) -> Tensor:
-        """Return the intercept of a line of this `slope` that lies below the function on [low, high], for `sign` 1, or
-        above it, for -1, and touches it, but for what rounding may do."""
-        with torch.no_grad():
-            hull = _Hull(self, low, high, sign)
-            near = hull.looked_up(sign * slope)
-            point = hull.touching(sign * slope, near)
-            size = (2 + slope.abs()) * torch.maximum(low.abs(), high.abs()) + self._at_zero
-            rounding = 2 * torch.finfo(low.dtype).eps * size
-            outward = hull.error(sign * slope, near) + rounding + self._off(low, high)
-        point = _attached(point, low, high)
-        return self.value(point) - slope * point - sign * outward
-
-    def _off(self, low: Tensor, high: Tensor) -> Tensor | float:
+    def off(self, low: Tensor, high: Tensor) -> Tensor | float:
         """Return how far the function may be from `value` on [low, high]; at a point nothing is said of another one."""
         if not self.slack and not self.drift:
             return 0.0
@@ -140,16 +180,10 @@ class Smooth(Curved):
         return torch.where((high > low) & (high > self.beyond), off, 0.0)
 
     @cached_property
-    def _at_zero(self) -> float:
-        """The value's size at 0."""
-        return abs(float(self.value(torch.zeros(1, dtype=torch.float64))))
-
-    @cached_property
-    def _slopes(self) -> tuple[float, float]:
-        """The least and the greatest derivative."""
+    def all_slopes(self) -> tuple[float, float]:
         ends = torch.tensor([-self.reach, *self.turns, self.reach], dtype=torch.float64)
         hair = 1e-9 * self.reach
-        slopes = self.derivative(torch.cat([ends - hair, ends + hair]))
+        slopes = self.derivative(torch.cat([ends - hair, ends + hair, ends]))
         return float(slopes.min()), float(slopes.max())
 
     @cached_property
@@ -172,6 +206,8 @@ class Smooth(Curved):
         for low, high in itertools.pairwise(ends):
             hair = 1e-9 * (high - low)  # at a kink the derivative of this side
             points = torch.linspace(low + hair, high - hair, _CELLS + 1, dtype=torch.float64)
+            if self.tails:  # as many cells for each power of ten
+                points = torch.linspace(math.asinh(low), math.asinh(high), _CELLS + 1, dtype=torch.float64).sinh()
             slopes = self.derivative(points)
             if slopes[0] > slopes[-1]:
                 points, slopes = points.flip(0), slopes.flip(0)
@@ -187,8 +223,8 @@ class Smooth(Curved):
 _Near = Sequence[tuple[Tensor, Tensor, Tensor]]
 
 
-class _Hull:
-    """Where lines touch the function (`sign` 1) or its negative (-1) from below on ranges [low, high]."""
+class _Tabulated:
+    """The hull of a function whose derivative is tabulated."""
 
     def __init__(self, function: Smooth, low: Tensor, high: Tensor, sign: int) -> None:
         self.function, self.low, self.high, self.sign = function, low, high, sign
@@ -196,28 +232,31 @@ class _Hull:
         fixed = [low, high, *(low.clamp(min=turn).minimum(high) for turn in function.turns)]
         self.fixed = [(point, sign * function.value(point)) for point in fixed]
 
-    def touching(self, slope: Tensor, near: _Near | None = None) -> Tensor:
-        """Return where sign f(z) - slope z is least."""
+    def touching(self, slope: Tensor) -> Tensor:
+        return self._touching(slope, self._looked_up(slope))
+
+    def lowest(self, slope: Tensor) -> tuple[Tensor, Tensor]:
+        near = self._looked_up(slope)
+        error = torch.zeros_like(slope)
+        for point, width, inside in near:
+            off = (self.function.derivative(point) - self.sign * slope).abs() * width.minimum(self.high - self.low)
+            error = torch.maximum(error, torch.where(inside, off, 0.0))
+        # beyond the tables the derivative is constant but for less than rounding
+        return self._touching(slope, near), error + self.function.off(self.low, self.high)
+
+    def _touching(self, slope: Tensor, near: _Near) -> Tensor:
         point, value = self.fixed[0]
         point, best = point.expand_as(slope), value - slope * point
         for other, value in self.fixed[1:]:
             better = value - slope * other
             point, best = torch.where(better < best, other, point), torch.minimum(better, best)
-        for other, _, _ in near or self.looked_up(slope):
+        for other, _, _ in near:
             other = other.maximum(self.low).minimum(self.high)
             better = self.sign * self.function.value(other) - slope * other
             point, best = torch.where(better < best, other, point), torch.minimum(better, best)
         return point
 
-    def error(self, slope: Tensor, near: _Near) -> Tensor:
-        """Return how much less the least value of sign f(z) - slope z may be than at `touching`."""
-        error = torch.zeros_like(slope)
-        for point, width, inside in near:
-            off = (self.function.derivative(point) - self.sign * slope).abs() * width.minimum(self.high - self.low)
-            error = torch.maximum(error, torch.where(inside, off, 0.0))
-        return error  # beyond the tables the derivative is constant but for less than rounding
-
-    def looked_up(self, slope: Tensor) -> _Near:
+    def _looked_up(self, slope: Tensor) -> _Near:
         """Return for each table the point at which the derivative is nearly the slope, the width of its cell, and
         whether the table has that slope at all."""
         wanted, found = (self.sign * slope).contiguous(), []
@@ -300,6 +339,9 @@ GELU_TANH = Smooth(
     (-1.4185040087908285, 1.4185040087908285),
     12.0,
 )
+ATAN = Smooth("atan", torch.atan, lambda z: 1 / (1 + z * z), (0.0,), 1e8, tails=True)
+SOFTSIGN = Smooth("softsign", F.softsign, lambda z: (1 + z.abs()) ** -2, (0.0,), 1e8, tails=True)
+TANHSHRINK = Smooth("tanhshrink", F.tanhshrink, lambda z: torch.tanh(z) ** 2, (0.0,), 20.0)
 ERF = Smooth("erf", torch.erf, lambda z: 2 / math.sqrt(math.pi) * torch.exp(-z * z), (0.0,), 8.0)
 SILU = Smooth(
     "silu",

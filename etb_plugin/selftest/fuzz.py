@@ -13,7 +13,7 @@ from etb_plugin.graph.affine import Affine
 from etb_plugin.graph.convex import Convex
 from etb_plugin.graph.joint import LogSumExp, Product
 from etb_plugin.graph.regions import Ball, Box, Region
-from etb_plugin.graph.smooth import Smooth
+from etb_plugin.graph.smooth import Sloped
 from etb_plugin.graph.tracing import trace
 from etb_plugin.selftest.networks import Case, corners
 
@@ -38,7 +38,7 @@ def arithmetic(network: nn.Module, region: Region) -> Tensor:
     for node in graph.nodes[1:]:
         assert node.operation is not None
         inputs = [sizes[j] for j in node.inputs]
-        if isinstance(node.operation, Smooth):
+        if isinstance(node.operation, Sloped):
             least, greatest = node.operation.slopes(torch.tensor(-1e3), torch.tensor(1e3))
             at_zero = node.operation.forward(torch.zeros_like(inputs[0])).abs()
             sizes.append(inputs[0] * max(-float(least), float(greatest)) + at_zero + node.operation.slack)

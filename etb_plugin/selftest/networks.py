@@ -24,7 +24,10 @@ FLAT = (
     *("linear", "linear", "linear", "activation", "activation", "activation", "norm", "residual", "shift", "join"),
     *("product", "own-norm", "gate", "curve", "attention"),
 )
-PIECEWISE = ("relu", "relu", "relu", "leaky", "falling", "prelu", "hardtanh", "relu6", "abs", "clamp", "hardsigmoid")
+PIECEWISE = (
+    *("relu", "relu", "relu", "leaky", "falling", "prelu", "hardtanh", "relu6", "abs", "clamp"),
+    *("hardsigmoid", "softshrink"),
+)
 SMOOTH = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
@@ -38,8 +41,12 @@ SMOOTH = {
     "selu": F.selu,
     "logsigmoid": F.logsigmoid,
     "hardswish": F.hardswish,
+    "softsign": F.softsign,
+    "tanhshrink": F.tanhshrink,
+    "atan": torch.atan,
+    "sin": torch.sin,
+    "cos": lambda x: torch.cos(3 * x),
 }
-
 
 CURVES = {
     "square": torch.square,
@@ -76,6 +83,7 @@ class Activation(nn.Module):
             "abs": torch.abs,
             "clamp": lambda x: x.clamp(max=0.5),
             "hardsigmoid": F.hardsigmoid,
+            "softshrink": lambda x: F.softshrink(x, 0.3),
             **SMOOTH,
             **CURVES,
         }

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from etb_plugin import Box, bound, margin_spec
 from etb_plugin.errors import UnsupportedLayer
-from etb_plugin.graph import smooth
+from etb_plugin.graph import smooth, waves
 from etb_plugin.graph.convex import SQUARE
 from etb_plugin.graph.joint import Product
-from etb_plugin.graph.smooth import Smooth, elu, softplus
+from etb_plugin.graph.smooth import Sloped, Smooth, elu, softplus
 from etb_plugin.graph.tracing import trace
 
 FUNCTIONS = {
@@ -34,8 +34,12 @@ FUNCTIONS = {
     "elu-0.3": elu(0.3),
     "selu": elu(1.6732632423543772, scale=1.0507009873554805),
     "celu-0.5": elu(0.5, width=0.5),
+    "softsign": smooth.SOFTSIGN,
+    "tanhshrink": smooth.TANHSHRINK,
+    "atan": smooth.ATAN,
 }
-every = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+WAVES = {"sin": waves.SIN, "cos": waves.COS}
+every = pytest.mark.parametrize("function", [*FUNCTIONS.values(), *WAVES.values()], ids=[*FUNCTIONS, *WAVES])
 
 
 def _ranges(dtype: torch.dtype, count: int = 600) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,10 +59,12 @@ def _points(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
 
 
 @every
-def test_derivatives(function: Smooth) -> None:
+def test_derivatives(function: Sloped) -> None:
     z = torch.linspace(-12, 12, 4001, dtype=torch.float64, requires_grad=True)
     (want,) = torch.autograd.grad(function.value(z).sum(), z)
     torch.testing.assert_close(function.derivative(z), want, atol=1e-13 + 10 * function.slack, rtol=1e-12)
+    if not isinstance(function, Smooth):
+        return
     ends = (-function.reach, *function.turns, function.reach)
     for low, high in itertools.pairwise(ends):
         change = function.derivative(torch.linspace(low + 1e-9, high - 1e-9, 5001, dtype=torch.float64)).diff()
@@ -69,7 +75,7 @@ def test_derivatives(function: Smooth) -> None:
 
 @every
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_lines_lie_below_and_above(function: Smooth, dtype: torch.dtype) -> None:
+def test_lines_lie_below_and_above(function: Sloped, dtype: torch.dtype) -> None:
     low, high = _ranges(dtype)
     z = _points(low, high)
     value = function.value(z)
@@ -92,7 +98,7 @@ def test_lines_lie_below_and_above(function: Smooth, dtype: torch.dtype) -> None
 
 
 @every
-def test_lines_leave_the_smallest_area(function: Smooth) -> None:
+def test_lines_leave_the_smallest_area(function: Sloped) -> None:
     low, high = _ranges(torch.float64)
     some = (high - low < 100).nonzero()[::8, 0]
     low, high = low[some], high[some]
@@ -107,7 +113,7 @@ def test_lines_leave_the_smallest_area(function: Smooth) -> None:
 
 
 @every
-def test_lines_are_differentiable(function: Smooth) -> None:
+def test_lines_are_differentiable(function: Sloped) -> None:
     low, high = (end[:200] for end in _ranges(torch.float64))
     some = (high - low < 20) & (high - low > 0.01)
     for sign in (1, -1):
@@ -128,7 +134,7 @@ def test_lines_are_differentiable(function: Smooth) -> None:
 
 
 @every
-def test_moments_and_mean_pieces(function: Smooth) -> None:
+def test_moments_and_mean_pieces(function: Sloped) -> None:
     mean = torch.linspace(-3, 3, 7, dtype=torch.float64)
     deviation = torch.full_like(mean, 0.7)
     samples = mean + deviation * torch.randn(400_000, 1, generator=torch.Generator().manual_seed(0)).double()
@@ -156,6 +162,8 @@ LAYERS = {
     "SELU": nn.SELU(),
     "LogSigmoid": nn.LogSigmoid(),
     "Hardswish": nn.Hardswish(),
+    "Softsign": nn.Softsign(),
+    "Tanhshrink": nn.Tanhshrink(),
 }
 
 
@@ -206,19 +214,20 @@ def test_calls_are_traced() -> None:
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(9))
+            self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(14))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             calls = [
                 torch.sigmoid, torch.tanh, F.softplus, F.gelu, F.silu, F.mish, F.elu, F.hardswish,
-                lambda z: F.gelu(z, approximate="tanh"),
+                lambda z: F.gelu(z, approximate="tanh"), torch.sin, torch.cos, torch.arctan, F.softsign, F.tanhshrink,
             ]  # fmt: skip
             for layer, call in zip(self.layers, calls, strict=True):
                 x = call(layer(x))
             return x
 
-    kinds = [a.name for a in trace(Network(), torch.Size([6])).activations.values() if isinstance(a, Smooth)]
-    assert kinds == ["sigmoid", "tanh", "softplus", "gelu", "silu", "mish", "elu", "hard-swish", "gelu-tanh"]
+    kinds = [a.name for a in trace(Network(), torch.Size([6])).activations.values() if isinstance(a, Sloped)]
+    known = "sigmoid tanh softplus gelu silu mish elu hard-swish gelu-tanh sin cos atan softsign tanhshrink"
+    assert kinds == known.split()
     with pytest.raises(UnsupportedLayer, match="threshold"):
         trace(nn.Sequential(nn.Linear(2, 2), nn.Softplus(threshold=1)), torch.Size([2]))
 
@@ -286,7 +295,7 @@ def test_constants_of_what_is_written_out_are_read_anew_and_none_that_is_trained
             return z * torch.sigmoid(self.steepness * z)
 
     network = Swish(trained=False)
-    assert [a.name for a in trace(network, torch.Size([4])).activations.values() if isinstance(a, Smooth)] == ["silu"]
+    assert [a.name for a in trace(network, torch.Size([4])).activations.values() if isinstance(a, Sloped)] == ["silu"]
     network.steepness.fill_(1.702)
     (now,) = trace(network, torch.Size([4])).activations.values()
     assert isinstance(now, Smooth)

@@ -97,7 +97,7 @@ SMOOTH = {
     for name, attributes, opset in (
         *(("Sigmoid", {}, 13), ("Tanh", {}, 13), ("Softplus", {}, 13), ("Elu", {"alpha": 0.5}, 13), ("Selu", {}, 13)),
         *(("Gelu", {}, 20), ("Gelu", {"approximate": "tanh"}, 20), ("HardSwish", {}, 14), ("Mish", {}, 18)),
-        ("Erf", {}, 13),
+        *(("Erf", {}, 13), ("Sin", {}, 13), ("Cos", {}, 13), ("Atan", {}, 13), ("Softsign", {}, 13)),
     )
 }
 ONE = {"half": np.float32(0.5), "one": np.float32(1), "root": np.float32(2**0.5), "three": np.float32(3)}
