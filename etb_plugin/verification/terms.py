@@ -3,8 +3,8 @@
 import gzip
 import re
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from etb_plugin.errors import ConfigError
 
@@ -14,8 +14,7 @@ _DEEPEST = 100
 """Brackets within brackets that a file may have."""
 
 
-@dataclass(frozen=True)
-class Atom:
+class Atom(NamedTuple):
     """A word of the file, and where it stands. An element's indices follow its name without white space: X[0,1]."""
 
     word: str
@@ -23,8 +22,7 @@ class Atom:
     column: int
 
 
-@dataclass(frozen=True)
-class Branch:
+class Branch(NamedTuple):
     """A list of the file, and where it opens."""
 
     items: "tuple[Atom | Branch, ...]"

@@ -246,9 +246,9 @@ class _Reader:
 
     def _element(self, atom: Atom) -> Place | None:
         """Return the element that a word names, None if it names none."""
-        found = _ELEMENT.fullmatch(atom.word)
         if atom.word in self.elements:
             return self.elements[atom.word]
+        found = _ELEMENT.fullmatch(atom.word)
         name, indices = (found[1], found[2]) if found else (atom.word, "")
         if name not in self.tensors:
             return None
