@@ -38,10 +38,10 @@ _CHECKED = 3
 def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     """Return the network in an ONNX file, in eval mode, and the shape of one input, without the batch.
 
-    The first dimension of the input is the batch: 1, or any. What was read is held against onnxruntime on random
-    points. Raises CheckpointError where the file is no ONNX, ConfigError where onnx is not installed, and
-    UnsupportedLayer for an operation that is not taken, by its name, for a dimension that is not fixed, and for a
-    network that came out differently.
+    The first dimension of the input is the batch: 1, or any; an input of one dimension has none, and gets one. What
+    was read is held against onnxruntime on random points. Raises CheckpointError where the file is no ONNX, ConfigError
+    where onnx is not installed, and UnsupportedLayer for an operation that is not taken, by its name, for a dimension
+    that is not fixed, and for a network that came out differently.
     """
     onnx = _package("onnx")
     try:
@@ -156,7 +156,8 @@ def _running(model: Any) -> tuple[Callable[[Tensor], Tensor], str]:
     """Return points [points, *input] -> outputs [points, outputs] of a file's contents, one point at a time and in the
     file's dtype, by onnxruntime, or by onnx where that is missing; and by whom."""
     given = next(v for v in model.graph.input if v.name not in {t.name for t in model.graph.initializer})
-    dtype = _DTYPES[given.type.tensor_type.elem_type]
+    kind = given.type.tensor_type
+    dtype, batched = _DTYPES[kind.elem_type], len(kind.shape.dim) > 1
     try:
         runtime = __import__("onnxruntime")
         options = runtime.SessionOptions()
@@ -169,7 +170,8 @@ def _running(model: Any) -> tuple[Callable[[Tensor], Tensor], str]:
 
     def outputs(points: Tensor) -> Tensor:
         rounded = points.detach().cpu().to(dtype).split(1)
-        found = [torch.from_numpy(session.run(None, {given.name: x.numpy()})[0]) for x in rounded]
+        inputs = [x.numpy() if batched else x.numpy()[0] for x in rounded]
+        found = [torch.from_numpy(session.run(None, {given.name: x})[0]) for x in inputs]
         return torch.cat([output.reshape(1, -1) for output in found])
 
     return outputs, f"{type(session).__name__} of {type(session).__module__.partition('.')[0]}"
@@ -258,6 +260,8 @@ def _package(name: str) -> Any:
 def _fixed_shape(path: Path, value: Any) -> tuple[int, ...]:
     dimensions = value.type.tensor_type.shape.dim
     sizes = [d.dim_value if d.HasField("dim_value") else None for d in dimensions]
+    if len(sizes) == 1 and sizes[0]:
+        return (int(sizes[0]),)
     if len(sizes) < 2 or sizes[0] not in (1, None, 0) or not all(sizes[1:]):
         shown = [d.dim_param or "?" if size is None else size for d, size in zip(dimensions, sizes, strict=True)]
         raise UnsupportedLayer(

@@ -29,7 +29,7 @@ def written(path, nodes, constants, shape, opset=13, kind=TensorProto.FLOAT):
         [helper.make_node(op, ins.split(" "), outs.split(), **attributes) for op, ins, outs, attributes in nodes],
         "g",
         [helper.make_tensor_value_info("x", kind, shape)],
-        [helper.make_tensor_value_info("y", kind, ["batch", "outputs"])],
+        [helper.make_tensor_value_info("y", kind, ["batch", "outputs"] if len(shape) > 1 else ["outputs"])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), str(path))
@@ -111,6 +111,10 @@ SMOOTH |= {
     "hard swish written out": ([("HardSigmoid", "x", "0", {"alpha": 1 / 6, "beta": 0.5}), ("Mul", "x 0", "y", {})], {}, FLAT, 13),
 }  # fmt: skip
 TOKENS = [1, 2, 6]
+VECTOR = {
+    "no batch": ([("MatMul", "x w", "0", {}), ("Add", "0 b", "1", {}), ("Relu", "1", "2", {}), ("MatMul", "2 v", "y", {})], {"w": f(6, 4), "b": f(4), "v": f(4, 2)}, [6], 13),
+    "no batch, one number": ([("Mul", "x a", "0", {}), ("Relu", "0", "y", {})], {"a": np.float32(-2)}, [1], 13),
+}  # fmt: skip
 CURVED = {
     "exp": ([("Exp", "x", "y", {})], {}, FLAT, 13),
     "logarithm": ([("Exp", "x", "0", {}), ("Add", "0 one", "1", {}), ("Log", "1", "y", {})], ONE, FLAT, 13),
@@ -127,7 +131,7 @@ CURVED = {
     "instance norm": ([("InstanceNormalization", "x s b", "0", {"epsilon": 1e-2}), ("Flatten", "0", "y", {})], {"s": f(2), "b": f(2)}, TOKENS, 13),
     "group norm": ([("GroupNormalization", "x s b", "0", {"num_groups": 1}), ("Flatten", "0", "y", {})], {"s": f(2), "b": f(2)}, TOKENS, 21),
 }  # fmt: skip
-CORPUS |= SMOOTH | CURVED
+CORPUS |= SMOOTH | CURVED | VECTOR
 REFUSED = {
     name: ([(name, "x", "y", attributes)], {}, FLAT, 13)
     for name, attributes in (("Softmax", {"axis": 1}), ("Sign", {}))
