@@ -23,7 +23,7 @@ from etb_plugin.graph.symbolic import symbolic
 from etb_plugin.networks.onnx_operations import OPERATIONS, Builder, Call, Operand, Value
 from etb_plugin.networks.statistics import evaluating
 
-_OPSETS = range(7, 26)
+_OPSETS = range(7, 29)
 _OPSET_OUT = 17
 _DTYPES = {1: torch.float32, 11: torch.float64}
 """What an input may be, by ONNX's numbers of its types."""

@@ -156,6 +156,16 @@ def test_an_operation_is_read_as_onnxruntime_runs_it_and_bounded_soundly(name, t
         assert (values.amax(0) <= interval.upper + 1e-4).all()
 
 
+def test_the_newest_opset_is_read_as_the_older_ones_are(tmp_path):
+    newest = min(28, onnx.defs.onnx_opset_version())
+    for name, (nodes, constants, shape, _) in (SMOOTH | CURVED).items():
+        file = written(tmp_path / "n.onnx", nodes, constants, shape, newest)
+        model = onnx.load(file)
+        model.ir_version = onnx.helper.find_min_ir_version_for(list(model.opset_import))
+        onnx.save(model, file)
+        assert read_onnx(file)[1] == tuple(shape[1:]), name
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_no_bound_takes_is_read_all_the_same_and_refused_by_name_by_the_bound(name, tmp_path):
     network, shape = read_onnx(file_of(REFUSED[name], tmp_path))
