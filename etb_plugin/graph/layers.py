@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.graph.activations import Activation, PiecewiseLinear, Relu, clipped, leaky
 from etb_plugin.graph.affine import Affine, Coherent, Conv, Dense, LargerOf, Linear, Reshape, Scale, Sum
+from etb_plugin.graph.beside import ReluBeside, ReluDifference
 from etb_plugin.graph.convex import EXP, LOG, RECIPROCAL, RSQRT, SQRT, SQUARE, Convex
 from etb_plugin.graph.expansions import Steps, Value
 from etb_plugin.graph.smooth import (
@@ -254,6 +255,15 @@ def _beyond_constant(builder: "Builder", node: fx.Node, x: int, constant: Callab
 
 def _relu(builder: "Builder", node: fx.Node, _: Any) -> Relu:
     return Relu()
+
+
+def _relu_beside(builder: "Builder", node: fx.Node, _: Any) -> int:
+    first, u, v = (builder.value(n) for n in node.args)
+    steps, size = Steps(builder, node), first.shape.numel()
+    both = Coherent(lambda x, y: torch.stack([x.flatten(1), y.flatten(1)], -1), homogeneous=True)
+    joined = steps.add(both, (size, 2), u, steps.minus(v, u))
+    difference = steps.reshaped(steps.add(ReluDifference(), (size,), joined), first.shape)
+    return steps.add(Sum(), first.shape, first, difference).position
 
 
 def _absolute(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
@@ -696,6 +706,7 @@ LAYERS: dict[Any, _Maker] = {
     nn.Linear: _linear,
     nn.Conv1d | nn.Conv2d | nn.Conv3d: _conv,
     nn.ReLU: _relu,
+    ReluBeside: _relu_beside,
     nn.Flatten | nn.Unflatten: _reshape,
     nn.Identity | nn.modules.dropout._DropoutNd: _keep,
     nn.LeakyReLU: _leaky,

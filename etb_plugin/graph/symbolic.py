@@ -8,6 +8,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.graph.beside import ReluBeside
 
 
 def symbolic(network: nn.Module) -> fx.GraphModule:
@@ -36,6 +37,9 @@ def _length(value: Any) -> Any:
 
 
 class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, ReluBeside) or super().is_leaf_module(m, module_qualified_name)
+
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:

@@ -10,6 +10,7 @@ from etb_plugin import bound
 from etb_plugin.errors import EtbError
 from etb_plugin.graph.activations import Known, PiecewiseLinear
 from etb_plugin.graph.affine import Affine
+from etb_plugin.graph.beside import ReluDifference
 from etb_plugin.graph.convex import Convex
 from etb_plugin.graph.joint import LogSumExp, Product
 from etb_plugin.graph.regions import Ball, Box, Region
@@ -51,6 +52,8 @@ def arithmetic(network: nn.Module, region: Region) -> Tensor:
             sizes.append(inputs[0] * steep + value)
         elif isinstance(node.operation, Product):
             sizes.append(2 * inputs[0].prod(-1))
+        elif isinstance(node.operation, ReluDifference):
+            sizes.append(4 * inputs[0].sum(-1))
         elif isinstance(node.operation, LogSumExp):
             sizes.append(inputs[0].amax(-1) + math.log(inputs[0].shape[-1]))
             longest += inputs[0].shape[-1]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from etb_plugin.graph.beside import ReluBeside
 from etb_plugin.graph.regions import Ball, Box, Region
 
 Block = tuple[str, int]
@@ -22,7 +23,7 @@ IMAGE = (
 )
 FLAT = (
     *("linear", "linear", "linear", "activation", "activation", "activation", "norm", "residual", "shift", "join"),
-    *("product", "own-norm", "gate", "curve", "attention"),
+    *("product", "own-norm", "gate", "curve", "attention", "twin"),
 )
 PIECEWISE = (
     *("relu", "relu", "relu", "leaky", "falling", "prelu", "hardtanh", "relu6", "abs", "clamp"),
@@ -149,6 +150,21 @@ class Gate(nn.Module):
         return x * torch.sigmoid(self.inner(x.mean((2, 3)))).unsqueeze(2).unsqueeze(3)
 
 
+class Twin(nn.Module):
+    """A layer and its ReLU, computed by its differences from another one that is near, or not."""
+
+    def __init__(self, features: int, apart: float) -> None:
+        super().__init__()
+        self.first, self.second, self.beside = nn.Linear(features, 4), nn.Linear(features, 4), ReluBeside()
+        with torch.no_grad():
+            for one, other in zip(self.first.parameters(), self.second.parameters(), strict=True):
+                other.copy_(one + apart * torch.randn_like(one))
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, v = self.first(x), self.second(x)
+        return self.beside(F.relu(u), u, v)
+
+
 class Attention(nn.Module):
     """Features as tokens that look at each other, by one of the ways to write that."""
 
@@ -225,6 +241,8 @@ def made(block: Block, shape: torch.Size) -> nn.Module | None:
         layer = Product(channels)
     elif kind == "curve" and not image:
         layer = Activation(draw.choice(tuple(CURVES)), channels)
+    elif kind == "twin" and not image:
+        layer = Twin(channels, draw.choice([0.0, 1e-3, 0.1, 1.0]))
     elif kind == "gate":
         layer = Gate(channels, bool(image))
     elif kind == "own-norm" and image:
@@ -254,7 +272,7 @@ def build(blocks: list[Block], shape: tuple[int, ...], scale: float) -> nn.Seque
             here = out
 
     for block in blocks:
-        if block[0] in ("linear", "product", "curve", "attention") and len(here) > 1:
+        if block[0] in ("linear", "product", "curve", "attention", "twin") and len(here) > 1:
             add(nn.Flatten())
         layer = made(block, here)
         if layer is not None:

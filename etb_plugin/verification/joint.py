@@ -8,6 +8,7 @@ and outputs together, on several networks and of higher degree, as if they were 
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from etb_plugin.bounds import Box
 from etb_plugin.errors import ConfigError
 from etb_plugin.graph.tracing import example_input
+from etb_plugin.verification.paired import paired
 from etb_plugin.verification.problem import Problem, Unsafe
 from etb_plugin.verification.vnnlib import AtMost, Clause, Place, Query
 
@@ -30,7 +32,8 @@ Product = tuple[Place, ...]
 class Joint(nn.Module):
     """Networks side by side. Shapes: free inputs [batch, inputs] -> all outputs, then the products, [batch, outputs].
 
-    `free` has for each element of all networks' inputs the number of the free input that it is.
+    `free` has for each element of all networks' inputs the number of the free input that it is. Where `pair` is there,
+    it computes the outputs of the two networks from their inputs.
     """
 
     def __init__(
@@ -40,8 +43,10 @@ class Joint(nn.Module):
         free: Sequence[int],
         outputs: int,
         products: Sequence[Product],
+        pair: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.pair = pair
         self.networks, self.shapes = nn.ModuleList(networks), tuple(shapes)
         sizes = [math.prod(shape) for shape in shapes]
         self._own = [f"own{i}" for i in range(len(sizes))]
@@ -59,10 +64,14 @@ class Joint(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return outputs and products."""
         flat = x.flatten(1)
-        parts = [
-            network(flat.index_select(1, getattr(self, own)).reshape(-1, *shape))
-            for network, own, shape in zip(self.networks, self._own, self.shapes, strict=True)
+        inputs = [
+            flat.index_select(1, getattr(self, own)).reshape(-1, *shape)
+            for own, shape in zip(self._own, self.shapes, strict=True)
         ]
+        if self.pair is None:
+            parts = [network(own) for network, own in zip(self.networks, inputs, strict=True)]
+        else:
+            parts = list(self.pair(*inputs))
         values = torch.cat([*parts, flat], 1)
         for names, exponent in self._factors:
             first, *others = (values.index_select(1, getattr(self, name)) for name in names)
@@ -73,7 +82,9 @@ class Joint(nn.Module):
 
 
 class Posed:
-    """A query of networks that are there: one `network` for inputs of `shape`, and the `problems` about it.
+    """A query of networks that are there: one network for inputs of `shape`, and the `problems` about it. `forms` are
+    ways to write the one network, of which one or another has the tighter bounds: two networks that are built alike may
+    be one and its difference from the other.
 
     `networks` and `shapes` are those of the query's declarations, in order. Raises ConfigError where they have other
     numbers of inputs and outputs than declared, an input has no bounds, or a clause says nothing of the outputs.
@@ -97,9 +108,12 @@ class Posed:
         )
         self.alone = len(networks) == 1 and not self.products and list(query.free) == list(range(len(query.free)))
         self.shape = shapes[0] if self.alone else (1 + max(query.free),)
-        self.network = (
-            networks[0] if self.alone else Joint(networks, shapes, query.free, self.outputs, self.products).eval()
-        )
+        if self.alone:
+            self.forms = [networks[0]]
+        else:
+            pairs = [None, *([pair] if len(networks) == 2 and (pair := paired(*networks)) is not None else [])]
+            joint = partial(Joint, networks, shapes, query.free, self.outputs, self.products)
+            self.forms = [joint(pair).eval() for pair in pairs]
         first = {number: place for place, number in reversed(list(enumerate(query.free)))}
         self._places = [first[i] for i in range(len(first))]  # of each free input, the first that it is
         self.problems = self._problems()

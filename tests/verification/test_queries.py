@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from etb_plugin import Box
+from etb_plugin import Box, bound
 from etb_plugin.errors import ConfigError
-from etb_plugin.networks.onnx import file_outputs, write_onnx
+from etb_plugin.networks.onnx import file_outputs, read_onnx, write_onnx
 from etb_plugin.verification import PropertyCheck, Settings
 from etb_plugin.verification.joint import Posed
 from etb_plugin.verification.vnnlib import read_vnnlib, vnnlib_text
@@ -105,7 +105,8 @@ def test_a_query_asks_what_its_file_says(seed, tmp_path):
                 values |= dict(zip(own, tensor.flatten().tolist(), strict=True))
         want = truth(values) and values["Y_f[0,0]"] <= 9
         given = posed.values(point, outputs)
-        torch.testing.assert_close(posed.network(point).detach(), given)
+        for form in posed.forms:
+            torch.testing.assert_close(form(point).detach(), given)
         found = any(
             bool(problem.broken(given))
             for problem in posed.problems
@@ -155,6 +156,31 @@ def test_two_networks_are_as_far_apart_as_sampling_finds_and_no_farther(seed, tm
             assert torch.equal(found["X_f"], found["X_g"])
             assert found["Y_f"][0, 0] - found["Y_g"][0, 0] > most
     assert words == ["sat", "unsat"]
+
+
+def test_a_network_and_a_rounded_one_are_proved_to_be_nearly_the_same(tmp_path):
+    """What bounds of each by itself do not show at all."""
+    torch.manual_seed(0)
+    f = nn.Sequential(nn.Flatten(), *fully_connected(3, 40, 40, 40, 2)[1:])
+    with torch.no_grad():
+        for p in f.parameters():
+            p.mul_(3)
+    for name in "fg":
+        write_onnx(f, (1, 3), tmp_path / f"{name}.onnx")
+        with torch.no_grad():
+            for p in f.parameters():
+                p.copy_((p * 512).round() / 512)
+    text = TWO.format(relation="isomorphic-to") + boxed([f"X_f[0,0,{i}]" for i in range(3)], -1, 1)
+    text += "".join(f"(assert (== X_f[0,0,{i}] X_g[0,0,{i}]))" for i in range(3))
+    pairs = " ".join(f"(> Y_{a}[0,{j}] (+ Y_{b}[0,{j}] 1.5))" for a, b in ("fg", "gf") for j in range(2))
+    (tmp_path / "p.vnnlib").write_text(f"{text}(assert (or {pairs}))")
+    files = {name: tmp_path / f"{name}.onnx" for name in "fg"}
+    check = PropertyCheck(files, tmp_path / "p.vnnlib", Settings(("crown", "inputs"), seconds=60), drop=True)
+    assert check.run().word == "unsat"
+    posed = Posed(read_vnnlib(tmp_path / "p.vnnlib"), *zip(*(read_onnx(file) for file in files.values()), strict=True))
+    box, margin = posed.problems[0].box, torch.tensor([[[1.0, 0.0, -1.0, 0.0]]])
+    alone, beside = (bound("crown", form, Box(box.lower.float(), box.upper.float()), margin) for form in posed.forms)
+    assert beside.width < alone.width / 10
 
 
 def test_a_network_is_held_against_itself_at_other_inputs(tmp_path):
@@ -234,7 +260,7 @@ def test_a_property_written_in_2_0_is_the_one_of_1_0(tmp_path):
     for one, other in zip(first.unsafe, second.unsafe, strict=True):
         assert torch.equal(one.rows, other.rows)
         assert torch.equal(one.most, other.most)
-    assert posed[0].network is network  # nothing in between
+    assert posed[0].forms == [network]  # nothing in between
 
 
 @pytest.mark.parametrize(
