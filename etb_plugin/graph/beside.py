@@ -69,7 +69,10 @@ class ReluDifference(Curved):
         share = torch.where(on, 1.0, torch.where(off, 0.0, 0.5)).to(low.dtype)
         most = torch.maximum(low[..., 1].abs(), high[..., 1].abs()) / 2
         reach = torch.where(on | off, torch.zeros_like(most), most) + self._rounding(low, high)
-        return torch.stack([torch.zeros_like(share), share], -1), -reach, reach
+        least, greatest = self.range(low, high)  # which is all there is to know of a point
+        below, above = least - share * high[..., 1], greatest - share * low[..., 1]
+        slope = torch.stack([torch.zeros_like(share), share], -1)
+        return slope, torch.maximum(below, -reach), torch.minimum(above, reach)
 
     def _planes(self, low: Tensor, high: Tensor, sign: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return slopes and values at 0 of the planes by size and by both ReLUs."""
