@@ -211,10 +211,10 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_a_method_that_cannot_take_the_network_is_named_with_the_layer(tmp_path, monkeypatch):
-    def with_softsign(*_, **__):
-        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softsign(), nn.Flatten(), nn.Linear(72, 10))
+    def with_hardshrink(*_, **__):
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Hardshrink(), nn.Flatten(), nn.Linear(72, 10))
 
-    monkeypatch.setattr(networks, "build", with_softsign)
+    monkeypatch.setattr(networks, "build", with_hardshrink)
     with pytest.raises(UnsupportedLayer, match=r"method 'ibp' cannot take network 'mlp-12x2': layer \S+"):
         comparison(tmp_path, methods="ibp,dual")
 

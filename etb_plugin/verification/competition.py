@@ -161,7 +161,7 @@ def _dtype_of(query: Query, number: int, file: Path) -> torch.dtype:
     """Return the precision of a network's inputs. Raises ConfigError where the query declares another one."""
     network, found = query.networks[number], element_types(file)
     for declared, dtype in zip((network.input, network.output), found, strict=True):
-        if declared.element_type.lower() not in ("real", str(dtype).removeprefix("torch.")):
+        if dtype and declared.element_type.lower() not in ("real", str(dtype).removeprefix("torch.")):
             raise ConfigError(
                 f"{query.path} declares {declared.name} as {declared.element_type}, but {file} has "
                 f"{str(dtype).removeprefix('torch.')}; real stands for any"

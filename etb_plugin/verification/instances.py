@@ -77,7 +77,7 @@ def read_instances(path: Path) -> list[Instance]:
             network, property_, seconds = line
             networks = {name: _there(path.parent / file) for name, file in _named(network.strip())}
             instance = Instance(networks, _there(path.parent / property_.strip()), float(seconds))
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # the last three: of no list of pairs
             raise ConfigError(f"{path}, line {number}: write network.onnx,property.vnnlib,seconds") from None
         for file in (*instance.networks.values(), instance.property_):
             if not file.is_file():
@@ -91,7 +91,7 @@ def read_instances(path: Path) -> list[Instance]:
 
 
 def _named(network: str) -> list[tuple[str | None, str]]:
-    """Return the files of a line's first column by name. Raises ValueError or SyntaxError where it is malformed."""
+    """Return the files of a line's first column by name. Raises what literals raise where it is malformed."""
     if not network.startswith("["):
         return [(None, network)]
     pairs = ast.literal_eval(network)

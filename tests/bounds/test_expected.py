@@ -278,8 +278,8 @@ def test_leaves_the_network_as_it_found_it():
 
 
 def test_a_layer_that_it_cannot_take_is_named():
-    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Softsign(), nn.Linear(4, 2))
-    with pytest.raises(UnsupportedLayer, match=r"layer '2' \(Softsign\) is neither affine nor a function"):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Hardshrink(), nn.Linear(4, 2))
+    with pytest.raises(UnsupportedLayer, match=r"layer '2' \(Hardshrink\) is neither affine nor a function"):
         bound("expected", network, Box.around(torch.rand(1, 4), 0.1))
 
 

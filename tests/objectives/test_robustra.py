@@ -113,6 +113,6 @@ def test_both_networks_of_a_pair_learn():
 
 
 def test_a_layer_that_the_dual_cannot_take_is_named():
-    pair = Pair(*(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Softshrink(), nn.Linear(16, 10)) for _ in range(2)))
-    with pytest.raises(UnsupportedLayer, match=r"layer '2' \(Softshrink\)"):
+    pair = Pair(*(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Hardshrink(), nn.Linear(16, 10)) for _ in range(2)))
+    with pytest.raises(UnsupportedLayer, match=r"layer '2' \(Hardshrink\)"):
         get_method("robustra").objective.prepare(pair, (1, 8, 8), 10)

@@ -168,8 +168,8 @@ def test_adversarial_training_sees_a_worse_loss_inside_the_box(case, monkeypatch
 
 
 def test_a_network_that_the_bound_cannot_take_is_refused_by_layer():
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Softsign(), nn.Linear(5, 10))
-    with pytest.raises(UnsupportedLayer, match=r"layer '2' \(Softsign\)"):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Hardshrink(), nn.Linear(5, 10))
+    with pytest.raises(UnsupportedLayer, match=r"layer '2' \(Hardshrink\)"):
         get_method("dual").objective.prepare(network, (1, 8, 8), 10)
 
 

@@ -88,7 +88,7 @@ def test_what_it_cannot_do_is_refused_in_a_line():
             call()
         assert str(refused.value).count("\n") <= 1
     with pytest.raises(UnsupportedLayer, match="layer '2'"):
-        etb_plugin.objective("ibp", nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Softsign(), nn.Linear(4, 3)),
+        etb_plugin.objective("ibp", nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Hardshrink(), nn.Linear(4, 3)),
                              (6,), 3, **numbers)  # fmt: skip
     x, labels = torch.rand(5, 6), torch.tensor([0, 1, 2, 0, 1])
     for images, wanted, message in (

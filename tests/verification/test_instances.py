@@ -59,6 +59,10 @@ def test_every_instance_has_an_answer_and_the_same_command_goes_on(listed):
     [
         ("n.onnx,near.vnnlib", "instances.csv, line 1: write network.onnx,property.vnnlib,seconds"),
         ("n.onnx,missing.vnnlib,3", "instances.csv, line 1: there is no missing.vnnlib"),
+        *(
+            (f'"{network}",near.vnnlib,3', "line 1: write network.onnx,property.vnnlib,seconds")
+            for network in ("[1, 2]", "[('f',)]", "[", "['n.onnx', f()]", "[" * 500)
+        ),
         ("n.onnx,near.vnnlib,-3", "instances.csv, line 1: -3 is no number of seconds"),
         ("", "instances.csv lists no instances"),
     ],
