@@ -177,6 +177,8 @@ def test_a_network_and_a_rounded_one_are_proved_to_be_nearly_the_same(tmp_path):
     files = {name: tmp_path / f"{name}.onnx" for name in "fg"}
     check = PropertyCheck(files, tmp_path / "p.vnnlib", Settings(("crown", "inputs"), seconds=60), drop=True)
     assert check.run().word == "unsat"
+    for settings in (Settings(("exact",), seconds=1), Settings(("ibp", "crown"), seconds=9, rigorous=True)):
+        PropertyCheck(files, tmp_path / "p.vnnlib", settings, drop=False)  # which take it as it is
     posed = Posed(read_vnnlib(tmp_path / "p.vnnlib"), *zip(*(read_onnx(file) for file in files.values()), strict=True))
     box, margin = posed.problems[0].box, torch.tensor([[[1.0, 0.0, -1.0, 0.0]]])
     alone, beside = (bound("crown", form, Box(box.lower.float(), box.upper.float()), margin) for form in posed.forms)
