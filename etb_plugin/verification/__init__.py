@@ -2,9 +2,10 @@
 
 Words owned here: a *problem* is a box and the outputs that no point of it may give; a *stage* attacks, bounds or
 decides it; the *cascade* puts each problem through the stages until one decides. Start at `cascade`. `branch` is
-branch and bound, `exact` the mixed-integer program, `turns` a cascade of networks, `vnnlib` and `competition` what the
-verification competition reads and writes, `run` what happens to the test images of a data set, and `radius` the search
-for each image's own radius.
+branch and bound, `exact` the mixed-integer program, `turns` a cascade of networks, `vnnlib` (of the words in `terms`)
+and `competition` what the verification competition reads and writes, `posed` a property of networks that are there, as
+one network, `paired` two networks that are nearly the same, `run` what happens to the test images of a data set, and
+`radius` the search for each image's own radius.
 """
 
 from etb_plugin.registry import load_others

@@ -18,7 +18,7 @@ from etb_plugin.networks import before_softmax
 from etb_plugin.networks.onnx import element_types, file_outputs, read_onnx
 from etb_plugin.stopping import until
 from etb_plugin.verification.cascade import Cascade, Case, Settings, takers
-from etb_plugin.verification.joint import Posed
+from etb_plugin.verification.posed import Posed
 from etb_plugin.verification.problem import Problem, Verdict, stacked
 from etb_plugin.verification.vnnlib import Query, read_vnnlib
 

@@ -10,8 +10,8 @@ from etb_plugin import Box, bound
 from etb_plugin.graph.beside import ReluDifference
 from etb_plugin.networks import build
 from etb_plugin.selftest.networks import Residual
-from etb_plugin.verification.joint import Joint
 from etb_plugin.verification.paired import paired
+from etb_plugin.verification.posed import Joint
 from tests.conftest import fully_connected
 
 

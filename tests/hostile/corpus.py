@@ -386,7 +386,7 @@ def readers(folder: Path) -> dict[str, tuple[str, Callable[[Path], object], Call
     from etb_plugin.training.optimizers import optimizer_of
     from etb_plugin.training.state import State, read_state
     from etb_plugin.verification.instances import read_instances
-    from etb_plugin.verification.joint import Posed
+    from etb_plugin.verification.posed import Posed
     from etb_plugin.verification.vnnlib import read_vnnlib
 
     network = build("mlp-8x1", (1, 8, 8), 10, seed=0)

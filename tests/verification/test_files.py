@@ -15,7 +15,7 @@ from etb_plugin.networks import build
 from etb_plugin.networks import onnx as files
 from etb_plugin.networks.onnx import read_onnx, write_onnx
 from etb_plugin.verification import Cascade, Case, PropertyCheck, Settings, Verdict, robustness
-from etb_plugin.verification.joint import Posed
+from etb_plugin.verification.posed import Posed
 from etb_plugin.verification.vnnlib import read_vnnlib, vnnlib_text
 from tests.conftest import fully_connected
 

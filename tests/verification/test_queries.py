@@ -16,7 +16,7 @@ from etb_plugin import Box, bound
 from etb_plugin.errors import ConfigError
 from etb_plugin.networks.onnx import file_outputs, read_onnx, write_onnx
 from etb_plugin.verification import PropertyCheck, Settings
-from etb_plugin.verification.joint import Posed
+from etb_plugin.verification.posed import Posed
 from etb_plugin.verification.vnnlib import read_vnnlib, vnnlib_text
 from tests.command import etb
 from tests.conftest import fully_connected
