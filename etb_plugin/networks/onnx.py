@@ -89,13 +89,6 @@ def file_outputs(path: Path, points: Tensor) -> Tensor:
         raise CheckpointError(f"{path} cannot be run: {str(error).partition(chr(10))[0]}") from error
 
 
-def element_types(path: Path) -> tuple[torch.dtype, torch.dtype | None]:
-    """Return what input and output are made of, of a file that `read_onnx` takes; None where it does not say."""
-    graph = _loaded(path).graph
-    given = next(v for v in graph.input if v.name not in {t.name for t in graph.initializer})
-    return _DTYPES[given.type.tensor_type.elem_type], _DTYPES.get(graph.output[0].type.tensor_type.elem_type)
-
-
 def _loaded(path: Path) -> Any:
     """Return the contents of a file, packed by gzip where its name ends in .gz."""
     onnx = _package("onnx")

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box, prepare_lower
 from etb_plugin.errors import ConfigError, OutOfTime, UnsupportedLayer
+from etb_plugin.graph.tracing import example_input
 from etb_plugin.networks import before_softmax
-from etb_plugin.networks.onnx import element_types, file_outputs, read_onnx
+from etb_plugin.networks.onnx import file_outputs, read_onnx
 from etb_plugin.stopping import until
 from etb_plugin.verification.cascade import Cascade, Case, Settings, takers
 from etb_plugin.verification.posed import Posed
 from etb_plugin.verification.problem import Problem, Verdict, stacked
-from etb_plugin.verification.vnnlib import Query, read_vnnlib
+from etb_plugin.verification.vnnlib import DeclaredNetwork, Query, read_vnnlib
 
 _FURTHER = Pgd(steps=50, step=0.05)
 """How a counterexample is moved further into the unsafe outputs where rounding hides it."""
@@ -62,7 +63,10 @@ class PropertyCheck:
         query = read_vnnlib(vnnlib)
         self._files = _files_of(query, networks)
         read = {file: read_onnx(file) for file in dict.fromkeys(self._files)}
-        self._dtypes = [_dtype_of(query, number, file) for number, file in enumerate(self._files)]
+        self._dtypes = [
+            _dtype_of(query, declared, file, *read[file])
+            for declared, file in zip(query.networks, self._files, strict=True)
+        ]
         self._posed = Posed(query, *zip(*(read[file] for file in self._files), strict=True))
         shape, self.problems = self._posed.shape, self._posed.problems
         judged = self._posed.forms[0]
@@ -167,16 +171,20 @@ def _files_of(query: Query, networks: Path | Mapping[str, Path]) -> list[Path]:
     return list(files.values())
 
 
-def _dtype_of(query: Query, number: int, file: Path) -> torch.dtype:
+@torch.no_grad()
+def _dtype_of(
+    query: Query, declared: DeclaredNetwork, file: Path, network: nn.Module, shape: tuple[int, ...]
+) -> torch.dtype:
     """Return the precision of a network's inputs. Raises ConfigError where the query declares another one."""
-    network, found = query.networks[number], element_types(file)
-    for declared, dtype in zip((network.input, network.output), found, strict=True):
-        if dtype and declared.element_type.lower() not in ("real", str(dtype).removeprefix("torch.")):
+    x = example_input(network, torch.Size(shape))
+    for tensor, value in ((declared.input, x), (declared.output, network(x))):
+        dtype = str(value.dtype).removeprefix("torch.")
+        if tensor.element_type.lower() not in ("real", dtype):
             raise ConfigError(
-                f"{query.path} declares {declared.name} as {declared.element_type}, but {file} has "
-                f"{str(dtype).removeprefix('torch.')}; real stands for any"
+                f"{query.path} declares {tensor.name} as {tensor.element_type}, but {file} has {dtype}; real stands "
+                f"for any"
             )
-    return found[0]
+    return x.dtype
 
 
 def _within(x: Tensor, lower: Tensor, upper: Tensor, dtype: torch.dtype) -> Tensor:
