@@ -29,10 +29,11 @@ def command(
 
     Example: etb export mine --onnx mine.onnx --vnnlib properties --images 0:10 --eps-test 0.02
     """
-    from etb_plugin.verification.export import VERSIONS, export_network, export_properties
-
     if onnx is None and vnnlib is None:
         raise ConfigError("what is to be written? give --onnx FILE, --vnnlib FOLDER, or both")
+    from etb_plugin.verification.export import export_network, export_properties
+    from etb_plugin.verification.vnnlib import VERSIONS
+
     if vnnlib_version not in VERSIONS:
         raise ConfigError(f"--vnnlib-version {vnnlib_version}: write {' or '.join(VERSIONS)}")
     o.check_there(weights)

@@ -230,6 +230,11 @@ def chord(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return steep, steep * before
 
 
+def crown_slope(low: Tensor, high: Tensor) -> Tensor:
+    """Return CROWN's own slope of a lower line (Zhang et al. 2018): 1 where more of the range lies above the knot."""
+    return torch.gt(high + low, 0, out=torch.empty_like(low))  # into numbers: as booleans it takes ten times as long
+
+
 def _beyond(z: Tensor, deviation: Tensor | None) -> Tensor:
     """Return 1 where z >= 0 (the paper's 1{u >= 0}), or the probability of it."""
     step = (z >= 0).to(z.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from etb_plugin.graph.activations import Curved, chord
+from etb_plugin.graph.activations import Curved, chord, crown_slope
 
 
 class ReluBeside(nn.Module):
@@ -77,18 +77,14 @@ class ReluDifference(Curved):
     def _planes(self, low: Tensor, high: Tensor, sign: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return slopes and values at 0 of the planes by size and by both ReLUs."""
         (a, c), (b, e) = low.unbind(-1), high.unbind(-1)
-        rise, at_zero = chord(c, e)
-        if sign > 0:  # min(d, 0) is d - max(d, 0)
-            by_size = torch.stack([torch.zeros_like(c), 1 - rise], -1), -at_zero
-        else:
-            by_size = torch.stack([torch.zeros_like(c), rise], -1), at_zero
+        rise, of_size = chord(c, e)
         if sign > 0:
-            after = _lower_slope(a + c, b + e)
-            before, at_zero = chord(a, b)
-            return by_size, (torch.stack([after - before, after], -1), -at_zero)
-        after, at_zero = chord(a + c, b + e)
-        before = _lower_slope(a, b)
-        return by_size, (torch.stack([after - before, after], -1), at_zero)
+            rise = 1 - rise  # min(d, 0) is d - max(d, 0)
+            after, (before, at_zero) = crown_slope(a + c, b + e), chord(a, b)
+        else:
+            (after, at_zero), before = chord(a + c, b + e), crown_slope(a, b)
+        by_size = torch.stack([torch.zeros_like(rise), rise], -1), -sign * of_size
+        return by_size, (torch.stack([after - before, after], -1), -sign * at_zero)
 
     def _rounding(self, low: Tensor, high: Tensor) -> Tensor:
         return 16 * torch.finfo(low.dtype).eps * torch.maximum(low.abs(), high.abs()).sum(-1).detach()
@@ -98,8 +94,3 @@ def _decided(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Return where both ReLUs are on, and where both are off."""
     (a, c), (b, e) = low.unbind(-1), high.unbind(-1)
     return (a >= 0) & (a + c >= 0), (b <= 0) & (b + e <= 0)
-
-
-def _lower_slope(low: Tensor, high: Tensor) -> Tensor:
-    """Return 0 or 1, by which a line through 0 lies below a ReLU and leaves less area."""
-    return (high > -low).to(low.dtype)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from etb_plugin.graph.activations import Activation, Curved, PiecewiseLinear, chord
+from etb_plugin.graph.activations import Activation, Curved, PiecewiseLinear, chord, crown_slope
 from etb_plugin.graph.ascent import Ascent, Moved
 from etb_plugin.graph.graph import Ends, Graph, reach
 from etb_plugin.graph.regions import Box, Region
@@ -117,11 +117,6 @@ class _Hinge:
 
 
 @torch.no_grad()
-def crown_slope(low: Tensor, high: Tensor) -> Tensor:
-    """Return CROWN's own slope of a lower line (Zhang et al. 2018): 1 where more of the range lies above the knot."""
-    return torch.gt(high + low, 0, out=torch.empty_like(low))  # into numbers: as booleans it takes ten times as long
-
-
 def ordered(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Return two ends in their order: where a range is a point they may have been rounded apart."""
     return torch.minimum(low, high), torch.maximum(low, high)

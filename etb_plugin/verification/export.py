@@ -11,8 +11,6 @@ from etb_plugin.networks.onnx import write_onnx
 from etb_plugin.results.networks import restore
 from etb_plugin.verification.vnnlib import VERSIONS, vnnlib_text
 
-__all__ = ["VERSIONS", "export_network", "export_properties"]
-
 
 def export_network(path: Path, request: VerifyRequest, target: Path) -> float:
     """Write the one network in `path` to `target` as ONNX; return how far onnxruntime is from torch (`write_onnx`).

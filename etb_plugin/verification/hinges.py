@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from etb_plugin.graph.activations import crown_slope
 from etb_plugin.graph.ends import flat_ends, shaped_ends
 from etb_plugin.graph.graph import Ends
-from etb_plugin.graph.relaxation import Choice, Decided, Hinge, crown_slope
+from etb_plugin.graph.relaxation import Choice, Decided, Hinge
 from etb_plugin.graph.rounding import are_rigorous
 from etb_plugin.verification.branch import Branches, Tree
 from etb_plugin.verification.exact import Decider

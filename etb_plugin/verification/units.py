@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from etb_plugin.graph.activations import Curved
+from etb_plugin.graph.activations import Curved, crown_slope
 from etb_plugin.graph.affine import Pairs
 from etb_plugin.graph.ends import Tightened
 from etb_plugin.graph.graph import Ends
-from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, crown_slope, ordered
+from etb_plugin.graph.relaxation import Choice, Hinge, Relaxation, ordered
 from etb_plugin.verification.branch import Branches, Tree
 from etb_plugin.verification.problem import Problem
 

@@ -62,11 +62,10 @@ class DeclaredNetwork:
 
 @dataclass(frozen=True)
 class AtMost:
-    """sum of coefficient x product <= most, and where the file says so."""
+    """sum of coefficient x product <= most."""
 
     terms: tuple[tuple[tuple[Place, ...], float], ...]
     most: float
-    place: Term
 
 
 Clause = tuple[AtMost, ...]
@@ -303,7 +302,7 @@ class _Reader:
             left, right = (self._polynomial(part) for part in rest)
             difference = _sum((left, 1.0), (right, -1.0))
             for signs in _COMPARISONS[word]:
-                clause = [_at_most(difference, *sign, term) for sign in signs]
+                clause = [_at_most(difference, *sign) for sign in signs]
                 if all(one.terms or one.most >= 0 for one in clause):  # what has no variable is true or false
                     yield tuple(one for one in clause if one.terms)
         else:
@@ -375,8 +374,8 @@ def _sum(*parts: tuple[_Polynomial, float]) -> _Polynomial:
     return total
 
 
-def _at_most(difference: _Polynomial, sign: float, strict: bool, place: Term) -> AtMost:
+def _at_most(difference: _Polynomial, sign: float, strict: bool) -> AtMost:
     """Return sign x difference <= 0. Among floating-point numbers, less than 0 is at most the next number below it."""
     terms = tuple((product, sign * value) for product, value in difference.items() if product and value)
     most = -sign * difference.get((), 0.0)
-    return AtMost(terms, math.nextafter(most, -math.inf) if strict else most, place)
+    return AtMost(terms, math.nextafter(most, -math.inf) if strict else most)
