@@ -30,10 +30,12 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
     generator = torch.Generator().manual_seed(parameters["seed"])
     n = case["n"]
     widths = [n, case["k"], 1] if case["figure"] == "1a" else [n] * case["layers"] + [1]
-    shares, recentred, slack, width = [], [], torch.zeros(2, dtype=torch.float64), 0.0
+    networks, boxes = [], []
     for _ in range(parameters["runs"]):
-        network = gaussian_network(widths, generator)
-        found = ranges(network, gaussian_box((n,), parameters["eps"], generator), parameters["samples"])
+        networks.append(gaussian_network(widths, generator))
+        boxes.append(gaussian_box((n,), parameters["eps"], generator))
+    shares, recentred, slack, width = [], [], torch.zeros(2, dtype=torch.float64), 0.0
+    for found in ranges(networks, boxes, parameters["samples"]):
         if not found.true.width.item():
             continue
         shares.append(found.gamma[0].item())

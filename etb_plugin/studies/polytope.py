@@ -43,7 +43,7 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
     n, width = case["n"], parameters["width"]
     network = gaussian_network([n, width, width, width, width, 2], generator)
     box = gaussian_box((n,), case["eps"], generator)
-    found = ranges(network, box, parameters["samples"])
+    (found,) = ranges([network], [box], parameters["samples"])
     points = box.lower + 2 * box.radius * torch.rand((parameters["shown"], n), generator=generator, dtype=torch.float64)
     return {
         "points": [[round(value, 5) for value in point] for point in network(points).tolist()],

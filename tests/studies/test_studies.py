@@ -128,7 +128,8 @@ def test_random_networks_are_the_papers(n, eps):
 
 def test_gamma_is_the_covered_share():
     generator = torch.Generator().manual_seed(0)
-    found = ranges(gaussian_network([5, 20, 3], generator), gaussian_box((5,), 0.5, generator), samples=200)
+    network, box = gaussian_network([5, 20, 3], generator), gaussian_box((5,), 0.5, generator)
+    (found,) = ranges([network], [box], samples=200)
     for i in range(3):
         low, high = found.true.lower[0, i].item(), found.true.upper[0, i].item()
         points = torch.linspace(low, high, 20001)
