@@ -64,12 +64,14 @@ def _linear(builder: "Builder", node: fx.Node, layer: Any) -> Affine:
     return Linear(lambda: layer.weight, lambda: layer.bias)
 
 
-def _conv(builder: "Builder", node: fx.Node, layer: Any) -> Affine:
+def _conv(builder: "Builder", node: fx.Node, layer: Any) -> Affine | int:
+    padding, around = layer.padding, None
     if layer.padding_mode != "zeros":
-        raise UnsupportedLayer(f"layer {builder.name(node)} pads with {layer.padding_mode}; only zeros are taken")
+        padding = (0,) * len(layer.kernel_size)
+        around = partial(F.pad, pad=layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
     return _convolution(
-        builder, node, lambda: layer.weight, lambda: layer.bias, layer.stride, layer.padding, layer.dilation,
-        layer.groups,
+        builder, node, lambda: layer.weight, lambda: layer.bias, layer.stride, padding, layer.dilation,
+        layer.groups, around,
     )  # fmt: skip
 
 
@@ -82,7 +84,9 @@ def _convolution(
     padding: Any,
     dilation: Any,
     groups: int,
-) -> Affine:
+    around: Callable[[Tensor], Tensor] | None = None,
+) -> Affine | int:
+    """A convolution, of the value that `around` pads where that is not with zeros alike on both sides."""
     kernel = weight().shape[2:]
     n = len(kernel)
     if builder.values[node].ndim != n + 2:
@@ -90,10 +94,16 @@ def _convolution(
     stride, dilation = _spread(stride, n), _spread(dilation, n)
     if isinstance(padding, str):
         spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        if padding == "same" and any(span % 2 for span in spans):
-            raise UnsupportedLayer(f"layer {builder.name(node)} pads its two sides differently")
+        if padding == "same" and any(span % 2 for span in spans):  # one more behind, as torch has it
+            around = partial(F.pad, pad=[side for s in reversed(spans) for side in (s // 2, s - s // 2)])
+            padding = "valid"
         padding = tuple(span // 2 if padding == "same" else 0 for span in spans)
-    return Conv(weight, bias, stride, _spread(padding, n), dilation, groups)
+    layer = Conv(weight, bias, stride, _spread(padding, n), dilation, groups)
+    if around is None:
+        return layer
+    steps = Steps(builder, node)
+    padded = steps.moved(builder.value(node.all_input_nodes[0]), around)
+    return steps.add(layer, builder.features(node), padded).position
 
 
 def _reshape(builder: "Builder", node: fx.Node, _: Any) -> Affine:
@@ -449,7 +459,7 @@ def _matmul(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> A
     return _dense(builder, node, inputs)
 
 
-def _conv_call(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+def _conv_call(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
     weight, bias = _argument(node, 1, "weight", None), _argument(node, 2, "bias", None)
     if inputs != (node.args[0],):
         raise UnsupportedLayer(f"layer {builder.name(node)} multiplies two values that depend on the input")

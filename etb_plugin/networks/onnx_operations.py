@@ -168,6 +168,20 @@ def _fold(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
     return make
 
 
+def _limit(function: Callable[..., Tensor], side: str) -> Callable[[Call], Results]:
+    """The larger or the smaller of operands: a clamp where one number is the other, exact however far away it lies."""
+    several = _fold(function)
+
+    def make(call: Call) -> Results:
+        numbers = [o for o in call.operands if isinstance(o, Tensor) and o.numel() == 1]
+        values = [o for o in call.operands if isinstance(o, Value)]
+        if len(numbers) == len(values) == 1 == len(call.operands) - 1 and numbers[0].ndim <= values[0].probe.ndim:
+            return call.run(torch.clamp, values[0], **{side: numbers[0].item()})
+        return several(call)
+
+    return make
+
+
 def _mean(call: Call) -> Results:
     total = _fold(operator.add)(call)
     return call.run(operator.truediv, total, float(len(call.operands)))
@@ -211,13 +225,14 @@ def _pads(call: Call, kernel: Sequence[int], size: Sequence[int]) -> tuple[list[
     return first, last
 
 
-def _padded(call: Call, kernel: Sequence[int], fill: float = 0.0) -> tuple[tuple[int, ...], Value]:
-    """Return symmetric padding, or none and the input padded already where its two sides differ."""
+def _padded(call: Call, kernel: Sequence[int]) -> tuple[tuple[int, ...], Value, list[int]]:
+    """Return symmetric padding; or, where two sides differ, none, the input padded with zeros already, and by what, as
+    `F.pad` takes it."""
     first, last = _pads(call, kernel, call.x.probe.shape[2:])
     if first == last:
-        return tuple(first), call.x
+        return tuple(first), call.x, []
     flat = [side for pair in zip(reversed(first), reversed(last), strict=True) for side in pair]
-    return (0,) * len(first), call.run(F.pad, call.x, flat, value=fill)
+    return (0,) * len(first), call.run(F.pad, call.x, flat), flat
 
 
 def _conv(call: Call) -> Results:
@@ -225,7 +240,7 @@ def _conv(call: Call) -> Results:
     if weight is None or not 3 <= weight.ndim <= 5:
         raise call.refused("needs constant weights over one to three dimensions")
     size = weight.ndim - 2
-    padding, x = _padded(call, weight.shape[2:])
+    padding, x, _ = _padded(call, weight.shape[2:])
     groups = call.get("group", 1)
     kinds: tuple[Callable[..., nn.Conv1d | nn.Conv2d | nn.Conv3d], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     layer = kinds[size - 1](
@@ -250,16 +265,49 @@ def _conv_transpose(call: Call) -> Results:
     if weight is None or not 3 <= weight.ndim <= 5:
         raise call.refused("needs constant weights over one to three dimensions")
     n = weight.ndim - 2
-    if call.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or "output_shape" in call.attributes:
-        raise call.refused("has auto_pad or output_shape; export it with explicit pads")
-    pads = list(call.get("pads", [0] * (2 * n)))
-    if pads[:n] != pads[n:]:
-        raise call.refused("pads its two sides differently")
+    strides, dilations = call.get("strides", [1] * n), call.get("dilations", [1] * n)
+    extra, size = call.get("output_padding", [0] * n), call.x.probe.shape[2:]
+    first, last = _cut(call, weight.shape[2:], size, strides, dilations, extra)
+    both = [min(pair) for pair in zip(first, last, strict=True)]
     function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
-    return call.run(
-        function, call.x, weight, bias, tuple(call.get("strides", [1] * n)), tuple(pads[:n]),
-        tuple(call.get("output_padding", [0] * n)), call.get("group", 1), tuple(call.get("dilations", [1] * n)),
-    )  # fmt: skip
+    x = call.run(
+        function,
+        call.x,
+        weight,
+        bias,
+        tuple(strides),
+        tuple(both),
+        tuple(extra),
+        call.get("group", 1),
+        tuple(dilations),
+    )
+    for axis, (before, behind, done) in enumerate(zip(first, last, both, strict=True), start=2):
+        if before != behind:
+            x = call.run("narrow", x, axis, before - done, x.probe.shape[axis] - (before - done) - (behind - done))
+    return x
+
+
+def _cut(
+    call: Call,
+    kernel: Sequence[int],
+    size: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    extra: Sequence[int],
+) -> tuple[list[int], list[int]]:
+    """Return what a transposed convolution takes off before and behind each dimension of its image."""
+    n, auto, wanted = len(kernel), call.get("auto_pad", b"NOTSET"), call.get("output_shape", None)
+    if wanted is None and auto in (b"NOTSET", b"VALID"):
+        return _pads(call, kernel, size)
+    if wanted is None:
+        wanted = [length * stride for length, stride in zip(size, strides, strict=True)]
+    whole = [
+        stride * (length - 1) + more + dilation * (k - 1) + 1
+        for stride, length, more, dilation, k in zip(strides, size, extra, dilations, kernel, strict=True)
+    ]
+    total = [max(0, full - out) for full, out in zip(whole, wanted[-n:], strict=True)]
+    halves, rests = [some // 2 for some in total], [some - some // 2 for some in total]
+    return (halves, rests) if auto == b"SAME_UPPER" else (rests, halves)
 
 
 def _batch_norm(call: Call) -> Results:
@@ -299,27 +347,35 @@ def _einsum(call: Call) -> Results:
 
 def _average_pool(call: Call) -> Results:
     kernel = tuple(call.get("kernel_shape", []))
-    padding, x = _padded(call, kernel)
+    padding, x, flat = _padded(call, kernel)
     counted = bool(call.get("count_include_pad", 0))
-    if x is not call.x and not counted:
-        raise call.refused("pads its two sides differently, and does not count the padding")
     if set(call.get("dilations", [1])) != {1}:
         raise call.refused("is dilated")
     kinds = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
     stride, ceil = tuple(call.get("strides", [1] * len(kernel))), bool(call.get("ceil_mode", 0))
-    return call.layer(kinds[len(kernel) - 1](kernel, stride, padding, ceil, counted), x)  # type: ignore[arg-type]
+    layer = kinds[len(kernel) - 1](kernel, stride, padding, ceil, counted)  # type: ignore[arg-type]
+    found = call.layer(layer, x)
+    if not flat or counted:
+        return found
+    inside = layer(F.pad(torch.ones_like(call.x.probe), flat))  # the share of each window that is no padding
+    return call.run(operator.mul, found, 1 / inside)
 
 
 def _max_pool(call: Call) -> Results:
     kernel = tuple(call.get("kernel_shape", []))
-    first, last = _pads(call, kernel, call.x.probe.shape[2:])
-    if first != last:
-        raise call.refused("pads its two sides differently")
-    kinds = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-    n = len(kernel)
+    x, n = call.x, len(kernel)
+    first, last = _pads(call, kernel, x.probe.shape[2:])
     stride, dilation = tuple(call.get("strides", [1] * n)), tuple(call.get("dilations", [1] * n))
+    if first != last:
+        if set(dilation) != {1}:
+            raise call.refused("is dilated, and pads its two sides differently")
+        # A window that reaches beyond the image has the image's last element in it: once more changes nothing.
+        for axis, pair in enumerate(zip(first, last, strict=True), start=2):
+            x = _repeated(call, x, axis, pair, "edge")
+        first = [0] * n
+    kinds = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
     layer = kinds[n - 1](kernel, stride, tuple(first), dilation, ceil_mode=bool(call.get("ceil_mode", 0)))
-    return call.layer(layer)
+    return call.layer(layer, x)
 
 
 def _along(call: Call) -> tuple[list[int], bool]:
@@ -345,18 +401,27 @@ def _extreme(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
 
     def make(call: Call) -> Results:
         axes, keep = _along(call)
-        x = call.x
-        for axis in axes:
-            parts = [call.run("narrow", x, axis, i, 1) for i in range(x.probe.shape[axis])]
-            while len(parts) > 1:
-                odd = parts[-1:] if len(parts) % 2 else []
-                pairs = zip(parts[0 : len(parts) - 1 : 2], parts[1::2], strict=True)
-                parts = [call.run(function, a, b) for a, b in pairs] + odd
-            x = parts[0]
+        x = _extreme_along(call, function, axes)
         kept = [size for axis, size in enumerate(x.probe.shape) if keep or axis not in axes]
         return x if keep else call.run("reshape", x, -1, *kept[1:])
 
     return make
+
+
+def _extreme_along(call: Call, function: Callable[..., Tensor], axes: Sequence[int]) -> Value:
+    x = call.x
+    for axis in axes:
+        parts = [call.run("narrow", x, axis, i, 1) for i in range(x.probe.shape[axis])]
+        while len(parts) > 1:
+            odd = parts[-1:] if len(parts) % 2 else []
+            pairs = zip(parts[0 : len(parts) - 1 : 2], parts[1::2], strict=True)
+            parts = [call.run(function, a, b) for a, b in pairs] + odd
+        x = parts[0]
+    return x
+
+
+def _global_max(call: Call) -> Results:
+    return _extreme_along(call, torch.maximum, range(2, call.x.probe.ndim))
 
 
 def _global_average(call: Call) -> Results:
@@ -481,11 +546,17 @@ def _pad(call: Call) -> Results:
         fill = call.numbers(2, "value") or [0.0]
         flat = [side for pair in zip(reversed(first), reversed(last), strict=True) for side in pair]
         return call.run(F.pad, x, flat[:-2], value=float(fill[0]))
-    for axis, (before, behind) in enumerate(zip(first, last, strict=True)):
-        if before or behind:
-            places: Any = np.pad(np.arange(x.probe.shape[axis]), (before, behind), mode)
-            x = _picked(call, x, axis, places.tolist())
+    for axis, pair in enumerate(zip(first, last, strict=True)):
+        x = _repeated(call, x, axis, pair, mode)
     return x
+
+
+def _repeated(call: Call, x: Value, axis: int, pair: tuple[int, int], mode: str) -> Value:
+    """Return a value with elements of its own before and behind it along an axis, as numpy's mode has them."""
+    if pair == (0, 0):
+        return x
+    places: Any = np.pad(np.arange(x.probe.shape[axis]), pair, mode)  # type: ignore[call-overload]
+    return _picked(call, x, axis, places.tolist())
 
 
 def _concat(call: Call) -> Results:
@@ -694,6 +765,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average,
+    "GlobalMaxPool": _global_max,
     **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), _group_norm),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _elementwise(F.hardswish),
@@ -702,10 +774,10 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "LeakyRelu": lambda call: call.layer(nn.LeakyReLU(call.get("alpha", 0.01))),
     "Log": _elementwise(torch.log),
     "MatMul": _matmul,
-    "Max": _fold(torch.maximum),
+    "Max": _limit(torch.maximum, "min"),
     "MaxPool": _max_pool,
     "Mean": _mean,
-    "Min": _fold(torch.minimum),
+    "Min": _limit(torch.minimum, "max"),
     "Mish": _elementwise(F.mish),
     "Mul": _fold(operator.mul),
     "Neg": _elementwise(torch.neg),

@@ -142,10 +142,24 @@ TAKEN = {
     ),
     "replicated": lambda: image(lambda s, x: s.out(torch.relu(s.p(s.a(x))).flatten(1)), 144, p=nn.ReplicationPad2d(1)),
     "circular": lambda: image(lambda s, x: s.out(torch.relu(s.p(s.a(x))).flatten(1)), 144, p=nn.CircularPad2d(1)),
+    "convolutions that mirror, replicate and go round": lambda: image(
+        lambda s, x: s.out(torch.relu(s.r(s.q(s.p(torch.relu(s.a(x)))))).flatten(1)),
+        12,
+        p=nn.Conv2d(4, 2, 3, padding="same", padding_mode="reflect"),
+        q=nn.Conv2d(2, 2, (3, 4), padding=(0, 2), stride=(1, 2), padding_mode="replicate"),
+        r=nn.Conv2d(2, 2, (1, 2), padding="same", padding_mode="circular"),
+    ),
+    "the same size after an even kernel": lambda: image(
+        lambda s, x: s.out(torch.relu(F.conv2d(s.p(s.a(x)), s.w, padding="same")).flatten(1)),
+        16,
+        p=nn.Conv2d(4, 2, (4, 3), padding="same"),
+        w=weight(1, 2, 2, 2),
+    ),
     "shuffled": lambda: image(lambda s, x: s.out(s.p(torch.relu(s.a(x))).flatten(1)), 64, p=nn.PixelShuffle(2)),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("name", TAKEN)
 def test_what_users_write_is_bounded_soundly(name):
     network, shape = TAKEN[name]()
