@@ -38,8 +38,9 @@ _CHECKED = 3
 def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     """Return the network in an ONNX file, in eval mode, and the shape of one input, without the batch.
 
-    The first dimension of the input is the batch: 1, or any; an input of one dimension has none, and gets one. What
-    was read is held against onnxruntime on random points. Raises CheckpointError where the file is no ONNX, ConfigError
+    The first dimension of the input is the batch: 1, or any; an input of one dimension has none, and gets one. Of
+    several outputs the one of floats is read, as beside a classifier's labels. What was read is held against
+    onnxruntime on random points. Raises CheckpointError where the file is no ONNX, ConfigError
     where onnx is not installed, and UnsupportedLayer for an operation that is not taken, by its name, for a dimension
     that is not fixed, and for a network that came out differently.
     """
@@ -55,9 +56,10 @@ def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     operands: dict[str, Operand | None] = {"": None}
     operands |= {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in operands]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
+    outputs = _outputs_of_floats(model)
+    if len(inputs) != 1 or len(outputs) != 1:
         raise UnsupportedLayer(
-            f"{path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; networks have one of each here"
+            f"{path} has {len(inputs)} inputs and {len(outputs)} outputs of floats; networks have one of each here"
         )
     shape = _fixed_shape(path, inputs[0])
     kind = inputs[0].type.tensor_type.elem_type
@@ -65,9 +67,9 @@ def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
         raise UnsupportedLayer(f"{path}: input {inputs[0].name!r} is neither float nor double")
     builder = Builder(shape, _DTYPES[kind])
     operands[inputs[0].name] = builder.input
-    for node in model.graph.node:
+    for node in _needed(model.graph, outputs[0]):
         operands |= _outputs(onnx, builder, node, [operands[name] for name in node.input], version)
-    output = operands[model.graph.output[0].name]
+    output = operands[outputs[0]]
     if not isinstance(output, Value) or output.probe.ndim < 2:
         raise UnsupportedLayer(f"{path}: the network must return one tensor of outputs, [batch, outputs]")
     if output.probe.ndim > 2:
@@ -93,6 +95,20 @@ def _loaded(path: Path) -> Any:
     """Return the contents of a file, packed by gzip where its name ends in .gz."""
     onnx = _package("onnx")
     return onnx.load_from_string(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else onnx.load(str(path))
+
+
+def _outputs_of_floats(model: Any) -> list[str]:
+    return [value.name for value in model.graph.output if value.type.tensor_type.elem_type in _DTYPES]
+
+
+def _needed(graph: Any, output: str) -> list[Any]:
+    """Return the nodes of a file that one of its outputs depends on, in their order."""
+    wanted, nodes = {output}, []
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            nodes.append(node)
+    return nodes[::-1]
 
 
 def _outputs(
@@ -150,7 +166,7 @@ def _running(model: Any) -> tuple[Callable[[Tensor], Tensor], str]:
     file's dtype, by onnxruntime, or by onnx where that is missing; and by whom."""
     given = next(v for v in model.graph.input if v.name not in {t.name for t in model.graph.initializer})
     kind = given.type.tensor_type
-    dtype, batched = _DTYPES[kind.elem_type], len(kind.shape.dim) > 1
+    dtype, batched, names = _DTYPES[kind.elem_type], len(kind.shape.dim) > 1, _outputs_of_floats(model)
     try:
         runtime = __import__("onnxruntime")
         options = runtime.SessionOptions()
@@ -164,7 +180,7 @@ def _running(model: Any) -> tuple[Callable[[Tensor], Tensor], str]:
     def outputs(points: Tensor) -> Tensor:
         rounded = points.detach().cpu().to(dtype).split(1)
         inputs = [x.numpy() if batched else x.numpy()[0] for x in rounded]
-        found = [torch.from_numpy(session.run(None, {given.name: x})[0]) for x in inputs]
+        found = [torch.from_numpy(session.run(names, {given.name: x})[0]) for x in inputs]
         return torch.cat([output.reshape(1, -1) for output in found])
 
     return outputs, f"{type(session).__name__} of {type(session).__module__.partition('.')[0]}"

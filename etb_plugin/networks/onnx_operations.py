@@ -718,6 +718,12 @@ def _space_to_depth(call: Call) -> Results:
     return call.run("reshape", turned, -1, channels * block**2, height // block, width // block)
 
 
+def _scaler(call: Call) -> Results:
+    """scikit-learn's (ai.onnx.ml): (x - offset) scale."""
+    offset, scale = (torch.tensor(call.get(name, [default])) for name, default in (("offset", 0.0), ("scale", 1.0)))
+    return call.run(operator.mul, call.run(operator.sub, call.x, offset), scale)
+
+
 def _same(call: Call) -> Results:
     return call.x
 
@@ -792,6 +798,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Relu": lambda call: call.layer(nn.ReLU()),
     "Reshape": _reshape,
     "Resize": _resize,
+    "Scaler": _scaler,
     "Selu": _elementwise(F.selu),
     "Shape": _shape,
     "Sigmoid": _elementwise(torch.sigmoid),

@@ -193,6 +193,37 @@ def test_a_constant_that_two_nodes_share_is_not_taken_for_another(tmp_path):
     np.testing.assert_allclose(network(x).detach().numpy(), want, rtol=1e-5, atol=1e-6)
 
 
+def test_a_classifier_of_scikit_learn_is_read_beside_its_labels(tmp_path):
+    """Scaled features, probabilities, and labels by operations that are not taken: no bound needs them."""
+    constants = {"w": f(6, 5), "b": f(5), "v": f(5, 3), "names": i(4, 5, 6)}
+    nodes = [
+        helper.make_node("Scaler", ["x"], ["0"], domain="ai.onnx.ml", offset=[0.5] * 6, scale=[2.0, 1, 1, 1, 1, 3]),
+        helper.make_node("MatMul", ["0", "w"], ["1"]),
+        helper.make_node("Add", ["1", "b"], ["2"]),
+        helper.make_node("Tanh", ["2"], ["3"]),
+        helper.make_node("MatMul", ["3", "v"], ["4"]),
+        helper.make_node("Softmax", ["4"], ["probabilities"], axis=1),
+        helper.make_node("ArgMax", ["probabilities"], ["5"], axis=1),
+        helper.make_node("ArrayFeatureExtractor", ["names", "5"], ["label"], domain="ai.onnx.ml"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 6])],
+        [
+            helper.make_tensor_value_info("label", TensorProto.INT64, None),
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 3]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 13), helper.make_opsetid("ai.onnx.ml", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(tmp_path / "n.onnx"))
+    network, shape = read_onnx(tmp_path / "n.onnx")
+    x = torch.rand(2, *shape)
+    assert torch.allclose(network(x).sum(1), torch.ones(2))
+    torch.testing.assert_close(files.file_outputs(tmp_path / "n.onnx", x).float(), network(x))
+
+
 def test_a_network_that_came_out_differently_is_refused_with_the_difference(tmp_path, monkeypatch):
     file = written(tmp_path / "n.onnx", [("Abs", "x", "y", {})], {}, FLAT)
     monkeypatch.setitem(files.OPERATIONS, "Abs", lambda call: call.x)
