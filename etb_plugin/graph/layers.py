@@ -23,6 +23,7 @@ from etb_plugin.graph.affine import Affine, Coherent, Conv, Dense, LargerOf, Lin
 from etb_plugin.graph.beside import ReluBeside, ReluDifference
 from etb_plugin.graph.convex import EXP, LOG, RECIPROCAL, RSQRT, SQRT, SQUARE, Convex
 from etb_plugin.graph.expansions import Steps, Value
+from etb_plugin.graph.recurrent import recurrence, unrolled
 from etb_plugin.graph.smooth import (
     ATAN,
     ERF,
@@ -754,6 +755,12 @@ LAYERS: dict[Any, _Maker] = {
     nn.GroupNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d: _group_norm,
 }
 
+MOVES = {
+    *(torch.permute, "permute", torch.transpose, "transpose", torch.movedim, "movedim", torch.swapaxes, "swapaxes"),
+    *(operator.getitem, torch.select, "select", torch.squeeze, "squeeze"),
+}
+"""What may make the batch another dimension than the first."""
+
 CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_"], _relu),
     **dict.fromkeys([torch.abs, "abs", "abs_", operator.abs], _absolute),
@@ -800,11 +807,11 @@ CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([operator.neg, torch.neg, "neg"], _negative),
     getattr: _attribute,
     **dict.fromkeys([torch.cat, torch.concat, torch.concatenate, torch.stack, torch.roll, torch.flip], _rearrange),
-    **dict.fromkeys([torch.permute, "permute", torch.transpose, "transpose", operator.getitem, F.pad], _rearrange),
-    **dict.fromkeys(["flip", "roll", "select", "narrow", "index_select", torch.select, torch.narrow], _rearrange),
+    **dict.fromkeys([F.pad, "flip", "roll", "narrow", "index_select", torch.narrow], _rearrange),
     **dict.fromkeys(["expand", "expand_as", "repeat", torch.tile, "tile"], _rearrange),
     **dict.fromkeys([F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d], _dense),
-    **dict.fromkeys([torch.index_select, torch.movedim, "movedim", torch.swapaxes, "swapaxes"], _rearrange),
+    torch.index_select: _rearrange,
+    **dict.fromkeys(MOVES - {torch.squeeze, "squeeze"}, _rearrange),
     **dict.fromkeys([torch.mean, "mean", torch.sum, "sum", F.avg_pool1d, F.avg_pool2d, F.avg_pool3d], _gather),
     **dict.fromkeys([F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d], _gather),
     **dict.fromkeys([operator.mul, operator.imul, torch.mul, "mul", "mul_"], _product),
@@ -817,6 +824,7 @@ CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([torch.softmax, F.softmax, "softmax"], _softmax),
     **dict.fromkeys([torch.log_softmax, F.log_softmax, "log_softmax"], _log_softmax),
     **dict.fromkeys([torch.logsumexp, "logsumexp"], _log_sum_exp),
+    recurrence: unrolled,
     F.scaled_dot_product_attention: _scaled_dot_product,
     F.layer_norm: _layer_norm,
     **dict.fromkeys([torch.var, "var"], _variance(root=False)),

@@ -1,4 +1,5 @@
-"""A network as torch.fx records it, with the layers written out that torch keeps whole: attention and its encoders."""
+"""A network as torch.fx records it, with the layers written out that torch keeps whole: attention and its encoders,
+recurrent layers."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.graph.beside import ReluBeside
+from etb_plugin.graph.recurrent import written_out
 
 
 def symbolic(network: nn.Module) -> fx.GraphModule:
@@ -98,4 +100,5 @@ _FORMS: dict[type[nn.Module], Callable[..., Any]] = {
     nn.MultiheadAttention: _attention,
     nn.TransformerEncoderLayer: _encoder_layer,
     nn.TransformerEncoder: _encoder,
+    **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), written_out),
 }

@@ -25,7 +25,7 @@ from etb_plugin.graph.affine import Coherent, Conv, Linear, Scale
 from etb_plugin.graph.composites import called, composites
 from etb_plugin.graph.expansions import Value
 from etb_plugin.graph.graph import Graph, Node
-from etb_plugin.graph.layers import CALLS, IN_PLACE, LAYERS, SIZES, SPLITS, Operation, ends_in_softmax
+from etb_plugin.graph.layers import CALLS, IN_PLACE, LAYERS, MOVES, SIZES, SPLITS, Operation, ends_in_softmax
 from etb_plugin.graph.symbolic import symbolic
 
 _PROBE_BATCH = 2  # batch norm refuses a batch of one in some layouts; two also tells batch from features
@@ -157,6 +157,7 @@ class Builder:
         self.nodes: list[Node] = []
         self.positions: dict[fx.Node, int] = {}
         self.several: set[fx.Node] = set()  # tuples of values, such as chunks
+        self.second: set[fx.Node] = set()  # whose batch is their second dimension: here it is the first all the same
         self.sized: set[fx.Node] = set()  # what depends on the number of examples
         self.repeated: set[fx.Node] = set()  # of that, what has as many parts, all alike, such as a class token
         self.values: dict[fx.Node, Any] = {}
@@ -220,7 +221,7 @@ class Builder:
             else:
                 raise UnsupportedLayer(f"layer {self.name(node)} takes a value out of the network; no bound can follow")
             return
-        operation = self._operation(node, inputs)
+        operation = self._operation(node, inputs) if node.target not in MOVES else self._moved(node, inputs)
         if operation is None:
             self.positions[node] = self.positions[inputs[0]]
         elif isinstance(operation, int):
@@ -287,6 +288,30 @@ class Builder:
             raise UnsupportedLayer(f"layer {self.name(node)} takes several values at once")
         return self.emit(node, Coherent(lambda x: whole(x)[index], homogeneous=True), (self.positions[source],))
 
+    def _moved(self, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Operation | int | None:
+        """Return what puts dimensions in another order or takes some out, where the batch may become the second
+        dimension, as recurrent layers have it, or the first again."""
+        (source, *others) = inputs
+        if others or source in self.several:
+            return self._operation(node, inputs)
+        behind, value = source in self.second, self.values[node]
+        dimension = _followed(self.closure(node, (source,)), self.values[source].shape, int(behind))
+        if not behind and dimension != 1:
+            return self._operation(node, inputs)
+        if dimension not in (0, 1):
+            raise UnsupportedLayer(f"layer {self.name(node)} mixes the batch into the features")
+        if dimension == 1:
+            self.second.add(node)
+        function = self.closure(node, (source,))
+
+        def move(x: Tensor) -> Tensor:
+            found = function(x.transpose(0, 1) if behind else x)
+            return found.transpose(0, 1) if dimension == 1 else found
+
+        return self.emit(
+            node, Coherent(move, homogeneous=True), (self.positions[source],), value.movedim(dimension, 0).shape[1:]
+        )
+
     def _in_place(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return bool(getattr(self.module.get_submodule(str(node.target)), "inplace", False))
@@ -327,7 +352,7 @@ class Builder:
     def features(self, node: fx.Node) -> torch.Size:
         """Return the shape of a node's value without the batch. Raises UnsupportedLayer where it has none."""
         shape = self.values[node].shape
-        if not shape or shape[0] != _PROBE_BATCH:
+        if not shape or shape[0] != _PROBE_BATCH or node in self.second:
             raise UnsupportedLayer(f"layer {self.name(node)} mixes the batch into the features")
         return shape[1:]
 
@@ -349,6 +374,21 @@ class Builder:
                 f"between the examples of a batch or does not fit [{', '.join(map(str, shape))}]"
             ) from None
         return read
+
+
+def _followed(move: Callable[[Tensor], Tensor], shape: torch.Size, batch: int) -> int | None:
+    """Return which dimension the batch is after `move`, of a value of `shape` whose dimension `batch` it is; None where
+    it is none of them."""
+    examples = torch.arange(shape[batch]).view(-1, *[1] * (len(shape) - batch - 1)).expand(shape)
+    found = move(examples)
+    if not found.numel():
+        return None
+    for dimension, size in enumerate(found.shape):
+        if size == len(examples.unique()) and torch.equal(
+            found, torch.arange(size).view(-1, *[1] * (found.ndim - dimension - 1)).expand(found.shape)
+        ):
+            return dimension
+    return None
 
 
 def _size_of_features(node: fx.Node) -> bool:

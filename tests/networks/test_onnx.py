@@ -211,7 +211,7 @@ def test_a_classifier_of_scikit_learn_is_read_beside_its_labels(tmp_path):
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 6])],
         [
-            helper.make_tensor_value_info("label", TensorProto.INT64, None),
+            helper.make_tensor_value_info("label", TensorProto.INT64, [None]),
             helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 3]),
         ],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
