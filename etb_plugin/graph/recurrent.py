@@ -2,6 +2,7 @@
 by step."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from etb_plugin.errors import UnsupportedLayer
-from etb_plugin.graph.activations import Known, Relu
+from etb_plugin.graph.activations import Activation, Known, Relu
 from etb_plugin.graph.affine import Coherent, Linear, Sum
 from etb_plugin.graph.expansions import Steps, Value
 from etb_plugin.graph.smooth import SIGMOID, TANH
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from etb_plugin.graph.tracing import Builder
 
 _PLAIN = {"tanh": torch.tanh, "relu": torch.relu}
-_PARTS = {"tanh": 1, "relu": 1, "gru": 3, "lstm": 4}
-"""The gates of a kind, torch's order of which its weights have."""
 
 
 def recurrence(
@@ -92,93 +91,93 @@ def unrolled(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> 
     x, *weights = node.args[:5]
     if inputs != (x,):
         raise UnsupportedLayer(f"layer {builder.name(node)} has weights that depend on the input")
-    kind, backwards = node.args[5:7]
-    weight, recurrent, bias, recurrent_bias = (partial(builder.constant, one) for one in weights)
+    kind, backwards = str(node.args[5]), bool(node.args[6])
     value, steps = builder.value(x), Steps(builder, node)
-    hidden = recurrent().shape[1]
-    size = (_PARTS[kind] * hidden,)
-    before = steps.add(Linear(weight, bias), (value.shape[0], *size), value)
+    cell = _Cell(steps, *(partial(builder.constant, one) for one in weights))
     state: tuple[Value, ...] = ()
     found: list[Value] = []
     for step in _order(value.shape[0], backwards):
-        fed = steps.moved(before, partial(torch.select, dim=1, index=step))
-        if state:
-            back: Value | None = steps.add(Linear(recurrent, recurrent_bias), size, state[0])
-        else:
-            back = None
-        state = _STEPS[kind](steps, fed, back, state, recurrent_bias)
+        state = _CELLS[kind](cell, steps.moved(value, partial(torch.select, dim=1, index=step)), state)
         found.append(state[-1] if node.kwargs.get("cells") else state[0])
     stacked = Coherent(lambda *states: torch.stack(states, 1), homogeneous=True)
-    return steps.add(stacked, (len(found), hidden), *(found[::-1] if backwards else found)).position
+    return steps.add(stacked, (len(found), cell.hidden), *(found[::-1] if backwards else found)).position
 
 
-_Constant = Callable[[], Tensor | None]
+@dataclass(frozen=True)
+class _Cell:
+    """The weights of a recurrent layer, of which each gate has its part; a step's state is h, and an LSTM's c."""
 
+    steps: Steps
+    weight: Callable[[], Tensor]
+    recurrent: Callable[[], Tensor]
+    bias: Callable[[], Tensor | None]
+    recurrent_bias: Callable[[], Tensor | None]
 
-def _total(steps: Steps, fed: Value, back: Value | None, recurrent_bias: _Constant) -> Value:
-    """Return what is fed in plus what comes back: at the first step the bias of that alone."""
-    if back is not None:
-        return steps.add(Sum(), fed.shape, fed, back)
-    return fed if recurrent_bias() is None else steps.scaled(fed, 1.0, recurrent_bias)  # type: ignore[arg-type]
+    @property
+    def hidden(self) -> int:
+        return self.recurrent().shape[1]
 
+    def fed(self, gate: int, x: Value, *biases: Callable[[], Tensor | None]) -> Value:
+        """Return what a gate takes from x, plus biases."""
+        return self._linear(gate, self.weight, x, *biases)
 
-def _part(steps: Steps, x: Value, number: int, of: int) -> Value:
-    size = x.shape[0] // of
-    return steps.moved(x, lambda t: t[:, number * size : (number + 1) * size])
+    def back(self, gate: int, h: Value, *biases: Callable[[], Tensor | None]) -> Value:
+        """Return what a gate takes from the state before, plus biases."""
+        return self._linear(gate, self.recurrent, h, *biases)
 
+    def gate(self, gate: int, function: Activation, x: Value, state: tuple[Value, ...]) -> Value:
+        """Return the function of all that a gate takes."""
+        total = self.fed(gate, x, self.bias, self.recurrent_bias)
+        if state:
+            total = self.sum(total, self.back(gate, state[0]))
+        return self.of(function, total)
 
-def _plain(
-    steps: Steps, fed: Value, back: Value | None, state: tuple[Value, ...], recurrent_bias: _Constant, *, relu: bool
-) -> tuple[Value, ...]:
-    total = _total(steps, fed, back, recurrent_bias)
-    return (steps.add(Relu() if relu else TANH, total.shape, total),)
+    def of(self, function: Activation, x: Value) -> Value:
+        return self.steps.add(function, x.shape, x)
 
+    def sum(self, x: Value, y: Value) -> Value:
+        return self.steps.add(Sum(), x.shape, x, y)
 
-def _lstm(
-    steps: Steps, fed: Value, back: Value | None, state: tuple[Value, ...], recurrent_bias: _Constant
-) -> tuple[Value, ...]:
-    total = _total(steps, fed, back, recurrent_bias)
-    i, f, g, o = (_part(steps, total, number, 4) for number in range(4))
-    c = steps.product(steps.add(SIGMOID, i.shape, i), steps.add(TANH, g.shape, g))
-    if state:
-        kept = steps.product(steps.add(SIGMOID, f.shape, f), state[1])
-        c = steps.add(Sum(), c.shape, kept, c)
-    return steps.product(steps.add(SIGMOID, o.shape, o), steps.add(TANH, c.shape, c)), c
+    def part(self, gate: int, of: Callable[[], Tensor | None]) -> Callable[[], Tensor | None]:
+        """Return a gate's part of weights or biases, as of now."""
+        size = self.hidden
+        return lambda: None if (whole := of()) is None else whole[gate * size : (gate + 1) * size]
 
-
-def _gru(
-    steps: Steps, fed: Value, back: Value | None, state: tuple[Value, ...], recurrent_bias: _Constant
-) -> tuple[Value, ...]:
-    size = fed.shape[0] // 3
-
-    def third(number: int) -> _Constant:
-        return lambda: None if (b := recurrent_bias()) is None else b[number * size : (number + 1) * size]
-
-    def gate(number: int) -> Value:
-        return _total(
-            steps,
-            _part(steps, fed, number, 3),
-            None if back is None else _part(steps, back, number, 3),
-            third(number),
+    def _linear(self, gate: int, weight: Callable[[], Tensor], x: Value, *biases: Callable[[], Tensor | None]) -> Value:
+        parts = [self.part(gate, bias) for bias in biases if bias() is not None]
+        layer = Linear(
+            self.part(gate, weight),  # type: ignore[arg-type]
+            lambda: torch.stack([part() for part in parts]).sum(0) if parts else None,  # type: ignore[misc]
         )
+        return self.steps.add(layer, (self.hidden,), x)
 
-    r, z = (steps.add(SIGMOID, one.shape, one) for one in (gate(0), gate(1)))
-    n = _part(steps, fed, 2, 3)
-    if back is not None:
-        n = steps.add(Sum(), n.shape, n, steps.product(r, _part(steps, back, 2, 3)))
-    elif recurrent_bias() is not None:
-        n = steps.add(Sum(), n.shape, n, steps.scaled(r, third(2)))  # type: ignore[arg-type]
-    n = steps.add(TANH, n.shape, n)
+
+def _plain(function: Activation) -> Callable[[_Cell, Value, tuple[Value, ...]], tuple[Value, ...]]:
+    return lambda cell, x, state: (cell.gate(0, function, x, state),)
+
+
+def _lstm(cell: _Cell, x: Value, state: tuple[Value, ...]) -> tuple[Value, ...]:
+    i, f, g, o = (cell.gate(k, TANH if k == 2 else SIGMOID, x, state) for k in range(4))
+    c = cell.steps.product(i, g)
+    if state:
+        c = cell.sum(cell.steps.product(f, state[1]), c)
+    return cell.steps.product(o, cell.of(TANH, c)), c
+
+
+def _gru(cell: _Cell, x: Value, state: tuple[Value, ...]) -> tuple[Value, ...]:
+    steps = cell.steps
+    r, z = (cell.gate(k, SIGMOID, x, state) for k in range(2))
+    n = cell.fed(2, x, cell.bias)
+    if state:
+        n = cell.sum(n, steps.product(r, cell.back(2, state[0], cell.recurrent_bias)))
+    elif cell.recurrent_bias() is not None:
+        n = cell.sum(n, steps.scaled(r, cell.part(2, cell.recurrent_bias)))  # type: ignore[arg-type]
+    n = cell.of(TANH, n)
     # (1 - z) n + z h, which lies between n and h
     h = steps.product(steps.scaled(z, -1.0, lambda: steps.builder.probe.new_ones(())), n)
     if state:
-        h = steps.add(Sum(), h.shape, h, steps.product(z, state[0]))
-    return (steps.add(Known(-1.0, 1.0), h.shape, h),)
+        h = cell.sum(h, steps.product(z, state[0]))
+    return (cell.of(Known(-1.0, 1.0), h),)
 
 
-_STEPS: dict[str, Callable[..., tuple[Value, ...]]] = {
-    "tanh": partial(_plain, relu=False),
-    "relu": partial(_plain, relu=True),
-    "lstm": _lstm,
-    "gru": _gru,
-}
+_CELLS = {"tanh": _plain(TANH), "relu": _plain(Relu()), "lstm": _lstm, "gru": _gru}

@@ -25,6 +25,8 @@ from etb_plugin.graph.activations import Curved
 
 _CELLS = 4096
 """Cells of the table of the derivative on each interval on which it is monotone."""
+_SLOPES = 2**13
+"""How many elements the slopes that are tried at once may hold: for few units a call costs more than its work."""
 _TANGENT = 0.01
 """Up to which share of the range the points at which a supporting line touches count as one."""
 _POINTS = 24
@@ -95,10 +97,15 @@ class Sloped(Curved):
             hull = self.hull(low, high, sign)
             ends = sorted(sign * slope for slope in self.all_slopes)
             least, most = (torch.full_like(middle, end) for end in ends)
-            for _ in range(-int(math.log2(torch.finfo(low.dtype).eps)) + 6):
-                slope = (least + most) / 2
-                beyond = hull.touching(slope) > middle
-                most, least = torch.where(beyond, slope, most), torch.where(beyond, least, slope)
+            digits = -int(math.log2(torch.finfo(low.dtype).eps)) + 6
+            at_once = int(math.log2(max(2, min(32, _SLOPES // max(1, low.numel())))))
+            shares = torch.linspace(0, 1, 2**at_once + 1, dtype=low.dtype, device=low.device)
+            shares = shares.view(-1, *[1] * low.ndim)
+            for _ in range(math.ceil(digits / at_once)):
+                slopes = torch.lerp(least.unsqueeze(0), most.unsqueeze(0), shares)
+                beyond = hull.touching(slopes[1:-1]) > middle
+                place = (~beyond).cumprod(0).sum(0, keepdim=True)
+                least, most = slopes.gather(0, place)[0], slopes.gather(0, place + 1)[0]
             first, last = hull.touching(least), hull.touching(most)
             one = last - first <= _TANGENT * (high - low)
         first, last = (_attached(point, low, high) for point in (first, last))

@@ -7,6 +7,8 @@ that arrives (a window larger than the image) is left out.
 import itertools
 import random
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +21,11 @@ Block = tuple[str, int]
 
 IMAGE = (
     *("conv", "conv", "conv", "activation", "activation", "norm", "average", "largest"),
-    *("residual", "shift", "join", "transposed", "padded", "own-norm", "gate"),
+    *("residual", "shift", "join", "transposed", "padded", "mirrored", "own-norm", "gate"),
 )
 FLAT = (
     *("linear", "linear", "linear", "activation", "activation", "activation", "norm", "residual", "shift", "join"),
-    *("product", "own-norm", "gate", "curve", "attention", "twin"),
+    *("product", "own-norm", "gate", "curve", "attention", "recurrent", "twin"),
 )
 PIECEWISE = (
     *("relu", "relu", "relu", "leaky", "falling", "prelu", "hardtanh", "relu6", "abs", "clamp"),
@@ -190,6 +192,30 @@ class Attention(nn.Module):
         return (tokens + found).flatten(1)
 
 
+class Recurrent(nn.Module):
+    """Features as steps of a sequence, through a recurrent layer; its outputs, or what it ends with."""
+
+    def __init__(self, steps: int, features: int, draw: random.Random) -> None:
+        super().__init__()
+        self.steps, self.features, self.last = steps, features, draw.random() < 0.5
+        options: dict[str, Any] = {
+            "hidden_size": draw.choice([1, 2, 3]),
+            "num_layers": draw.choice([1, 1, 2]),
+            "bias": draw.random() < 0.8,
+            "batch_first": draw.random() < 0.5,
+            "bidirectional": draw.random() < 0.3,
+        }
+        kind: Any = draw.choice([nn.RNN, partial(nn.RNN, nonlinearity="relu"), nn.LSTM, nn.GRU])
+        self.layer: nn.RNNBase = kind(features, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sequence = x.view(-1, self.steps, self.features)
+        outputs, states = self.layer(sequence if self.layer.batch_first else sequence.transpose(0, 1))
+        if self.last:
+            return (states[0] if isinstance(self.layer, nn.LSTM) else states).transpose(0, 1).flatten(1)
+        return (outputs if self.layer.batch_first else outputs.transpose(0, 1)).flatten(1)
+
+
 def made(block: Block, shape: torch.Size) -> nn.Module | None:
     """Return the layer of a block for inputs of `shape`, or None where it does not fit."""
     kind, seed = block
@@ -230,6 +256,9 @@ def made(block: Block, shape: torch.Size) -> nn.Module | None:
     elif kind == "padded" and image:
         pad = draw.choice([nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d, nn.ZeroPad2d])
         layer = pad((draw.choice([0, 1, 2]), 1, 1, draw.choice([0, 1])))
+    elif kind == "mirrored" and image:
+        mode: Any = draw.choice(["reflect", "replicate", "circular", "zeros"])
+        layer = nn.Conv2d(channels, 2, draw.choice([(2, 2), (3, 3), (3, 2)]), padding="same", padding_mode=mode)
     elif kind == "residual":
         inner = nn.Conv2d(channels, channels, 3, padding=1) if image else nn.Linear(channels, channels)
         layer = Residual(nn.Sequential(inner, nn.ReLU(), *([nn.ReLU()] if draw.random() < 0.1 else [])), seed % 3 == 0)
@@ -252,6 +281,8 @@ def made(block: Block, shape: torch.Size) -> nn.Module | None:
         layer = (nn.LayerNorm if draw.random() < 0.7 else nn.RMSNorm)(channels)
     elif kind == "attention" and not image and channels % 3 == 0:
         layer = Attention(3, channels // 3, draw.choice(["layer", "fused", "einsum", "plain"]))
+    elif kind == "recurrent" and not image and channels % 3 == 0:
+        layer = Recurrent(3, channels // 3, draw)
     return layer
 
 
@@ -272,7 +303,7 @@ def build(blocks: list[Block], shape: tuple[int, ...], scale: float) -> nn.Seque
             here = out
 
     for block in blocks:
-        if block[0] in ("linear", "product", "curve", "attention", "twin") and len(here) > 1:
+        if block[0] in ("linear", "product", "curve", "attention", "recurrent", "twin") and len(here) > 1:
             add(nn.Flatten())
         layer = made(block, here)
         if layer is not None:
@@ -288,6 +319,9 @@ def build(blocks: list[Block], shape: tuple[int, ...], scale: float) -> nn.Seque
                 layer.weight.mul_(scale)
                 if layer.bias is not None:
                     layer.bias.mul_(scale)
+            elif isinstance(layer, nn.RNNBase):
+                for parameter in layer.parameters():
+                    parameter.mul_(scale)
     return network
 
 
