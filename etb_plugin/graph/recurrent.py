@@ -35,8 +35,11 @@ def recurrence(
 
     Shapes: x [batch, steps, features], `weight` [gates * hidden, features], `recurrent` [gates * hidden, hidden] ->
     [batch, steps, hidden], by step whatever the direction. The kind is "tanh", "relu", "lstm" or "gru", the equations
-    those of torch.nn.
+    those of torch.nn. A proxy of fx is recorded as one call.
     """
+    if isinstance(x, fx.Proxy):
+        given = (x, weight, recurrent, bias, recurrent_bias, kind, backwards, cells)
+        return x.tracer.create_proxy("call_function", recurrence, given, {})  # type: ignore[return-value]
     before = nn.functional.linear(x, weight, bias)
     h = x.new_zeros(len(x), recurrent.shape[1])
     c, found = h, []
@@ -75,12 +78,12 @@ def written_out(layer: nn.RNNBase, x: Any, states: Any = None) -> tuple[Any, Any
         ways = []
         for suffix in ("", "_reverse")[: 1 + layer.bidirectional]:
             names = (f"{name}_l{level}{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-            call = (x, *(getattr(layer, name, None) for name in names), kind, bool(suffix))
-            ways.append(x.tracer.create_proxy("call_function", recurrence, call, {}))
+            weights: Any = [getattr(layer, name, None) for name in names]
+            ways.append(recurrence(x, *weights, kind, bool(suffix)))
             last.append(ways[-1][:, 0 if suffix else -1])
-            if kind == "lstm":  # nobody walks them where nobody asks for the cells
-                both = x.tracer.create_proxy("call_function", recurrence, call, {"cells": True})
-                cells.append(both[:, 0 if suffix else -1])
+            if kind == "lstm":  # walked where somebody asks for them alone
+                every = recurrence(x, *weights, kind, bool(suffix), True)
+                cells.append(every[:, 0 if suffix else -1])
         x = ways[0] if len(ways) == 1 else torch.cat(ways, 2)
     states = [torch.stack(some, 1).transpose(0, 1) for some in (last, cells) if some]
     return (x if layer.batch_first else x.transpose(0, 1)), states[0] if kind != "lstm" else tuple(states)
@@ -91,14 +94,14 @@ def unrolled(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> 
     x, *weights = node.args[:5]
     if inputs != (x,):
         raise UnsupportedLayer(f"layer {builder.name(node)} has weights that depend on the input")
-    kind, backwards = str(node.args[5]), bool(node.args[6])
+    kind, backwards, cells = (*node.args[5:], node.kwargs.get("cells", False))[:3]
     value, steps = builder.value(x), Steps(builder, node)
     cell = _Cell(steps, *(partial(builder.constant, one) for one in weights))
     state: tuple[Value, ...] = ()
     found: list[Value] = []
-    for step in _order(value.shape[0], backwards):
-        state = _CELLS[kind](cell, steps.moved(value, partial(torch.select, dim=1, index=step)), state)
-        found.append(state[-1] if node.kwargs.get("cells") else state[0])
+    for step in _order(value.shape[0], bool(backwards)):
+        state = _CELLS[str(kind)](cell, steps.moved(value, partial(torch.select, dim=1, index=step)), state)
+        found.append(state[-1] if cells else state[0])
     stacked = Coherent(lambda *states: torch.stack(states, 1), homogeneous=True)
     return steps.add(stacked, (len(found), cell.hidden), *(found[::-1] if backwards else found)).position
 

@@ -70,7 +70,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     for node in _needed(model.graph, outputs[0]):
         operands |= _outputs(onnx, builder, node, [operands[name] for name in node.input], version)
     output = operands[outputs[0]]
-    if not isinstance(output, Value) or output.probe.ndim < 2:
+    if not isinstance(output, Value) or output.batch or output.probe.ndim < 2:
         raise UnsupportedLayer(f"{path}: the network must return one tensor of outputs, [batch, outputs]")
     if output.probe.ndim > 2:
         output = builder.run("flatten", output, 1)
@@ -116,7 +116,8 @@ def _outputs(
 ) -> Mapping[str, Operand]:
     """Return what an ONNX node gives, by name: constants from constants alone are what onnx itself computes."""
     constants = [operand for operand in inputs if not isinstance(operand, Value)]
-    if len(constants) == len(inputs):
+    inner = any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute)  # which may take values
+    if len(constants) == len(inputs) and not inner:
         return _folded(onnx, node, constants, version)
     make = OPERATIONS.get(node.op_type)
     label = node.name or node.output[0]
@@ -135,10 +136,10 @@ def _outputs(
     for result in results:
         if isinstance(result, Value) and result.probe.shape[:1] != (1,):
             raise call.refused("it mixes the batch into the features")
-    wanted = [name for name in node.output if name]
-    if len(wanted) > len(results) and node.op_type != "Dropout":
-        raise call.refused(f"its output {wanted[len(results)]!r} is not taken")
-    return dict(zip(wanted, results, strict=False))
+    beyond = [name for name in node.output[len(results) :] if name]
+    if beyond and node.op_type != "Dropout":
+        raise call.refused(f"its output {beyond[0]!r} is not taken")
+    return {name: result for name, result in zip(node.output, results, strict=False) if name}
 
 
 def _folded(onnx: Any, node: Any, inputs: Sequence[Tensor | None], version: int) -> Mapping[str, Operand]:

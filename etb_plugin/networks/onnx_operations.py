@@ -7,7 +7,7 @@ same, and refused by name by the bounds that cannot take it.
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,29 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.graph.recurrent import recurrence
 
 
 @dataclass(frozen=True)
 class Value:
-    """What depends on the network's input: its node in the graph, and what it is for an input of zeros, [1, ...]."""
+    """What depends on the network's input: its node in the graph, and what it is for an input of zeros, [1, ...].
+
+    Both have the batch first, which is the dimension `batch` in the file: recurrent networks have steps first.
+    """
 
     node: fx.Node
     probe: Tensor
+    batch: int = 0
+
+    @property
+    def filed(self) -> Tensor:
+        """The probe as the file has it."""
+        return self.probe.movedim(0, self.batch)
+
+    def dimension(self, axis: int) -> int:
+        """Return which dimension of the node an axis of the file is, the batch being 0."""
+        axis %= self.probe.ndim
+        return 0 if axis == self.batch else axis + (axis < self.batch)
 
 
 Operand = Value | Tensor
@@ -111,12 +126,18 @@ class Call:
         return self.attributes.get(name, default)
 
     @property
-    def x(self) -> Value:
-        """The first operand, which has to be a value."""
+    def first(self) -> Value:
+        """The first operand, which has to be a value, wherever its batch is."""
         x = self.operands[0]
         if not isinstance(x, Value):
             raise self.refused("its first input has to depend on the network's")
         return x
+
+    @property
+    def x(self) -> Value:
+        """The first operand, which has to be a value whose batch is first."""
+        self._refuse_moved(self.first)
+        return self.first
 
     def constant(self, place: int) -> Tensor | None:
         """Return the constant operand at `place`, or None where there is none."""
@@ -141,10 +162,34 @@ class Call:
         return found
 
     def run(self, function: Callable[..., Tensor] | str, *arguments: Any, **keywords: Any) -> Value:
+        """Add a function of values whose batch is first."""
+        self._refuse_moved((arguments, keywords))
         return self.builder.run(function, *arguments, **keywords)
+
+    def run_at(self, batch: int, function: Callable[..., Tensor] | str, *arguments: Any, **keywords: Any) -> Value:
+        """Add a function of nodes, all with the batch first, of whose result the batch is dimension `batch` in the
+        file."""
+        return replace(self.builder.run(function, *arguments, **keywords), batch=batch)
 
     def layer(self, layer: nn.Module, x: Value | None = None) -> Value:
         return self.builder.layer(layer, self.x if x is None else x)
+
+    def layer_behind(self, layer: nn.Module) -> Value:
+        """Add a layer of the last dimension, or of each element, wherever the batch is before that."""
+        x = self.first
+        if x.batch == x.probe.ndim - 1:
+            self._refuse_moved(x)
+        return replace(self.builder.layer(layer, x), batch=x.batch)
+
+    def _refuse_moved(self, argument: Any) -> None:
+        if isinstance(argument, Value) and argument.batch:
+            raise self.refused(f"takes a value whose batch is dimension {argument.batch}; it has to be the first")
+        for part in argument.values() if isinstance(argument, dict) else argument if _holds(argument) else ():
+            self._refuse_moved(part)
+
+
+def _holds(argument: Any) -> bool:
+    return isinstance(argument, list | tuple)
 
 
 Results = Operand | Sequence[Operand]
@@ -152,7 +197,7 @@ Results = Operand | Sequence[Operand]
 
 def _elementwise(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
     """A function of one value."""
-    return lambda call: call.run(function, call.x)
+    return lambda call: call.run_at(call.first.batch, function, call.first)
 
 
 def _fold(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
@@ -160,12 +205,25 @@ def _fold(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
 
     def make(call: Call) -> Results:
         first, *others = call.operands
+        batch = _common_batch(call)
         for other in others:
-            first = call.run(function, first, other)
+            first = call.run_at(batch, function, first, other)
         assert first is not None
         return first
 
     return make
+
+
+def _common_batch(call: Call) -> int:
+    """Return which dimension the batch is for all operands of an elementwise operation: what is not constant has one
+    rank there, and constants are of the dimensions behind it."""
+    values = [operand for operand in call.operands if isinstance(operand, Value)]
+    batch, rank = max((value.batch, value.probe.ndim) for value in values)
+    if batch:
+        alike = all((value.batch, value.probe.ndim) == (batch, rank) for value in values)
+        if not alike or any(isinstance(o, Tensor) and o.ndim >= rank - batch for o in call.operands):
+            call.run(operator.add, *values)  # which refuses it
+    return batch
 
 
 def _limit(function: Callable[..., Tensor], side: str) -> Callable[[Call], Results]:
@@ -206,7 +264,7 @@ def _gemm(call: Call) -> Results:
 def _matmul(call: Call) -> Results:
     weight = call.operands[1]
     if isinstance(weight, Tensor) and weight.ndim == 2:
-        return call.layer(_linear(weight.T, None))
+        return call.layer_behind(_linear(weight.T, None))
     return call.run(torch.matmul, *call.operands)
 
 
@@ -435,10 +493,16 @@ def _reshaped(call: Call, value: Tensor) -> Results:
 
 
 def _reshape(call: Call) -> Results:
-    shape = call.numbers(1, "shape")
+    shape, x = call.numbers(1, "shape"), call.first
     if shape is None or (0 in shape and call.get("allowzero", 0)):
         raise call.refused("needs a constant shape, and no empty one")
-    return _reshaped(call, call.x.probe.reshape([call.x.probe.shape[i] if s == 0 else s for i, s in enumerate(shape)]))
+    filed, batch = x.filed, x.batch
+    found = filed.reshape([filed.shape[i] if s == 0 else s for i, s in enumerate(shape)])
+    if batch == 0:
+        return _reshaped(call, found)
+    if found.shape[: batch + 1] != filed.shape[: batch + 1]:
+        raise call.refused("mixes the batch into the features")
+    return call.run_at(batch, "reshape", x, -1, *found.movedim(batch, 0).shape[1:])
 
 
 def _flatten(call: Call) -> Results:
@@ -448,21 +512,26 @@ def _flatten(call: Call) -> Results:
 
 
 def _transpose(call: Call) -> Results:
-    order = call.get("perm", list(reversed(range(call.x.probe.ndim))))
-    if order[0] != 0:
-        raise call.refused("moves the batch")
-    return call.run("permute", call.x, *order)
+    x = call.first
+    order = call.get("perm", list(reversed(range(x.probe.ndim))))
+    features = [x.dimension(axis) for axis in order if axis != x.batch]
+    return call.run_at(order.index(x.batch), "permute", x, 0, *features)
 
 
 def _squeezed(call: Call) -> Results:
-    axes, value = call.numbers(1, "axes"), call.x.probe
+    x, axes = call.first, call.numbers(1, "axes")
     if axes is None:
         raise call.refused("needs its axes")
+    value, batch = x.filed, x.batch
     if call.kind == "Squeeze":
-        return _reshaped(call, value.squeeze(tuple(axes)))
-    for axis in sorted(axis % (value.ndim + len(axes)) for axis in axes):
-        value = value.unsqueeze(axis)
-    return _reshaped(call, value)
+        for axis in sorted((axis % value.ndim for axis in axes), reverse=True):
+            if axis == batch:
+                raise call.refused("mixes the batch into the features")
+            value, batch = value.squeeze(axis), batch - (axis < batch)
+    else:
+        for axis in sorted(axis % (value.ndim + len(axes)) for axis in axes):
+            value, batch = value.unsqueeze(axis), batch + (axis <= batch)
+    return call.run_at(batch, "reshape", x, -1, *value.movedim(batch, 0).shape[1:])
 
 
 def _expand(call: Call) -> Results:
@@ -483,9 +552,9 @@ def _tile(call: Call) -> Results:
     return call.run("repeat", call.x, *repeats)
 
 
-def _picked(call: Call, x: Value, axis: int, index: Sequence[int]) -> Value:
-    """Return some of a value along an axis, by their places."""
-    return call.run(torch.index_select, x, axis, torch.tensor(index, dtype=torch.long))
+def _picked(call: Call, x: Value, dimension: int, index: Sequence[int]) -> Value:
+    """Return some of a value along a dimension of its node, by their places."""
+    return call.run_at(x.batch, torch.index_select, x, dimension, torch.tensor(index, dtype=torch.long))
 
 
 def _slice(call: Call) -> Results:
@@ -494,13 +563,21 @@ def _slice(call: Call) -> Results:
         raise call.refused("needs constant places")
     axes = call.numbers(3, "axes") or list(range(len(starts)))
     steps = call.numbers(4, "steps") or [1] * len(starts)
-    x = call.x
+    x = call.first
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        size = x.probe.shape[int(axis)]
+        size = x.probe.shape[x.dimension(int(axis))]
         index = _places(int(start), int(end), int(step), size)
         if index != list(range(size)):
-            x = _picked(call, x, call.axis(int(axis)), index)
+            x = _picked(call, x, _of_features(call, x, int(axis)), index)
     return x
+
+
+def _of_features(call: Call, x: Value, axis: int) -> int:
+    """Return the dimension of a value's node that an axis of the file is. Refuses the batch's."""
+    dimension = x.dimension(axis)
+    if dimension == 0:
+        raise call.refused("works along the batch")
+    return dimension
 
 
 def _places(start: int, end: int, step: int, size: int) -> list[int]:
@@ -515,21 +592,23 @@ def _gather(call: Call) -> Results:
     index = call.constant(1)
     if index is None:
         raise call.refused("needs constant places")
-    axis, x = call.axis(call.get("axis", 0)), call.x
-    places = (index.flatten() % x.probe.shape[axis]).tolist()
-    shape = x.probe.shape
-    picked = _picked(call, x, axis, places)
-    return call.run("reshape", picked, -1, *shape[1:axis], *index.shape, *shape[axis + 1 :])
+    x, axis = call.first, call.get("axis", 0)
+    dimension, shape = _of_features(call, x, axis), x.probe.shape
+    picked = _picked(call, x, dimension, (index.flatten() % shape[dimension]).tolist())
+    batch = x.batch + (index.ndim - 1 if axis % len(shape) < x.batch else 0)
+    return call.run_at(batch, "reshape", picked, -1, *shape[1:dimension], *index.shape, *shape[dimension + 1 :])
 
 
 def _split(call: Call) -> Results:
-    axis, sizes = call.axis(call.get("axis", 0)), call.numbers(1, "split")
-    whole = call.x.probe.shape[axis]
+    x, sizes = call.first, call.numbers(1, "split")
+    dimension = _of_features(call, x, call.get("axis", 0))
+    whole = x.probe.shape[dimension]
     if sizes is None:
         each = math.ceil(whole / call.outputs)
         sizes = [min(each, whole - each * i) for i in range(call.outputs)]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [call.run("narrow", call.x, axis, start, size) for start, size in zip(starts, sizes, strict=True)]
+    parts = zip(starts, sizes, strict=True)
+    return [call.run_at(x.batch, "narrow", x, dimension, start, size) for start, size in parts]
 
 
 def _pad(call: Call) -> Results:
@@ -561,9 +640,11 @@ def _repeated(call: Call, x: Value, axis: int, pair: tuple[int, int], mode: str)
 
 def _concat(call: Call) -> Results:
     rank = max(o.probe.ndim if isinstance(o, Value) else o.ndim for o in call.operands if o is not None)
+    values = [operand for operand in call.operands if isinstance(operand, Value)]
+    if len(values) == len(call.operands) and len({(x.batch, x.probe.ndim) for x in values}) == 1:
+        dimension = _of_features(call, values[0], call.get("axis", 1))
+        return call.run_at(values[0].batch, torch.cat, values, dimension)
     axis = call.axis(call.get("axis", 1), rank)
-    if all(isinstance(operand, Value) for operand in call.operands):
-        return call.run(torch.cat, list(call.operands), axis)
     # Constants hold one example: each value is padded to the whole, and the constants are added.
     like = next(o.probe for o in call.operands if isinstance(o, Value))
     sizes = [(o.probe if isinstance(o, Value) else o).shape[axis] for o in call.operands if o is not None]
@@ -724,12 +805,69 @@ def _scaler(call: Call) -> Results:
     return call.run(operator.mul, call.run(operator.sub, call.x, offset), scale)
 
 
+def _recurrent(call: Call) -> Results:
+    """All hidden states, the last ones, and an LSTM's last cells; [steps, directions, batch, hidden] in the file."""
+    operands = [*call.operands, *[None] * 8]
+    weights, recurrent, biases, _, *states = (_constant(call, operands, place) for place in range(1, 7))
+    x, kind, way = call.first, call.kind.lower(), call.get("direction", b"forward").decode()
+    first, usual = call.get("layout", 0), _GATES[call.kind][1]
+    functions = [name.decode().lower() for name in call.get("activations", [])] or usual * (
+        1 + (way == "bidirectional")
+    )
+    if call.kind == "RNN" and set(functions) in ({"tanh"}, {"relu"}):
+        kind, usual = functions[0], functions[:1]
+    known = functions == usual * (1 + (way == "bidirectional")) and not {"clip", "activation_alpha"} & set(
+        call.attributes
+    )
+    if weights is None or recurrent is None or not known or call.get("input_forget", 0):
+        raise call.refused("needs constant weights, and the usual activations")
+    if any(one is not None for one in operands[4:5] + operands[7:8]) or any(s is not None and s.any() for s in states):
+        raise call.refused("is taken from states of zeros, over all steps, and without peepholes")
+    if kind == "gru" and not call.get("linear_before_reset", 0):
+        raise call.refused("resets the state before its weights (linear_before_reset = 0)")
+    if x.batch != 1 - first:
+        raise call.refused(f"takes a value whose batch is dimension {x.batch}")
+    hidden, order = recurrent.shape[2], _GATES[call.kind][0]
+
+    def sorted_gates(whole: Tensor) -> Tensor:
+        return torch.cat([whole[gate * hidden : (gate + 1) * hidden] for gate in order])
+
+    results: dict[bool, list[Value]] = {False: [], True: []}
+    for i, backwards in enumerate({"forward": [False], "reverse": [True]}.get(way, [False, True])):
+        both = [None, None] if biases is None else [sorted_gates(part) for part in biases[i].chunk(2)]
+        given = (sorted_gates(weights[i]), sorted_gates(recurrent[i]), *both, kind, backwards)
+        for cells in (False, True)[: call.outputs - 1 if call.outputs > 1 else 1]:
+            results[cells].append(call.run_at(0, recurrence, x, *given, cells=cells))
+
+    def ends(some: list[Value]) -> Value:
+        last = [
+            call.run("select", one, 1, 0 if way == "reverse" or i else one.probe.shape[1] - 1)
+            for i, one in enumerate(some)
+        ]
+        return replace(call.run(torch.stack, last, 1), batch=1 - first)
+
+    outputs = replace(call.run(torch.stack, results[False], 2), batch=0 if first else 2)
+    return [outputs, *(ends(some) for some in results.values() if some)]
+
+
+def _constant(call: Call, operands: Sequence[Operand | None], place: int) -> Tensor | None:
+    return call.constant(place) if operands[place] is not None else None
+
+
+_GATES = {
+    "RNN": ([0], ["tanh"]),
+    "GRU": ([1, 0, 2], ["sigmoid", "tanh"]),
+    "LSTM": ([0, 2, 3, 1], ["sigmoid", "tanh", "tanh"]),
+}
+"""Where torch's gates are among a file's, and the activations that they have."""
+
+
 def _same(call: Call) -> Results:
-    return call.x
+    return call.first
 
 
 def _shape(call: Call) -> Results:
-    shape = list(call.x.probe.shape)
+    shape = list(call.first.filed.shape)
     return torch.tensor(shape[call.get("start", 0) : call.get("end", len(shape))])
 
 
@@ -790,12 +928,13 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "PRelu": _prelu,
     "Pad": _pad,
     "Pow": _pow,
+    **dict.fromkeys(_GATES, _recurrent),
     "Reciprocal": _elementwise(torch.reciprocal),
     "ReduceMax": _extreme(torch.maximum),
     "ReduceMean": _reduced(torch.mean),
     "ReduceMin": _extreme(torch.minimum),
     "ReduceSum": _reduced(torch.sum),
-    "Relu": lambda call: call.layer(nn.ReLU()),
+    "Relu": lambda call: call.layer_behind(nn.ReLU()),
     "Reshape": _reshape,
     "Resize": _resize,
     "Scaler": _scaler,
