@@ -39,7 +39,7 @@ def recurrence(
     """
     if isinstance(x, fx.Proxy):
         given = (x, weight, recurrent, bias, recurrent_bias, kind, backwards, cells)
-        return x.tracer.create_proxy("call_function", recurrence, given, {})  # type: ignore[return-value]
+        return x.tracer.create_proxy("call_function", recurrence, given, {})
     before = nn.functional.linear(x, weight, bias)
     h = x.new_zeros(len(x), recurrent.shape[1])
     c, found = h, []
@@ -78,12 +78,11 @@ def written_out(layer: nn.RNNBase, x: Any, states: Any = None) -> tuple[Any, Any
         ways = []
         for suffix in ("", "_reverse")[: 1 + layer.bidirectional]:
             names = (f"{name}_l{level}{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-            weights: Any = [getattr(layer, name, None) for name in names]
-            ways.append(recurrence(x, *weights, kind, bool(suffix)))
+            given: Any = (x, *(getattr(layer, name, None) for name in names), kind, bool(suffix))
+            ways.append(recurrence(*given))
             last.append(ways[-1][:, 0 if suffix else -1])
             if kind == "lstm":  # walked where somebody asks for them alone
-                every = recurrence(x, *weights, kind, bool(suffix), True)
-                cells.append(every[:, 0 if suffix else -1])
+                cells.append(recurrence(*given, True)[:, 0 if suffix else -1])
         x = ways[0] if len(ways) == 1 else torch.cat(ways, 2)
     states = [torch.stack(some, 1).transpose(0, 1) for some in (last, cells) if some]
     return (x if layer.batch_first else x.transpose(0, 1)), states[0] if kind != "lstm" else tuple(states)

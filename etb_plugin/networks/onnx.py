@@ -67,9 +67,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
         raise UnsupportedLayer(f"{path}: input {inputs[0].name!r} is neither float nor double")
     builder = Builder(shape, _DTYPES[kind])
     operands[inputs[0].name] = builder.input
-    for node in _needed(model.graph, outputs[0]):
-        operands |= _outputs(onnx, builder, node, [operands[name] for name in node.input], version)
-    output = operands[outputs[0]]
+    (output,) = _walked(onnx, builder, model.graph, outputs, operands, version)
     if not isinstance(output, Value) or output.batch or output.probe.ndim < 2:
         raise UnsupportedLayer(f"{path}: the network must return one tensor of outputs, [batch, outputs]")
     if output.probe.ndim > 2:
@@ -101,14 +99,40 @@ def _outputs_of_floats(model: Any) -> list[str]:
     return [value.name for value in model.graph.output if value.type.tensor_type.elem_type in _DTYPES]
 
 
-def _needed(graph: Any, output: str) -> list[Any]:
-    """Return the nodes of a file that one of its outputs depends on, in their order."""
-    wanted, nodes = {output}, []
+def _walked(
+    onnx: Any, builder: Builder, graph: Any, outputs: list[str], known: Mapping[str, Operand | None], version: int
+) -> list[Operand | None]:
+    """Return some of a graph's outputs, by the nodes that they depend on."""
+    operands = dict(known)
+    for node in _needed(graph, outputs):
+        inputs = [operands[name] for name in node.input]
+        chosen = _chosen(node, inputs)
+        if chosen is None:
+            operands |= _outputs(onnx, builder, node, inputs, version)
+            continue
+        operands |= {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in chosen.initializer}
+        names = [value.name for value in chosen.output]
+        operands |= dict(zip(node.output, _walked(onnx, builder, chosen, names, operands, version), strict=True))
+    return [operands[name] for name in outputs]
+
+
+def _needed(graph: Any, outputs: list[str]) -> list[Any]:
+    """Return the nodes that some of a graph's outputs depend on, in their order."""
+    wanted, nodes = set(outputs), []
     for node in reversed(graph.node):
         if wanted & set(node.output):
-            wanted |= set(node.input)
+            inner = [part for a in node.attribute for part in a.g.node]  # which take values from around them
+            wanted |= {name for part in (node, *inner) for name in part.input}
             nodes.append(node)
     return nodes[::-1]
+
+
+def _chosen(node: Any, inputs: Sequence[Operand | None]) -> Any:
+    """Return the graph that an If of a constant condition comes to, as torch's exporter writes a squeeze; else None."""
+    if node.op_type != "If" or not isinstance(inputs[0], Tensor):
+        return None
+    wanted = "then_branch" if bool(inputs[0]) else "else_branch"
+    return next(a.g for a in node.attribute if a.name == wanted)
 
 
 def _outputs(

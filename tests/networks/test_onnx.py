@@ -1,5 +1,7 @@
 """Files from elsewhere: what is read is what onnxruntime runs, and what bounds say of it is true."""
 
+import warnings
+
 import numpy as np
 import onnx
 import pytest
@@ -26,7 +28,7 @@ def i(*values):
 def written(path, nodes, constants, shape, opset=13, kind=TensorProto.FLOAT):
     """Write a file of `nodes` (operation, inputs, outputs, attributes), from x to y; two blanks leave an input out."""
     graph = helper.make_graph(
-        [helper.make_node(op, ins.split(" "), outs.split(), **attributes) for op, ins, outs, attributes in nodes],
+        [helper.make_node(op, ins.split(" "), outs.split(" "), **attributes) for op, ins, outs, attributes in nodes],
         "g",
         [helper.make_tensor_value_info("x", kind, shape)],
         [helper.make_tensor_value_info("y", kind, ["batch", "outputs"] if len(shape) > 1 else ["outputs"])],
@@ -249,6 +251,122 @@ def test_what_is_not_taken_is_refused_in_a_line(tmp_path, node, words):
     with pytest.raises(UnsupportedLayer, match=words) as refused:
         read_onnx(file)
     assert "\n" not in str(refused.value)
+
+
+class Steps(nn.Module):
+    """A sequence through a recurrent layer, and what is read of it."""
+
+    def __init__(self, layer, read):
+        super().__init__()
+        self.layer, self.read = layer, read
+
+    def forward(self, x):
+        return self.read(*self.layer(x if self.layer.batch_first else x.transpose(0, 1)))
+
+
+def hidden(states):
+    return states[0] if isinstance(states, tuple) else states
+
+
+LAYERS = {"tanh": nn.RNN, "relu": lambda *a, **o: nn.RNN(*a, nonlinearity="relu", **o), "lstm": nn.LSTM, "gru": nn.GRU}
+READ = {
+    "outputs": ({}, lambda out, states: out.flatten(1)),
+    "the last output": ({"bias": False}, lambda out, states: out[:, -1]),
+    "both ways": ({"bidirectional": True}, lambda out, states: out.flatten(1)),
+    "the last states": (
+        {"bidirectional": True},
+        lambda out, states: torch.cat((hidden(states)[-2], hidden(states)[-1]), 1),
+    ),
+    "two layers": ({"num_layers": 2}, lambda out, states: hidden(states).permute(1, 0, 2).flatten(1)),
+    "time first": ({"batch_first": False}, lambda out, states: out[-1]),
+    "the only state": ({}, lambda out, states: (states[1] if isinstance(states, tuple) else states).squeeze(0)),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("read", READ)
+@pytest.mark.parametrize("batch", ["fixed", "free"])
+def test_recurrent_layers_that_torch_exports_are_read(kind, read, batch, tmp_path):
+    torch.manual_seed(0)
+    options, taken = READ[read]
+    network = Steps(LAYERS[kind](3, 4, **{"batch_first": True} | options), taken).eval()
+    axes = {"x": {0: "b"}, "y": {0: "b"}} if batch == "free" else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the old exporter, and of a batch that is not fixed
+        torch.onnx.export(
+            network, (torch.rand(1, 5, 3),), str(tmp_path / "n.onnx"), dynamo=False, opset_version=13,
+            input_names=["x"], output_names=["y"], dynamic_axes=axes,
+        )  # fmt: skip
+    found, shape = read_onnx(tmp_path / "n.onnx")
+    x = torch.rand(3, *shape)
+    torch.testing.assert_close(found(x), network(x))
+    here, there = (bound("ibp", one, Box.around(x, 0.1)) for one in (found, network))
+    torch.testing.assert_close(here.lower, there.lower, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(here.upper, there.upper, atol=1e-5, rtol=1e-4)
+
+
+SEQUENCE = [1, 4, 3]
+TURNED = ("Transpose", "x", "t", {"perm": [1, 0, 2]})
+
+
+def recurrent(kind, gates, outputs="h", **attributes):
+    ways = 2 if attributes.get("direction") == "bidirectional" else 1
+    constants = {"w": f(ways, gates * 2, 3), "u": f(ways, gates * 2, 2), "b": f(ways, gates * 4), "a": i(0), "a1": i(1)}
+    return (kind, "t w u b", outputs, {"hidden_size": 2} | attributes), constants
+
+
+def of_recurrent(kind, gates, *after, outputs="h", **attributes):
+    node, constants = recurrent(kind, gates, outputs, **attributes)
+    return [TURNED, node, *after], constants | RANK, SEQUENCE, 14
+
+
+TIMED = {
+    "all states of both ways": of_recurrent("LSTM", 4, ("Transpose", "h", "0", {"perm": [2, 0, 1, 3]}), ("Flatten", "0", "y", {}), direction="bidirectional"),
+    "states by step and way": of_recurrent("GRU", 3, ("Transpose", "h", "0", {"perm": [0, 2, 1, 3]}), ("Reshape", "0 s", "1", {}), ("Transpose", "1", "2", {"perm": [1, 0, 2]}), ("Flatten", "2", "y", {}), direction="bidirectional", linear_before_reset=1),
+    "backwards, the last state": of_recurrent("RNN", 1, ("Squeeze", "l a", "y", {}), outputs=" l", direction="reverse", activations=["Relu"]),
+    "a step of all": of_recurrent("RNN", 1, ("Squeeze", "h a1", "0", {}), ("Gather", "0 k", "1", {"axis": 0}), ("Relu", "1", "y", {})),
+    "steps cut, scaled and split": of_recurrent("LSTM", 4, ("Squeeze", "h a1", "0", {}), ("Slice", "0 one three a", "1", {}), ("Mul", "1 c", "2", {}), ("Split", "2", "3 4", {"axis": 0}), ("Concat", "4 3", "5", {"axis": 0}), ("MatMul", "5 m", "6", {}), ("Transpose", "6", "7", {"perm": [1, 2, 0]}), ("Flatten", "7", "y", {})),
+}  # fmt: skip
+EXTRA = {"k": np.int64(-2), "one": i(1), "three": i(3), "c": f(2), "m": f(2, 3), "s": i(0, 0, 4)}
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_values_whose_batch_comes_second_are_read(name, tmp_path):
+    nodes, constants, shape, opset = TIMED[name]
+    used = {part for node in nodes for part in node[1].split(" ")}
+    known = {key: value for key, value in (constants | EXTRA).items() if key in used}
+    found, shape = read_onnx(written(tmp_path / "n.onnx", nodes, known, shape, opset))  # refuses a difference
+    x = torch.rand(4, *shape)
+    torch.testing.assert_close(found(x), torch.cat([found(one) for one in x.split(1)]))  # examples stay apart
+
+
+@pytest.mark.parametrize(
+    ("after", "attributes", "words"),
+    [
+        ([("Flatten", "h", "y", {})], {}, "takes a value whose batch is dimension 2; it has to be the first"),
+        ([("Squeeze", "h a1", "0", {}), ("Reshape", "0 r", "y", {})], {}, "mixes the batch into the features"),
+        ([("Squeeze", "h a1", "0", {}), ("ReduceSum", "0 a", "y", {})], {}, "batch is dimension 1"),
+        ([("Flatten", "h", "y", {})], {"activations": ["Relu", "Tanh", "Tanh"]}, "the usual activations"),
+        ([("Flatten", "h", "y", {})], {"clip": 1.0}, "the usual activations"),
+    ],
+)
+def test_what_a_recurrent_network_does_to_its_batch_is_not_taken(after, attributes, words, tmp_path):
+    nodes, constants, shape, opset = of_recurrent("LSTM", 4, *after, **attributes)
+    with pytest.raises(UnsupportedLayer, match=words):
+        read_onnx(written(tmp_path / "n.onnx", nodes, constants, shape, opset))
+
+
+def test_a_loop_is_refused_by_its_name(tmp_path):
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["on2"]), helper.make_node("Relu", ["x"], ["step"])],
+        "body",
+        [helper.make_tensor_value_info("n", TensorProto.INT64, []), helper.make_tensor_value_info("on", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("on2", TensorProto.BOOL, []), helper.make_tensor_value_info("step", TensorProto.FLOAT, [1, 6])],
+    )  # fmt: skip
+    nodes = [("Loop", "times on", "0", {"body": body}), ("Reshape", "0 r", "y", {})]
+    file = written(tmp_path / "n.onnx", nodes, {"times": np.int64(2), "on": np.array(True)} | RANK, FLAT)
+    with pytest.raises(UnsupportedLayer, match=r"operation '0' \(Loop\) is not taken"):
+        read_onnx(file)
 
 
 class Exported(nn.Module):
