@@ -72,19 +72,19 @@ def written_out(layer: nn.RNNBase, x: Any, states: Any = None) -> tuple[Any, Any
     if not layer.batch_first:
         x = x.transpose(0, 1)
     kind = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}.get(layer.mode, layer.mode.lower())
-    last: list[Any] = []
-    cells: list[Any] = []
+    every = (False, True) if kind == "lstm" else (False,)  # states alone, or cells too, walked where they are asked for
+    last: list[list[Any]] = [[] for _ in every]
     for level in range(layer.num_layers):
         ways = []
         for suffix in ("", "_reverse")[: 1 + layer.bidirectional]:
             names = (f"{name}_l{level}{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
             given: Any = (x, *(getattr(layer, name, None) for name in names), kind, bool(suffix))
-            ways.append(recurrence(*given))
-            last.append(ways[-1][:, 0 if suffix else -1])
-            if kind == "lstm":  # walked where somebody asks for them alone
-                cells.append(recurrence(*given, True)[:, 0 if suffix else -1])
+            found = [recurrence(*(*given, cells)) for cells in every]
+            ways.append(found[0])
+            for ends, one in zip(last, found, strict=True):
+                ends.append(one[:, 0 if suffix else -1])
         x = ways[0] if len(ways) == 1 else torch.cat(ways, 2)
-    states = [torch.stack(some, 1).transpose(0, 1) for some in (last, cells) if some]
+    states = [torch.stack(ends, 1).transpose(0, 1) for ends in last]
     return (x if layer.batch_first else x.transpose(0, 1)), states[0] if kind != "lstm" else tuple(states)
 
 

@@ -63,22 +63,32 @@ CASES = [(k, o, r) for k in KINDS for o in OPTIONS for r in READ if fits(k, o, r
 
 
 @pytest.mark.parametrize(("kind", "options", "read"), CASES)
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_what_is_traced_is_what_torch_computes_and_bounded_soundly(kind, options, read, steps):
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_what_is_traced_is_what_torch_computes(kind, options, read, steps):
     """Two steps are as many as the examples that the network is traced with."""
     torch.manual_seed(0)
     network = Sequence(KINDS[kind](**{"batch_first": True} | options), READ[read]).double().eval()
     x = torch.randn(3, steps, 3, dtype=torch.float64)
     graph = trace(network, x.shape[1:])
     torch.testing.assert_close(graph.values(x)[-1], network(x), atol=1e-12, rtol=0)
-    if steps == 5 and options.get("num_layers", 1) == 1:
-        box = Box.around(x[:1], 0.2, clip=None)
-        signs = torch.randint(0, 3, (300, *x.shape[1:])).double() - 1
-        values = network(x[:1] + 0.2 * signs)
-        for method in ("ibp", "crown-ibp", "crown"):
-            found = bound(method, network, box)
-            assert (found.lower[0] <= values.amin(0) + 1e-9).all(), method
-            assert (found.upper[0] >= values.amax(0) - 1e-9).all(), method
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_reached_lies_within_and_crown_is_near_it(kind):
+    torch.manual_seed(2)
+    network = Sequence(KINDS[kind](batch_first=True), READ["last output"]).double().eval()
+    x = torch.randn(1, 4, 3, dtype=torch.float64)
+    box = Box.around(x, 0.1, clip=None)
+    signs = torch.randint(0, 3, (3000, *x.shape[1:])).double() - 1
+    values = network(x + 0.1 * signs)
+    widths = {}
+    for method in ("ibp", "crown-ibp", "crown"):
+        found = bound(method, network, box)
+        assert (found.lower[0] <= values.amin(0)).all(), method
+        assert (found.upper[0] >= values.amax(0)).all(), method
+        widths[method] = found.width.sum().item()
+    assert widths["crown"] < widths["crown-ibp"] < widths["ibp"]
+    assert widths["crown"] < 1.3 * (values.amax(0) - values.amin(0)).sum().item()
 
 
 @pytest.mark.parametrize("kind", KINDS)
