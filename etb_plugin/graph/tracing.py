@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from etb_plugin.errors import ConfigError, UnsupportedLayer
+from etb_plugin.graph.activations import Activation
 from etb_plugin.graph.affine import Coherent, Conv, Linear, Scale
 from etb_plugin.graph.composites import called, composites
 from etb_plugin.graph.expansions import Value
@@ -222,6 +223,10 @@ class Builder:
                 raise UnsupportedLayer(f"layer {self.name(node)} takes a value out of the network; no bound can follow")
             return
         operation = self._operation(node, inputs) if node.target not in MOVES else self._moved(node, inputs)
+        if node.target not in MOVES and any(n in self.second for n in inputs):
+            if not (operation is None or isinstance(operation, Activation | Linear)):
+                raise UnsupportedLayer(f"layer {self.name(node)} takes a value whose batch is not the first dimension")
+            self.second.add(node)
         if operation is None:
             self.positions[node] = self.positions[inputs[0]]
         elif isinstance(operation, int):
@@ -236,12 +241,18 @@ class Builder:
         self, node: fx.Node, operation: Operation | None, inputs: tuple[int, ...], shape: torch.Size | None = None
     ) -> int:
         """Add a node, of the shape of the fx node's value unless told, and return its position."""
-        self.nodes.append(Node(self.name(node), operation, inputs, shape or self.values[node].shape[1:]))
+        shape = shape or self.values[node].movedim(int(node in self.second), 0).shape[1:]
+        self.nodes.append(Node(self.name(node), operation, inputs, shape))
         return len(self.nodes) - 1
 
     def _finish(self, node: fx.Node) -> None:
         out = node.args[0]
-        if not isinstance(out, fx.Node) or out not in self.positions or self.values[out].ndim != 2:
+        if (
+            not isinstance(out, fx.Node)
+            or out not in self.positions
+            or self.values[out].ndim != 2
+            or out in self.second
+        ):
             raise UnsupportedLayer("the network must return one tensor of logits, [batch, classes]")
         if ends_in_softmax(self, out):
             raise self.unknown(out)
@@ -294,7 +305,7 @@ class Builder:
         (source, *others) = inputs
         if others or source in self.several:
             return self._operation(node, inputs)
-        behind, value = source in self.second, self.values[node]
+        behind = source in self.second
         dimension = _followed(self.closure(node, (source,)), self.values[source].shape, int(behind))
         if not behind and dimension != 1:
             return self._operation(node, inputs)
@@ -308,9 +319,7 @@ class Builder:
             found = function(x.transpose(0, 1) if behind else x)
             return found.transpose(0, 1) if dimension == 1 else found
 
-        return self.emit(
-            node, Coherent(move, homogeneous=True), (self.positions[source],), value.movedim(dimension, 0).shape[1:]
-        )
+        return self.emit(node, Coherent(move, homogeneous=True), (self.positions[source],))
 
     def _in_place(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -379,16 +388,15 @@ class Builder:
 def _followed(move: Callable[[Tensor], Tensor], shape: torch.Size, batch: int) -> int | None:
     """Return which dimension the batch is after `move`, of a value of `shape` whose dimension `batch` it is; None where
     it is none of them."""
-    examples = torch.arange(shape[batch]).view(-1, *[1] * (len(shape) - batch - 1)).expand(shape)
-    found = move(examples)
-    if not found.numel():
-        return None
-    for dimension, size in enumerate(found.shape):
-        if size == len(examples.unique()) and torch.equal(
-            found, torch.arange(size).view(-1, *[1] * (found.ndim - dimension - 1)).expand(found.shape)
-        ):
-            return dimension
-    return None
+
+    def numbered(shape: torch.Size, batch: int) -> Tensor:
+        return torch.arange(shape[batch]).view(-1, *[1] * (len(shape) - batch - 1)).expand(shape)
+
+    found = move(numbered(shape, batch))
+    places = [
+        d for d, size in enumerate(found.shape) if size == shape[batch] and torch.equal(found, numbered(found.shape, d))
+    ]
+    return places[0] if places else None
 
 
 def _size_of_features(node: fx.Node) -> bool:

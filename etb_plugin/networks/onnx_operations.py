@@ -809,44 +809,43 @@ def _recurrent(call: Call) -> Results:
     """All hidden states, the last ones, and an LSTM's last cells; [steps, directions, batch, hidden] in the file."""
     operands = [*call.operands, *[None] * 8]
     weights, recurrent, biases, _, *states = (_constant(call, operands, place) for place in range(1, 7))
-    x, kind, way = call.first, call.kind.lower(), call.get("direction", b"forward").decode()
-    first, usual = call.get("layout", 0), _GATES[call.kind][1]
-    functions = [name.decode().lower() for name in call.get("activations", [])] or usual * (
-        1 + (way == "bidirectional")
-    )
-    if call.kind == "RNN" and set(functions) in ({"tanh"}, {"relu"}):
-        kind, usual = functions[0], functions[:1]
-    known = functions == usual * (1 + (way == "bidirectional")) and not {"clip", "activation_alpha"} & set(
-        call.attributes
-    )
-    if weights is None or recurrent is None or not known or call.get("input_forget", 0):
-        raise call.refused("needs constant weights, and the usual activations")
+    x, first, way = call.first, call.get("layout", 0), call.get("direction", b"forward")
+    ways = {b"forward": [False], b"reverse": [True]}.get(way, [False, True])
+    order, usual = _GATES[call.kind]
+    functions = [name.decode().lower() for name in call.get("activations", [])] or usual * len(ways)
+    kind = functions[0] if call.kind == "RNN" else call.kind.lower()
+    if (functions != usual * len(ways) and set(functions) != {"relu"}) or {"clip", "activation_alpha"} & {
+        *call.attributes
+    }:
+        raise call.refused("has other activations than torch's")
+    if (kind == "gru" and not call.get("linear_before_reset", 0)) or call.get("input_forget", 0):
+        raise call.refused("has other equations than torch's (linear_before_reset = 0, or input_forget = 1)")
+    if weights is None or recurrent is None:
+        raise call.refused("needs constant weights")
     if any(one is not None for one in operands[4:5] + operands[7:8]) or any(s is not None and s.any() for s in states):
         raise call.refused("is taken from states of zeros, over all steps, and without peepholes")
-    if kind == "gru" and not call.get("linear_before_reset", 0):
-        raise call.refused("resets the state before its weights (linear_before_reset = 0)")
     if x.batch != 1 - first:
         raise call.refused(f"takes a value whose batch is dimension {x.batch}")
-    hidden, order = recurrent.shape[2], _GATES[call.kind][0]
+    hidden = recurrent.shape[2]
 
     def sorted_gates(whole: Tensor) -> Tensor:
         return torch.cat([whole[gate * hidden : (gate + 1) * hidden] for gate in order])
 
     results: dict[bool, list[Value]] = {False: [], True: []}
-    for i, backwards in enumerate({"forward": [False], "reverse": [True]}.get(way, [False, True])):
+    for i, backwards in enumerate(ways):
         both = [None, None] if biases is None else [sorted_gates(part) for part in biases[i].chunk(2)]
         given = (sorted_gates(weights[i]), sorted_gates(recurrent[i]), *both, kind, backwards)
-        for cells in (False, True)[: call.outputs - 1 if call.outputs > 1 else 1]:
+        for cells in (False, True)[: max(1, call.outputs - 1)]:
             results[cells].append(call.run_at(0, recurrence, x, *given, cells=cells))
 
     def ends(some: list[Value]) -> Value:
         last = [
-            call.run("select", one, 1, 0 if way == "reverse" or i else one.probe.shape[1] - 1)
-            for i, one in enumerate(some)
+            call.run("select", one, 1, 0 if backwards else one.probe.shape[1] - 1)
+            for one, backwards in zip(some, ways, strict=True)
         ]
-        return replace(call.run(torch.stack, last, 1), batch=1 - first)
+        return call.run_at(1 - first, torch.stack, last, 1)
 
-    outputs = replace(call.run(torch.stack, results[False], 2), batch=0 if first else 2)
+    outputs = call.run_at(0 if first else 2, torch.stack, results[False], 2)
     return [outputs, *(ends(some) for some in results.values() if some)]
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from etb_plugin import Box, bound
 from etb_plugin.errors import UnsupportedLayer
@@ -42,6 +43,7 @@ READ = {
     "outputs, time first": lambda found: found[0].transpose(0, 1).flatten(1),
     "last output": lambda found: found[0][:, -1],
     "last output, time first": lambda found: found[0][-1],
+    "time first, through others": lambda found: F.dropout(torch.relu(found[0]).tanh(), training=False)[-1],
     "last state": lambda found: hidden(found[1])[-1],
     "last states": lambda found: torch.cat((hidden(found[1])[-2], hidden(found[1])[-1]), dim=1),
     "states in order": lambda found: hidden(found[1]).permute(1, 2, 0).reshape(-1, 8),
@@ -52,7 +54,9 @@ READ = {
 
 def fits(kind, options, read):
     several = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
-    if read.startswith(("outputs", "last output")):
+    if read.startswith(("outputs", "last output", "time first")):
+        if read.startswith("time first"):
+            return not options.get("batch_first", True)
         return read.endswith("time first") != options.get("batch_first", True)
     if read in ("last states", "states in order"):
         return several == 2
@@ -126,6 +130,8 @@ def test_a_recurrence_is_torchs_layer(kind, backwards):
         (nn.LSTM(3, 4, proj_size=2, batch_first=True), READ["last output"], "LSTM is taken .* without proj_size"),
         (nn.LSTM(3, 4, batch_first=True), lambda found: found[0].sum((0, 1)), "mixes the batch"),
         (nn.RNN(3, 4), lambda found: found[0].flatten(1), "mixes the batch"),
+        (nn.RNN(3, 4), lambda found: (found[0] + found[0])[-1], "mixes the batch"),
+        (nn.RNN(3, 4), lambda found: found[0][-1].transpose(0, 1), "the network must return one tensor of logits"),
         (nn.RNN(3, 4), lambda found: found[0].transpose(1, 2)[0], "mixes the batch"),
     ],
 )

@@ -346,8 +346,8 @@ def test_values_whose_batch_comes_second_are_read(name, tmp_path):
         ([("Flatten", "h", "y", {})], {}, "takes a value whose batch is dimension 2; it has to be the first"),
         ([("Squeeze", "h a1", "0", {}), ("Reshape", "0 r", "y", {})], {}, "mixes the batch into the features"),
         ([("Squeeze", "h a1", "0", {}), ("ReduceSum", "0 a", "y", {})], {}, "batch is dimension 1"),
-        ([("Flatten", "h", "y", {})], {"activations": ["Relu", "Tanh", "Tanh"]}, "the usual activations"),
-        ([("Flatten", "h", "y", {})], {"clip": 1.0}, "the usual activations"),
+        ([("Flatten", "h", "y", {})], {"activations": ["Relu", "Tanh", "Tanh"]}, "other activations than torch's"),
+        ([("Flatten", "h", "y", {})], {"clip": 1.0}, "other activations than torch's"),
     ],
 )
 def test_what_a_recurrent_network_does_to_its_batch_is_not_taken(after, attributes, words, tmp_path):
