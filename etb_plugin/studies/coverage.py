@@ -104,7 +104,9 @@ def draw(rows: Sequence[Row], parameters: Parameters) -> Figure:
     for axis in (left, right):
         axis.axhline(1, color="black", linewidth=0.8)
         axis.plot([], [], "--", color="black", linewidth=1, label="around f(centre)")
-        axis.legend(frameon=False)
+        low, high = axis.get_ylim()
+        axis.set_ylim(low - 0.4 * (high - low), high)  # room for the legend below all lines
+        axis.legend(frameon=False, loc="lower center", ncols=2)
     return made
 
 
