@@ -90,16 +90,16 @@ def written_out(layer: nn.RNNBase, x: Any, states: Any = None) -> tuple[Any, Any
 
 def unrolled(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
     """Return the position of what a call of `recurrence` gives."""
-    x, *weights = node.args[:5]
+    given: Any = node.args  # a proxy records them all
+    x, *weights, kind, backwards, cells = given
     if inputs != (x,):
         raise UnsupportedLayer(f"layer {builder.name(node)} has weights that depend on the input")
-    kind, backwards, cells = (*node.args[5:], node.kwargs.get("cells", False))[:3]
     value, steps = builder.value(x), Steps(builder, node)
     cell = _Cell(steps, *(partial(builder.constant, one) for one in weights))
     state: tuple[Value, ...] = ()
     found: list[Value] = []
-    for step in _order(value.shape[0], bool(backwards)):
-        state = _CELLS[str(kind)](cell, steps.moved(value, partial(torch.select, dim=1, index=step)), state)
+    for step in _order(value.shape[0], backwards):
+        state = _CELLS[kind](cell, steps.moved(value, partial(torch.select, dim=1, index=step)), state)
         found.append(state[-1] if cells else state[0])
     stacked = Coherent(lambda *states: torch.stack(states, 1), homogeneous=True)
     return steps.add(stacked, (len(found), cell.hidden), *(found[::-1] if backwards else found)).position

@@ -305,15 +305,14 @@ class Builder:
         (source, *others) = inputs
         if others or source in self.several:
             return self._operation(node, inputs)
-        behind = source in self.second
-        dimension = _followed(self.closure(node, (source,)), self.values[source].shape, int(behind))
+        behind, function = source in self.second, self.closure(node, (source,))
+        dimension = _followed(function, self.values[source].shape, int(behind))
         if not behind and dimension != 1:
             return self._operation(node, inputs)
         if dimension not in (0, 1):
             raise UnsupportedLayer(f"layer {self.name(node)} mixes the batch into the features")
         if dimension == 1:
             self.second.add(node)
-        function = self.closure(node, (source,))
 
         def move(x: Tensor) -> Tensor:
             found = function(x.transpose(0, 1) if behind else x)

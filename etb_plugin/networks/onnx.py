@@ -40,9 +40,9 @@ def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
 
     The first dimension of the input is the batch: 1, or any; an input of one dimension has none, and gets one. Of
     several outputs the one of floats is read, as beside a classifier's labels. What was read is held against
-    onnxruntime on random points. Raises CheckpointError where the file is no ONNX, ConfigError
-    where onnx is not installed, and UnsupportedLayer for an operation that is not taken, by its name, for a dimension
-    that is not fixed, and for a network that came out differently.
+    onnxruntime on random points. Raises CheckpointError where the file is no ONNX, ConfigError where onnx is not
+    installed, and UnsupportedLayer for an operation that is not taken, by its name, for a dimension that is not fixed,
+    and for a network that came out differently.
     """
     onnx = _package("onnx")
     try:
@@ -53,10 +53,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if version not in _OPSETS:
         raise UnsupportedLayer(f"{path} is of opset {version}; {_OPSETS[0]} to {_OPSETS[-1]} are understood")
-    operands: dict[str, Operand | None] = {"": None}
-    operands |= {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in operands]
-    outputs = _outputs_of_floats(model)
+    inputs, outputs = _inputs(model.graph), _outputs_of_floats(model.graph)
     if len(inputs) != 1 or len(outputs) != 1:
         raise UnsupportedLayer(
             f"{path} has {len(inputs)} inputs and {len(outputs)} outputs of floats; networks have one of each here"
@@ -66,8 +63,8 @@ def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     if kind not in _DTYPES:
         raise UnsupportedLayer(f"{path}: input {inputs[0].name!r} is neither float nor double")
     builder = Builder(shape, _DTYPES[kind])
-    operands[inputs[0].name] = builder.input
-    (output,) = _walked(onnx, builder, model.graph, outputs, operands, version)
+    known = {"": None, inputs[0].name: builder.input}
+    (output,) = _walked(onnx, builder, model.graph, outputs, known, version)
     if not isinstance(output, Value) or output.batch or output.probe.ndim < 2:
         raise UnsupportedLayer(f"{path}: the network must return one tensor of outputs, [batch, outputs]")
     if output.probe.ndim > 2:
@@ -95,8 +92,14 @@ def _loaded(path: Path) -> Any:
     return onnx.load_from_string(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else onnx.load(str(path))
 
 
-def _outputs_of_floats(model: Any) -> list[str]:
-    return [value.name for value in model.graph.output if value.type.tensor_type.elem_type in _DTYPES]
+def _inputs(graph: Any) -> list[Any]:
+    """Return what a graph is given: older files list their constants among its inputs."""
+    constants = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in constants]
+
+
+def _outputs_of_floats(graph: Any) -> list[str]:
+    return [value.name for value in graph.output if value.type.tensor_type.elem_type in _DTYPES]
 
 
 def _walked(
@@ -104,13 +107,13 @@ def _walked(
 ) -> list[Operand | None]:
     """Return some of a graph's outputs, by the nodes that they depend on."""
     operands = dict(known)
+    operands |= {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in graph.initializer}
     for node in _needed(graph, outputs):
         inputs = [operands[name] for name in node.input]
         chosen = _chosen(node, inputs)
         if chosen is None:
             operands |= _outputs(onnx, builder, node, inputs, version)
             continue
-        operands |= {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in chosen.initializer}
         names = [value.name for value in chosen.output]
         operands |= dict(zip(node.output, _walked(onnx, builder, chosen, names, operands, version), strict=True))
     return [operands[name] for name in outputs]
@@ -189,9 +192,9 @@ def _folded(onnx: Any, node: Any, inputs: Sequence[Tensor | None], version: int)
 def _running(model: Any) -> tuple[Callable[[Tensor], Tensor], str]:
     """Return points [points, *input] -> outputs [points, outputs] of a file's contents, one point at a time and in the
     file's dtype, by onnxruntime, or by onnx where that is missing; and by whom."""
-    given = next(v for v in model.graph.input if v.name not in {t.name for t in model.graph.initializer})
+    (given,) = _inputs(model.graph)
     kind = given.type.tensor_type
-    dtype, batched, names = _DTYPES[kind.elem_type], len(kind.shape.dim) > 1, _outputs_of_floats(model)
+    dtype, batched, names = _DTYPES[kind.elem_type], len(kind.shape.dim) > 1, _outputs_of_floats(model.graph)
     try:
         runtime = __import__("onnxruntime")
         options = runtime.SessionOptions()

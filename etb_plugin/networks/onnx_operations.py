@@ -136,7 +136,7 @@ class Call:
     @property
     def x(self) -> Value:
         """The first operand, which has to be a value whose batch is first."""
-        self._refuse_moved(self.first)
+        self.refuse_moved(self.first)
         return self.first
 
     def constant(self, place: int) -> Tensor | None:
@@ -163,7 +163,7 @@ class Call:
 
     def run(self, function: Callable[..., Tensor] | str, *arguments: Any, **keywords: Any) -> Value:
         """Add a function of values whose batch is first."""
-        self._refuse_moved((arguments, keywords))
+        self.refuse_moved((arguments, keywords))
         return self.builder.run(function, *arguments, **keywords)
 
     def run_at(self, batch: int, function: Callable[..., Tensor] | str, *arguments: Any, **keywords: Any) -> Value:
@@ -178,18 +178,18 @@ class Call:
         """Add a layer of the last dimension, or of each element, wherever the batch is before that."""
         x = self.first
         if x.batch == x.probe.ndim - 1:
-            self._refuse_moved(x)
+            self.refuse_moved(x)
         return replace(self.builder.layer(layer, x), batch=x.batch)
 
-    def _refuse_moved(self, argument: Any) -> None:
+    def refuse_moved(self, argument: Any) -> None:
+        """Raise UnsupportedLayer for a value, or one among several, whose batch is not its first dimension."""
         if isinstance(argument, Value) and argument.batch:
             raise self.refused(f"takes a value whose batch is dimension {argument.batch}; it has to be the first")
-        for part in argument.values() if isinstance(argument, dict) else argument if _holds(argument) else ():
-            self._refuse_moved(part)
-
-
-def _holds(argument: Any) -> bool:
-    return isinstance(argument, list | tuple)
+        if isinstance(argument, dict):
+            argument = list(argument.values())
+        if isinstance(argument, list | tuple):
+            for part in argument:
+                self.refuse_moved(part)
 
 
 Results = Operand | Sequence[Operand]
@@ -222,7 +222,7 @@ def _common_batch(call: Call) -> int:
     if batch:
         alike = all((value.batch, value.probe.ndim) == (batch, rank) for value in values)
         if not alike or any(isinstance(o, Tensor) and o.ndim >= rank - batch for o in call.operands):
-            call.run(operator.add, *values)  # which refuses it
+            call.refuse_moved(values)
     return batch
 
 
@@ -289,8 +289,13 @@ def _padded(call: Call, kernel: Sequence[int]) -> tuple[tuple[int, ...], Value, 
     first, last = _pads(call, kernel, call.x.probe.shape[2:])
     if first == last:
         return tuple(first), call.x, []
-    flat = [side for pair in zip(reversed(first), reversed(last), strict=True) for side in pair]
+    flat = _flat(first, last)
     return (0,) * len(first), call.run(F.pad, call.x, flat), flat
+
+
+def _flat(first: Sequence[int], last: Sequence[int]) -> list[int]:
+    """Return padding before and behind each dimension as `F.pad` takes it."""
+    return [side for pair in zip(reversed(first), reversed(last), strict=True) for side in pair]
 
 
 def _conv(call: Call) -> Results:
@@ -623,8 +628,7 @@ def _pad(call: Call) -> Results:
         raise call.refused("pads the batch")
     if mode == "constant":
         fill = call.numbers(2, "value") or [0.0]
-        flat = [side for pair in zip(reversed(first), reversed(last), strict=True) for side in pair]
-        return call.run(F.pad, x, flat[:-2], value=float(fill[0]))
+        return call.run(F.pad, x, _flat(first[1:], last[1:]), value=float(fill[0]))
     for axis, pair in enumerate(zip(first, last, strict=True)):
         x = _repeated(call, x, axis, pair, mode)
     return x
@@ -807,22 +811,20 @@ def _scaler(call: Call) -> Results:
 
 def _recurrent(call: Call) -> Results:
     """All hidden states, the last ones, and an LSTM's last cells; [steps, directions, batch, hidden] in the file."""
-    operands = [*call.operands, *[None] * 8]
-    weights, recurrent, biases, _, *states = (_constant(call, operands, place) for place in range(1, 7))
+    weights, recurrent, biases, lengths, *states, peepholes = (call.constant(place) for place in range(1, 8))
     x, first, way = call.first, call.get("layout", 0), call.get("direction", b"forward")
     ways = {b"forward": [False], b"reverse": [True]}.get(way, [False, True])
     order, usual = _GATES[call.kind]
     functions = [name.decode().lower() for name in call.get("activations", [])] or usual * len(ways)
     kind = functions[0] if call.kind == "RNN" else call.kind.lower()
-    if (functions != usual * len(ways) and set(functions) != {"relu"}) or {"clip", "activation_alpha"} & {
-        *call.attributes
-    }:
+    known = functions == usual * len(ways) or (call.kind == "RNN" and set(functions) == {"relu"})
+    if not known or {"clip", "activation_alpha"} & {*call.attributes}:
         raise call.refused("has other activations than torch's")
     if (kind == "gru" and not call.get("linear_before_reset", 0)) or call.get("input_forget", 0):
         raise call.refused("has other equations than torch's (linear_before_reset = 0, or input_forget = 1)")
     if weights is None or recurrent is None:
         raise call.refused("needs constant weights")
-    if any(one is not None for one in operands[4:5] + operands[7:8]) or any(s is not None and s.any() for s in states):
+    if lengths is not None or peepholes is not None or any(s is not None and s.any() for s in states):
         raise call.refused("is taken from states of zeros, over all steps, and without peepholes")
     if x.batch != 1 - first:
         raise call.refused(f"takes a value whose batch is dimension {x.batch}")
@@ -836,7 +838,7 @@ def _recurrent(call: Call) -> Results:
         both = [None, None] if biases is None else [sorted_gates(part) for part in biases[i].chunk(2)]
         given = (sorted_gates(weights[i]), sorted_gates(recurrent[i]), *both, kind, backwards)
         for cells in (False, True)[: max(1, call.outputs - 1)]:
-            results[cells].append(call.run_at(0, recurrence, x, *given, cells=cells))
+            results[cells].append(call.run_at(0, recurrence, x, *given, cells))
 
     def ends(some: list[Value]) -> Value:
         last = [
@@ -847,10 +849,6 @@ def _recurrent(call: Call) -> Results:
 
     outputs = call.run_at(0 if first else 2, torch.stack, results[False], 2)
     return [outputs, *(ends(some) for some in results.values() if some)]
-
-
-def _constant(call: Call, operands: Sequence[Operand | None], place: int) -> Tensor | None:
-    return call.constant(place) if operands[place] is not None else None
 
 
 _GATES = {
