@@ -1,11 +1,13 @@
-"""Smooth activations that a network writes out: x sigmoid(x), x (1 + erf(x / sqrt 2)) / 2, x tanh(softplus(x)), ...
+"""Activations that a network writes out: x sigmoid(x), x (1 + erf(x / sqrt 2)) / 2, where(x > 0, x, exp(x) - 1), ...
 
-A product of two values that are elementwise functions of a single earlier one may be a known function times a constant:
-then its lines are tighter than a product's. Exporters write GELU and SiLU so. What it is, is told by its values.
+A product of two values that are elementwise functions of a single earlier one, or a choice between such, may be a known
+function times a constant: then its lines are tighter than a product's, and a choice has none. Exporters write GELU and
+SiLU so, and JAX nearly all. What it is, is told by its values, where it is not piecewise linear.
 """
 
+import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,23 +16,62 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from etb_plugin.graph.smooth import GELU, GELU_TANH, HARD_SWISH, MISH, QUICK_GELU, SILU, Smooth
+from etb_plugin.graph.activations import Activation
+from etb_plugin.graph.pieces import CONDITIONS, pieces
+from etb_plugin.graph.smooth import (
+    GELU,
+    GELU_TANH,
+    HARD_SWISH,
+    LOG_SIGMOID,
+    MISH,
+    QUICK_GELU,
+    SIGMOID,
+    SILU,
+    TANH,
+    Smooth,
+    elu,
+    softplus,
+)
 
-_KNOWN = (SILU, GELU, GELU_TANH, MISH, HARD_SWISH, QUICK_GELU)
+_KNOWN = (SILU, GELU, GELU_TANH, MISH, HARD_SWISH, QUICK_GELU, SIGMOID, TANH, softplus(), LOG_SIGMOID)
 _PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_", operator.truediv, torch.div, "div"}
-_CALLS = _PRODUCTS | {
-    *(operator.add, operator.iadd, torch.add, "add", "add_", operator.sub, torch.sub, "sub", operator.neg, torch.neg),
-    *(operator.pow, torch.pow, "pow", torch.square, "square", torch.erf, torch.special.erf, "erf"),
-    *(torch.tanh, F.tanh, "tanh", torch.sigmoid, F.sigmoid, "sigmoid", F.softplus, F.hardsigmoid, F.relu6),
-    *(torch.clamp, torch.clip, "clamp", "clip", F.hardtanh, torch.relu, F.relu),
+_CHOICES = {
+    *(torch.where, torch.masked_fill, "masked_fill", torch.maximum, torch.minimum, "maximum", "minimum"),
 }
+_CALLS = (
+    _PRODUCTS
+    | _CHOICES
+    | CONDITIONS
+    | {
+        *("float", "double", "to", "type_as", torch.zeros_like, torch.ones_like, torch.full_like),
+        *(torch.sign, "sign", torch.abs, "abs", operator.abs),
+        *(
+            operator.add,
+            operator.iadd,
+            torch.add,
+            "add",
+            "add_",
+            operator.sub,
+            torch.sub,
+            "sub",
+            operator.neg,
+            torch.neg,
+        ),
+        *(operator.pow, torch.pow, "pow", torch.square, "square", torch.erf, torch.special.erf, "erf"),
+        *(torch.tanh, F.tanh, "tanh", torch.sigmoid, F.sigmoid, "sigmoid", F.softplus, F.hardsigmoid, F.relu6),
+        *(torch.clamp, torch.clip, "clamp", "clip", F.hardtanh, torch.relu, F.relu, "relu"),
+        *(torch.exp, "exp", torch.expm1, "expm1", torch.log, "log", torch.log1p, "log1p", F.elu, F.logsigmoid),
+    }
+)
 _LAYERS = nn.Tanh | nn.Sigmoid | nn.Softplus | nn.Hardsigmoid | nn.ReLU6 | nn.Hardtanh | nn.ReLU
 
 
-_GRID = torch.linspace(-8, 8, 801, dtype=torch.float64)
+_NEAR = torch.linspace(-8, 8, 801, dtype=torch.float64)
+_GRID = torch.cat([_NEAR, torch.linspace(-100, 100, 4001, dtype=torch.float64)])
 _FAR = torch.tensor([-1e5, -1e4, 1e4, 1e5], dtype=torch.float64)
 _AGREEMENT = 1e-5
-"""How far a function may be from the known one, relative to its largest value: constants are written in few digits."""
+"""How far a function may be from the known one, relative to its largest value near 0: constants are written in few
+digits."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +79,21 @@ class Composite:
     """A node that is a function of the value at `source`."""
 
     source: fx.Node
-    function: Smooth
+    function: Activation
 
 
-def composites(module: fx.GraphModule) -> dict[fx.Node, Composite]:
-    """Return the nodes of a graph that are known functions written out, of each the last one."""
+def composites(module: fx.GraphModule, dtype: torch.dtype) -> dict[fx.Node, Composite]:
+    """Return the nodes of a graph that are known functions written out, of each the last one; its constants are written
+    to the precision of `dtype`."""
     order = {node: i for i, node in enumerate(module.graph.nodes)}
-    products = [n for n in order if n.op in ("call_function", "call_method") and n.target in _PRODUCTS]
+    last_ones = [n for n in order if n.op in ("call_function", "call_method") and n.target in _PRODUCTS | _CHOICES]
     dependent: set[fx.Node] = set()
     for node in order:
         if node.op == "placeholder" or any(n in dependent for n in node.all_input_nodes):
             dependent.add(node)
     found: dict[fx.Node, Composite] = {}
     inner: set[fx.Node] = set()
-    for node in reversed(products):
+    for node in reversed(last_ones):
         if node in inner:
             continue
         within: set[fx.Node] = set()
@@ -59,7 +101,7 @@ def composites(module: fx.GraphModule) -> dict[fx.Node, Composite]:
         while open_ends:
             last = max(open_ends, key=order.__getitem__)
             if joined and len(open_ends) == 1:
-                match = _named(module, node, last, within)
+                match = _named(module, node, last, within, 4 * torch.finfo(dtype).eps)
                 if match is not None:
                     found[node] = match
                     inner |= within
@@ -76,11 +118,16 @@ def composites(module: fx.GraphModule) -> dict[fx.Node, Composite]:
 def _elementwise(module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(module.get_submodule(str(node.target)), _LAYERS)
+    if node.target is getattr:
+        return node.args[1] in ("dtype", "device")  # of a cast
     return node.op in ("call_function", "call_method") and node.target in _CALLS
 
 
-def _named(module: fx.GraphModule, node: fx.Node, source: fx.Node, within: set[fx.Node]) -> Composite | None:
-    """Return what `node` is as a function of `source`, by its values; None where it is none that is known."""
+def _named(
+    module: fx.GraphModule, node: fx.Node, source: fx.Node, within: set[fx.Node], tolerance: float
+) -> Composite | None:
+    """Return what `node` is as a function of `source`, by its pieces or its values; None where it is none that is
+    known."""
 
     def value(z: Tensor) -> Tensor:
         """Return the function as the network computes it, with the constants that it was told by."""
@@ -100,12 +147,16 @@ def _named(module: fx.GraphModule, node: fx.Node, source: fx.Node, within: set[f
         got, far = value(_GRID), value(_FAR)
     except (ValueError, RuntimeError, TypeError):
         return None
-    for function in _KNOWN:
+    linear = pieces(module, node, source, constants, tolerance)
+    if linear is not None:
+        return Composite(source, linear)
+    near = got[: len(_NEAR)]
+    for function in (*_KNOWN, *_exponential_units(far)):
         want = function.forward(_GRID)
-        factor = float((got @ want) / (want @ want))
+        factor = float((near @ want[: len(near)]) / want[: len(near)].square().sum())
         off = float((got - factor * want).abs().max())
-        if off <= _AGREEMENT * float(got.abs().max()):
-            drift = float(((far - factor * function.forward(_FAR)) / _FAR).abs().max())
+        drift = float(((far - factor * function.forward(_FAR)) / _FAR).abs().max())
+        if off <= _AGREEMENT * float(near.abs().max()) and math.isfinite(drift):
             return Composite(
                 source,
                 replace(
@@ -114,9 +165,18 @@ def _named(module: fx.GraphModule, node: fx.Node, source: fx.Node, within: set[f
                     derivative=partial(_scaled, function, factor),
                     slack=2 * off,
                     drift=2 * drift,
+                    beyond=-math.inf,
                 ),
             )
     return None
+
+
+def _exponential_units(far: Tensor) -> Iterator[Smooth]:
+    """Yield ELU and CELU with the slope and the level that a function has far away."""
+    level, slope = -float(far[0]), float(far[-1] / _FAR[-1])
+    if 0 < level < math.inf and 0 < slope < math.inf:
+        yield elu(level / slope, slope)
+        yield elu(level / slope, slope, level / slope)
 
 
 def _scaled(function: Smooth, factor: float, z: Tensor) -> Tensor:

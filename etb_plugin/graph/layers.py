@@ -23,6 +23,7 @@ from etb_plugin.graph.affine import Affine, Coherent, Conv, Dense, LargerOf, Lin
 from etb_plugin.graph.beside import ReluBeside, ReluDifference
 from etb_plugin.graph.convex import EXP, LOG, RECIPROCAL, RSQRT, SQRT, SQUARE, Convex
 from etb_plugin.graph.expansions import Steps, Value
+from etb_plugin.graph.pieces import CONDITIONS
 from etb_plugin.graph.recurrent import recurrence, unrolled
 from etb_plugin.graph.smooth import (
     ATAN,
@@ -252,6 +253,18 @@ def _extreme(sign: int) -> Callable[..., int]:
     return make
 
 
+def _extreme_of_two(sign: int) -> Callable[..., int]:
+    """As `_extreme`, by a name that also stands for the extremes of one value along a dimension."""
+    make = _extreme(sign)
+
+    def checked(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+        if not isinstance(builder.values[node], Tensor) or len(node.args) != 2:
+            raise builder.unknown(node)
+        return make(builder, node, inputs)
+
+    return checked
+
+
 def _beyond_constant(builder: "Builder", node: fx.Node, x: int, constant: Callable[[], Tensor], sign: int) -> int:
     """Return the position of max(x, c) = c + max(x - c, 0), or of min(x, c) = c - max(c - x, 0)."""
     shape = builder.features(node)
@@ -259,6 +272,35 @@ def _beyond_constant(builder: "Builder", node: fx.Node, x: int, constant: Callab
     moved = builder.emit(node, Scale(lambda: factor, lambda: -sign * constant()), (x,), shape)
     hinge = builder.emit(node, Relu(), (moved,), shape)
     return builder.emit(node, Scale(lambda: factor, constant), (hinge,), shape)
+
+
+def _constant_like(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
+    """Zeros, ones or a number of the shape of a value."""
+    filling, value = builder.values[node], builder.value(inputs[0])
+    if filling.dtype != builder.probe.dtype:
+        raise builder.unknown(node)
+    return Steps(builder, node).scaled(value, 0.0, lambda: filling[:1]).position
+
+
+def _chosen(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    """A choice by a constant condition. One by values is a known function (`composites`), or refused."""
+    condition = _argument(node, *((0, "condition") if node.target is torch.where else (1, "mask")), None)
+    if condition in builder.positions:
+        raise _no_choice(builder, node)
+    if not bool(builder.values[node].isfinite().all()):
+        raise UnsupportedLayer(f"layer {builder.name(node)} puts in what is not finite")
+    return _rearrange(builder, node, inputs)
+
+
+def _compared(builder: "Builder", node: fx.Node, _: Any) -> Operation:
+    raise _no_choice(builder, node)
+
+
+def _no_choice(builder: "Builder", node: fx.Node) -> UnsupportedLayer:
+    return UnsupportedLayer(
+        f"layer {builder.name(node)} decides by values; taken is what comes to a continuous function of one value, "
+        f"piecewise linear or known, with numbers for constants that are not trained"
+    )
 
 
 # Activations.
@@ -792,6 +834,11 @@ CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([torch.clamp_min, "clamp_min"], lambda builder, node, _: _clamp(builder, node, _)),
     **dict.fromkeys([torch.maximum, "maximum"], _extreme(1)),
     **dict.fromkeys([torch.minimum, "minimum"], _extreme(-1)),
+    **dict.fromkeys([torch.max, "max"], _extreme_of_two(1)),
+    **dict.fromkeys([torch.min, "min"], _extreme_of_two(-1)),
+    **dict.fromkeys([torch.where, torch.masked_fill, "masked_fill"], _chosen),
+    **dict.fromkeys(CONDITIONS, _compared),
+    **dict.fromkeys([torch.zeros_like, torch.ones_like, torch.full_like], _constant_like),
     **dict.fromkeys([F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d], _max_pool_call),
     **dict.fromkeys(
         [

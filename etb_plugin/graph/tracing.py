@@ -162,7 +162,7 @@ class Builder:
         self.sized: set[fx.Node] = set()  # what depends on the number of examples
         self.repeated: set[fx.Node] = set()  # of that, what has as many parts, all alike, such as a class token
         self.values: dict[fx.Node, Any] = {}
-        self.composites = composites(module)
+        self.composites = composites(module, self.probe.dtype)
 
     def graph(self) -> Graph:
         interpreter = fx.Interpreter(self.module)

@@ -669,36 +669,24 @@ def _compare(call: Call) -> Results:
     return call.run(_COMPARISONS[call.kind], *call.operands)
 
 
-def _softplus_past(call: Call) -> Results | None:
-    """Return torch's softplus where a condition takes x itself above a threshold, as its newer exporter writes it."""
-    condition, x, below = call.operands
-    if not (isinstance(condition, Value) and isinstance(x, Value) and isinstance(below, Value)):
-        return None
-    if condition.node.target is not torch.gt or below.node.target is not F.softplus or below.node.args != (x.node,):
-        return None
-    compared, threshold = condition.node.args
-    if compared is not x.node or not isinstance(threshold, fx.Node) or threshold.op != "get_attr":
-        return None
-    return call.run(F.softplus, x, 1.0, float(getattr(call.builder.root, str(threshold.target))))
-
-
 def _where(call: Call) -> Results:
-    softplus = _softplus_past(call)
-    if softplus is not None:
-        return softplus
-    chosen = call.constant(0)
-    if chosen is None:
-        raise call.refused("needs a constant condition")
-    total: Operand | None = None
-    for operand, mask in ((call.operands[1], chosen), (call.operands[2], ~chosen)):
-        like = next(o.probe for o in call.operands if isinstance(o, Value))
-        if isinstance(operand, Tensor):  # what is not chosen may be infinite
-            part: Operand = torch.where(mask, operand, torch.zeros_like(operand))
-        else:
-            part = call.run(operator.mul, operand, mask.to(like))
-        total = part if total is None else call.run(operator.add, total, part)
-    assert total is not None
-    return total
+    return call.run(torch.where, *call.operands)
+
+
+def _shrink(call: Call) -> Results:
+    reach, bias = float(call.get("lambd", 0.5)), float(call.get("bias", 0.0))
+    below = call.run(torch.where, call.run(torch.lt, call.x, -reach), call.run(operator.add, call.x, bias), 0.0)
+    return call.run(torch.where, call.run(torch.gt, call.x, reach), call.run(operator.sub, call.x, bias), below)
+
+
+def _thresholded(call: Call) -> Results:
+    return call.run(torch.where, call.run(torch.gt, call.x, float(call.get("alpha", 1.0))), call.x, 0.0)
+
+
+def _cast(call: Call) -> Results:
+    """A condition becomes numbers; other casts are of indices and shapes, or to the precision of a network."""
+    to_numbers = call.get("to", 0) != _BOOL and call.first.probe.dtype is torch.bool
+    return call.run_at(call.first.batch, "to", call.first, call.builder.input.probe.dtype) if to_numbers else call.first
 
 
 def _clip(call: Call) -> Results:
@@ -851,6 +839,8 @@ def _recurrent(call: Call) -> Results:
     return [outputs, *(ends(some) for some in results.values() if some)]
 
 
+_BOOL = 9
+"""onnx' number of the type of conditions."""
 _GATES = {
     "RNN": ([0], ["tanh"]),
     "GRU": ([1, 0, 2], ["sigmoid", "tanh"]),
@@ -885,7 +875,8 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Atan": _elementwise(torch.atan),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
-    "Cast": _same,
+    "And": _fold(torch.logical_and),
+    "Cast": _cast,
     "Celu": lambda call: call.run(F.celu, call.x, call.get("alpha", 1.0)),
     "Clip": _clip,
     **dict.fromkeys(_COMPARISONS, _compare),
@@ -922,6 +913,8 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Mish": _elementwise(F.mish),
     "Mul": _fold(operator.mul),
     "Neg": _elementwise(torch.neg),
+    "Not": _elementwise(torch.logical_not),
+    "Or": _fold(torch.logical_or),
     "PRelu": _prelu,
     "Pad": _pad,
     "Pow": _pow,
@@ -937,6 +930,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Scaler": _scaler,
     "Selu": _elementwise(F.selu),
     "Shape": _shape,
+    "Shrink": _shrink,
     "Sigmoid": _elementwise(torch.sigmoid),
     "Sign": _elementwise(torch.sign),
     "Sin": _elementwise(torch.sin),
@@ -951,6 +945,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Sub": _fold(operator.sub),
     "Sum": _fold(operator.add),
     "Tanh": _elementwise(torch.tanh),
+    "ThresholdedRelu": _thresholded,
     "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _squeezed,

@@ -29,7 +29,7 @@ FLAT = (
 )
 PIECEWISE = (
     *("relu", "relu", "relu", "leaky", "falling", "prelu", "hardtanh", "relu6", "abs", "clamp"),
-    *("hardsigmoid", "softshrink"),
+    *("hardsigmoid", "softshrink", "chosen", "masked", "shrunk"),
 )
 SMOOTH = {
     "sigmoid": torch.sigmoid,
@@ -47,6 +47,8 @@ SMOOTH = {
     "softsign": F.softsign,
     "tanhshrink": F.tanhshrink,
     "atan": torch.atan,
+    "chosen-elu": lambda x: torch.where(x > 0, x, 0.7 * torch.expm1(torch.where(x > 0, 0.0, x))),
+    "chosen-softplus": lambda x: torch.where(x > 15, x, torch.log1p(torch.exp(x.clamp(max=15)))),
     "sin": torch.sin,
     "cos": lambda x: torch.cos(3 * x),
 }
@@ -87,6 +89,9 @@ class Activation(nn.Module):
             "clamp": lambda x: x.clamp(max=0.5),
             "hardsigmoid": F.hardsigmoid,
             "softshrink": lambda x: F.softshrink(x, 0.3),
+            "chosen": lambda x: torch.where(x >= 0.25, 1 - x, torch.where(x < -1, -0.5, x + 0.5)),
+            "masked": lambda x: -2 * (x * (x > 0).to(x.dtype)),
+            "shrunk": lambda x: torch.where(x.abs() > 0.2, x - torch.sign(x) * 0.2, torch.zeros_like(x)),
             **SMOOTH,
             **CURVES,
         }

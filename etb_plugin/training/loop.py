@@ -40,6 +40,8 @@ _WATCH_EVERY = 0.25
 """Seconds between two looks at the loss: each look waits for the device."""
 _TEAM_WATCH_EVERY = 20
 """Batches between two looks of several processes, which have to look together."""
+_TRUST = 5.0
+"""Seconds of steps that count as much as the estimate made before: the first step of a process is slow."""
 _PROBE_STEPS, _PROBE_SECONDS = 30, 5.0
 
 
@@ -85,8 +87,8 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: `step` of `steps`, means since the epoch began, and the time left at this epoch's pace, other
-    phases of the schedule taking longer or shorter as the run's `cost` has it."""
+    """Where a run stands: `step` of `steps`, means since the epoch began, and the time left: at first as the run's
+    `cost` has it, then at this epoch's pace, other phases of the schedule taking longer or shorter as the cost says."""
 
     epoch: int
     step: int
@@ -285,7 +287,7 @@ def _epoch(
             looked = now
             mean, _, _, accuracy, _ = sums.read()
             expected = cost.left(step - sums.batches) - cost.left(step)
-            left = cost.left(step) * (now - begun) / expected
+            left = cost.left(step) * (now - begun + _TRUST) / (expected + _TRUST)
             images_per_second = sums.images / (now - begun)
             report = Progress(
                 number, step, schedule.run.steps, mean, accuracy, float(point.eps), images_per_second, left

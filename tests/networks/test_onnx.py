@@ -143,9 +143,20 @@ CURVED = {
     "group norm": ([("GroupNormalization", "x s b", "0", {"num_groups": 1}), ("Flatten", "0", "y", {})], {"s": f(2), "b": f(2)}, TOKENS, 21),
 }  # fmt: skip
 CORPUS |= SMOOTH | CURVED | VECTOR
+CHOSEN = {
+    "leaky by a choice": ([("GreaterOrEqual", "x z", "0", {}), ("Mul", "x c", "1", {}), ("Where", "0 x 1", "y", {})], {"z": np.float32(0), "c": np.float32(0.1)}, FLAT, 13),
+    "soft shrink by choices": ([("Less", "x low", "0", {}), ("Add", "x t", "1", {}), ("Greater", "x t", "2", {}), ("Sub", "x t", "3", {}), ("Where", "2 3 z", "4", {}), ("Where", "0 1 4", "y", {})], {"z": np.float32(0), "t": np.float32(0.3), "low": np.float32(-0.3)}, FLAT, 13),
+    "hard tanh by masks": ([("Less", "x low", "0", {}), ("Not", "0", "1", {}), ("Cast", "1", "2", {"to": 1}), ("Mul", "x 2", "3", {}), ("Cast", "0", "4", {"to": 1}), ("Mul", "4 low", "5", {}), ("Add", "3 5", "y", {})], {"low": np.float32(-0.5)}, FLAT, 13),
+    "between two numbers": ([("Greater", "x low", "0", {}), ("Less", "x t", "1", {}), ("And", "0 1", "2", {}), ("Sign", "x", "3", {}), ("Mul", "3 t", "4", {}), ("Where", "2 x 4", "y", {})], {"t": np.float32(0.3), "low": np.float32(-0.3)}, FLAT, 13),
+    "outside two numbers": ([("LessOrEqual", "x low", "0", {}), ("GreaterOrEqual", "x t", "1", {}), ("Or", "0 1", "2", {}), ("Abs", "x", "3", {}), ("Where", "2 3 t", "y", {})], {"t": np.float32(0.3), "low": np.float32(-0.3)}, FLAT, 13),
+    "shrink": ([("Shrink", "x", "y", {"lambd": 0.3, "bias": 0.3})], {}, FLAT, 13),
+    "a threshold of 0": ([("ThresholdedRelu", "x", "y", {"alpha": 0.0})], {}, FLAT, 13),
+    "elu by a choice": ([("Greater", "x z", "0", {}), ("Exp", "x", "1", {}), ("Sub", "1 one", "2", {}), ("Where", "0 x 2", "y", {})], {"z": np.float32(0), "one": np.float32(1)}, FLAT, 13),
+}  # fmt: skip
+CORPUS |= CHOSEN
 REFUSED = {
     name: ([(name, "x", "y", attributes)], {}, FLAT, 13)
-    for name, attributes in (("Softmax", {"axis": 1}), ("Sign", {}))
+    for name, attributes in (("Softmax", {"axis": 1}), ("Sign", {}), ("Shrink", {}), ("ThresholdedRelu", {}))
 }
 
 
@@ -181,7 +192,7 @@ def test_the_newest_opset_is_read_as_the_older_ones_are(tmp_path):
 def test_what_no_bound_takes_is_read_all_the_same_and_refused_by_name_by_the_bound(name, tmp_path):
     network, shape = read_onnx(file_of(REFUSED[name], tmp_path))
     assert network(torch.rand(2, *shape)).shape == (2, 6)
-    with pytest.raises(UnsupportedLayer, match="neither affine nor"):
+    with pytest.raises(UnsupportedLayer, match="neither affine nor|decides by values"):
         bound("ibp", network, Box.around(torch.rand(1, *shape), 0.1))
 
 

@@ -1,0 +1,206 @@
+"""Piecewise linear functions that a network writes out by conditions: x (x > 0), where(x > 0, x, x / 10), ...
+
+Read from what is computed, not from values: knots and slopes are those of the constants that stand in the network.
+"""
+
+import itertools
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from etb_plugin.graph.activations import PiecewiseLinear, Relu
+
+_MOST = 32
+"""Knots of a function."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """slope z + intercept on each of the intervals that ascending knots leave: `lines` has one more than `knots`. A
+    condition is 0 or 1. At a knot, where the function may jump, nothing is said."""
+
+    knots: tuple[float, ...]
+    lines: tuple[tuple[float, float], ...]
+
+    def joined(self, other: "Pieces | float", join: Callable[[tuple[float, float], tuple[float, float]], Any]) -> Any:
+        """Return what `join` makes of two functions' lines, interval by interval."""
+        other = _made(other)
+        knots = tuple(sorted({*self.knots, *other.knots}))
+        if len(knots) > _MOST:
+            raise ValueError("it has too many pieces")
+        inside = _inside(knots)
+        return Pieces(knots, tuple(join(self._line(z), other._line(z)) for z in inside))
+
+    def _line(self, z: float) -> tuple[float, float]:
+        return self.lines[sum(knot < z for knot in self.knots)]
+
+    def __add__(self, other: "Pieces | float") -> "Pieces":
+        return self.joined(other, lambda one, two: (one[0] + two[0], one[1] + two[1]))
+
+    def __mul__(self, other: "Pieces | float") -> "Pieces":
+        return self.joined(other, _multiplied)
+
+    def above(self, other: "Pieces | float") -> "Pieces":
+        """Return where this function is above the other one, as 0 or 1."""
+        difference = self + _made(other) * -1.0
+        knots, edges = list(difference.knots), (-math.inf, *difference.knots, math.inf)
+        for (slope, intercept), low, high in zip(difference.lines, edges, edges[1:], strict=False):
+            if slope and low < -intercept / slope < high:
+                knots.append(-intercept / slope)
+        knots.sort()
+        signs = [_at(difference._line(z), z) > 0 for z in _inside(tuple(knots))]
+        return Pieces(tuple(knots), tuple((0.0, float(sign)) for sign in signs))
+
+    def activation(self, tolerance: float) -> PiecewiseLinear:
+        """Return the function. Raises ValueError where it jumps by more than `tolerance`, relative to its parts."""
+        (first, offset), *_ = self.lines
+        hinges = []
+        for knot, (before, behind) in zip(self.knots, itertools.pairwise(self.lines), strict=True):
+            size = max(abs(part) for slope, intercept in (before, behind) for part in (slope * knot, intercept))
+            if abs(_at(before, knot) - _at(behind, knot)) > tolerance * size:
+                raise ValueError(f"it jumps at {knot:g}")
+            if before[0] != behind[0]:
+                hinges.append((knot, behind[0] - before[0]))
+        if not hinges:
+            raise ValueError("it has one piece")
+        if (first, offset, hinges) == (0.0, 0.0, [(0.0, 1.0)]):
+            return Relu()
+        return PiecewiseLinear(lambda: first, offset, lambda: hinges)
+
+
+def pieces(
+    module: nn.Module, node: fx.Node, source: fx.Node, constants: Mapping[fx.Node, Tensor], tolerance: float
+) -> PiecewiseLinear | None:
+    """Return what `node` is as a function of the value at `source`, or None where that is not piecewise linear, or
+    jumps by more than `tolerance` relative to its parts."""
+    known: dict[fx.Node, Any] = {source: Pieces((), ((1.0, 0.0),))}
+    known.update((one, float(constant)) for one, constant in constants.items())
+
+    def of(one: fx.Node) -> Any:
+        if one not in known:
+            known[one] = _computed(module, one, of)
+        return known[one]
+
+    try:
+        return _made(of(node)).activation(tolerance)
+    except (ValueError, TypeError):
+        return None
+
+
+def _computed(module: nn.Module, node: fx.Node, of: Callable[[fx.Node], Any]) -> Any:
+    if node.op == "call_module":
+        name = type(module.get_submodule(str(node.target))).__name__.lower()
+    else:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    function = _FUNCTIONS.get(name)
+    if function is None:
+        raise ValueError(f"{name} is not known")
+    return function(*fx.map_arg(node.args, of), **fx.map_arg(node.kwargs, of))
+
+
+def _made(value: Any) -> Pieces:
+    if isinstance(value, Pieces):
+        return value
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError("it differs between features")
+    return Pieces((), ((0.0, float(value)),))
+
+
+def _at(line: tuple[float, float], z: float) -> float:
+    return line[0] * z + line[1]
+
+
+def _inside(knots: tuple[float, ...]) -> list[float]:
+    """Return a point of each of the intervals between knots."""
+    if not knots:
+        return [0.0]
+    between = [(a + b) / 2 for a, b in itertools.pairwise(knots)]
+    return [knots[0] - 1 - abs(knots[0]), *between, knots[-1] + 1 + abs(knots[-1])]
+
+
+def _multiplied(one: tuple[float, float], two: tuple[float, float]) -> tuple[float, float]:
+    if one[0] and two[0]:
+        raise ValueError("it is a product")
+    return one[0] * two[1] + one[1] * two[0], one[1] * two[1]
+
+
+def _divided(one: Any, two: Any) -> Pieces:
+    divisors = _made(two).lines
+    if any(slope or not value for slope, value in divisors):
+        raise ValueError("it is a quotient")
+    return _made(one) * Pieces(_made(two).knots, tuple((0.0, 1 / value) for _, value in divisors))
+
+
+def _chosen(condition: Any, one: Any, other: Any) -> Pieces:
+    condition = _made(condition)
+    return condition * _made(one) + _not(condition) * _made(other)
+
+
+def _not(condition: Any) -> Pieces:
+    return _made(condition) * -1.0 + 1.0
+
+
+def _larger(one: Any, other: Any) -> Pieces:
+    return _chosen(_made(one).above(other), one, other)
+
+
+def _smaller(one: Any, other: Any) -> Pieces:
+    return _chosen(_made(one).above(other), other, one)
+
+
+def _clamped(x: Any, min: Any = None, max: Any = None) -> Pieces:
+    above = x if min is None else _larger(x, min)
+    return _made(above) if max is None else _smaller(above, max)
+
+
+def _added(x: Any, other: Any, alpha: float = 1.0) -> Pieces:
+    return _made(x) + _made(other) * alpha
+
+
+def _size(x: Any) -> Pieces:
+    return _larger(x, _made(x) * -1.0)
+
+
+def _sign(x: Any) -> Pieces:
+    return _made(x).above(0.0) + (_made(0.0).above(x)) * -1.0
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("add", "iadd"), _added),
+    "sub": lambda x, other, alpha=1.0: _added(x, other, -alpha),
+    **dict.fromkeys(("mul", "imul"), lambda x, other: _made(x) * _made(other)),
+    **dict.fromkeys(("truediv", "div"), _divided),
+    "neg": lambda x: _made(x) * -1.0,
+    "relu": lambda x, inplace=False: _larger(x, 0.0),
+    "relu6": lambda x, inplace=False: _clamped(x, 0.0, 6.0),
+    **dict.fromkeys(("clamp", "clip"), _clamped),
+    "maximum": _larger,
+    "minimum": _smaller,
+    "abs": _size,
+    "sign": _sign,
+    **dict.fromkeys(("gt", "ge"), lambda x, other: _made(x).above(other)),
+    **dict.fromkeys(("lt", "le"), lambda x, other: _made(other).above(x)),
+    **dict.fromkeys(("and_", "logical_and"), lambda x, other: _made(x) * _made(other)),
+    **dict.fromkeys(("or_", "logical_or"), _larger),
+    **dict.fromkeys(("invert", "logical_not"), _not),
+    "where": _chosen,
+    "masked_fill": lambda x, mask, value: _chosen(mask, value, x),
+    **dict.fromkeys(("float", "double", "to", "type_as"), lambda x, *_, **__: _made(x)),
+    "zeros_like": lambda *_, **__: 0.0,
+    "ones_like": lambda *_, **__: 1.0,
+    "full_like": lambda x, fill_value, **_: fill_value,
+    "getattr": lambda x, name: name,  # a dtype, for a cast
+}
+"""By the names of torch's calls, methods and layers; what else there is is not piecewise linear, or not written so."""
+
+CONDITIONS: set[Any] = {
+    *(operator.gt, operator.ge, operator.lt, operator.le, operator.and_, operator.or_, operator.invert),
+    *(torch.gt, torch.ge, torch.lt, torch.le, "gt", "ge", "lt", "le"),
+    *(torch.logical_and, torch.logical_or, torch.logical_not, "logical_and", "logical_or", "logical_not"),
+}
+"""What decides by values."""
