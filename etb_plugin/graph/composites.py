@@ -38,31 +38,16 @@ _PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_", operator.tru
 _CHOICES = {
     *(torch.where, torch.masked_fill, "masked_fill", torch.maximum, torch.minimum, "maximum", "minimum"),
 }
-_CALLS = (
-    _PRODUCTS
-    | _CHOICES
-    | CONDITIONS
-    | {
-        *("float", "double", "to", "type_as", torch.zeros_like, torch.ones_like, torch.full_like),
-        *(torch.sign, "sign", torch.abs, "abs", operator.abs),
-        *(
-            operator.add,
-            operator.iadd,
-            torch.add,
-            "add",
-            "add_",
-            operator.sub,
-            torch.sub,
-            "sub",
-            operator.neg,
-            torch.neg,
-        ),
-        *(operator.pow, torch.pow, "pow", torch.square, "square", torch.erf, torch.special.erf, "erf"),
-        *(torch.tanh, F.tanh, "tanh", torch.sigmoid, F.sigmoid, "sigmoid", F.softplus, F.hardsigmoid, F.relu6),
-        *(torch.clamp, torch.clip, "clamp", "clip", F.hardtanh, torch.relu, F.relu, "relu"),
-        *(torch.exp, "exp", torch.expm1, "expm1", torch.log, "log", torch.log1p, "log1p", F.elu, F.logsigmoid),
-    }
-)
+_SUMS = {operator.add, torch.add, "add", operator.sub, torch.sub, "sub"}
+_CALLS = _PRODUCTS | _CHOICES | _SUMS | CONDITIONS
+_CALLS |= {
+    *("float", "double", "to", "type_as", torch.zeros_like, torch.ones_like, torch.full_like),
+    *(operator.iadd, "add_", operator.neg, torch.neg, torch.sign, "sign", torch.abs, "abs", operator.abs),
+    *(operator.pow, torch.pow, "pow", torch.square, "square", torch.erf, torch.special.erf, "erf"),
+    *(torch.tanh, F.tanh, "tanh", torch.sigmoid, F.sigmoid, "sigmoid", F.softplus, F.hardsigmoid, F.relu6),
+    *(torch.clamp, torch.clip, "clamp", "clip", F.hardtanh, torch.relu, F.relu, "relu"),
+    *(torch.exp, "exp", torch.expm1, "expm1", torch.log, "log", torch.log1p, "log1p", F.elu, F.logsigmoid),
+}
 _LAYERS = nn.Tanh | nn.Sigmoid | nn.Softplus | nn.Hardsigmoid | nn.ReLU6 | nn.Hardtanh | nn.ReLU
 
 
@@ -86,7 +71,8 @@ def composites(module: fx.GraphModule, dtype: torch.dtype) -> dict[fx.Node, Comp
     """Return the nodes of a graph that are known functions written out, of each the last one; its constants are written
     to the precision of `dtype`."""
     order = {node: i for i, node in enumerate(module.graph.nodes)}
-    last_ones = [n for n in order if n.op in ("call_function", "call_method") and n.target in _PRODUCTS | _CHOICES]
+    ends = _PRODUCTS | _CHOICES | _SUMS
+    last_ones = [n for n in order if n.op in ("call_function", "call_method") and n.target in ends]
     dependent: set[fx.Node] = set()
     for node in order:
         if node.op == "placeholder" or any(n in dependent for n in node.all_input_nodes):
@@ -117,10 +103,11 @@ def composites(module: fx.GraphModule, dtype: torch.dtype) -> dict[fx.Node, Comp
 
 def _elementwise(module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return isinstance(module.get_submodule(str(node.target)), _LAYERS)
+        layer = module.get_submodule(str(node.target))
+        return isinstance(layer, _LAYERS) and not getattr(layer, "inplace", False)
     if node.target is getattr:
         return node.args[1] in ("dtype", "device")  # of a cast
-    return node.op in ("call_function", "call_method") and node.target in _CALLS
+    return node.op in ("call_function", "call_method") and node.target in _CALLS and not node.kwargs.get("inplace")
 
 
 def _named(

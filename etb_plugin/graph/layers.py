@@ -370,7 +370,10 @@ def _hardtanh_call(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear
 
 
 def _clamp(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
-    low, high = _argument(node, 1, "min", None), _argument(node, 2, "max", None)
+    ends = _argument(node, 1, "min", None), _argument(node, 2, "max", None)
+    low, high = (None if isinstance(end, float) and math.isinf(end) else end for end in ends)  # type: Any, Any
+    if low is None and high is None:
+        return PiecewiseLinear(lambda: 1.0, 0.0, lambda: ())
     if not all(end is None or isinstance(end, int | float) for end in (low, high)):
         raise UnsupportedLayer(f"layer {builder.name(node)} needs numbers to clamp to")
     if low == 0 and high is None:

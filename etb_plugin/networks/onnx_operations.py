@@ -4,6 +4,7 @@ Whatever is built here is held against onnxruntime before it is used; what has n
 same, and refused by name by the bounds that cannot take it.
 """
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -17,23 +18,30 @@ from torch.nn import functional as F
 
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.graph.recurrent import recurrence
+from etb_plugin.networks import onnx_exponentials
 
 
 @dataclass(frozen=True)
 class Value:
     """What depends on the network's input: its node in the graph, and what it is for an input of zeros, [1, ...].
 
-    Both have the batch first, which is the dimension `batch` in the file: recurrent networks have steps first.
+    Both have the batch first, which is the dimension `batch` in the file: recurrent networks have steps first. Or the
+    file has the dimensions behind the batch, of the sizes `merged`, in one with it, as tokens come to a linear layer.
     """
 
     node: fx.Node
     probe: Tensor
     batch: int = 0
+    merged: tuple[int, ...] = ()
 
     @property
     def filed(self) -> Tensor:
         """The probe as the file has it."""
-        return self.probe.movedim(0, self.batch)
+        return self.probe.flatten(0, len(self.merged)) if self.merged else self.probe.movedim(0, self.batch)
+
+    def like(self, other: "Value") -> "Value":
+        """Return this value with the batch where another one has it."""
+        return replace(self, batch=other.batch, merged=other.merged)
 
     def dimension(self, axis: int) -> int:
         """Return which dimension of the node an axis of the file is, the batch being 0."""
@@ -50,7 +58,7 @@ class Builder:
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.root, self.graph = nn.Module(), fx.Graph()
-        self.input = Value(self.graph.placeholder("x"), torch.zeros(1, *shape, dtype=dtype))
+        self.input = self._value(self.graph.placeholder("x"), torch.zeros(1, *shape, dtype=dtype))
         self._held = 0
 
     def run(self, function: Callable[..., Tensor] | str, *arguments: Any, **keywords: Any) -> Value:
@@ -59,18 +67,22 @@ class Builder:
         values, named = _probes(arguments), _probes(keywords)
         with torch.no_grad():
             if isinstance(function, str):
-                return Value(
-                    self.graph.call_method(function, nodes[0], nodes[1]),
-                    getattr(values[0], function)(*values[1:], **named),
-                )
-            return Value(self.graph.call_function(function, nodes[0], nodes[1]), function(*values, **named))
+                node = self.graph.call_method(function, nodes[0], nodes[1])
+                probe = getattr(values[0], function)(*values[1:], **named)
+            else:
+                node, probe = self.graph.call_function(function, nodes[0], nodes[1]), function(*values, **named)
+        return self._value(node, probe)
+
+    def _value(self, node: fx.Node, probe: Tensor) -> Value:
+        node.meta["probe"] = probe  # which `onnx_exponentials` asks for shapes
+        return Value(node, probe)
 
     def layer(self, layer: nn.Module, x: Value) -> Value:
         """Add a torch layer."""
         name = self._name("layer")
         self.root.add_module(name, layer.eval())
         with torch.no_grad():
-            return Value(self.graph.call_module(name, (x.node,)), layer(x.probe))
+            return self._value(self.graph.call_module(name, (x.node,)), layer(x.probe))
 
     def network(self, output: Value) -> nn.Module:
         """Return the network whose output is `output`, in eval mode."""
@@ -126,12 +138,19 @@ class Call:
         return self.attributes.get(name, default)
 
     @property
-    def first(self) -> Value:
-        """The first operand, which has to be a value, wherever its batch is."""
+    def any(self) -> Value:
+        """The first operand, which has to be a value."""
         x = self.operands[0]
         if not isinstance(x, Value):
             raise self.refused("its first input has to depend on the network's")
         return x
+
+    @property
+    def first(self) -> Value:
+        """The first operand, which has to be a value whose batch is a dimension of its own, whichever."""
+        if self.any.merged:
+            self.refuse_moved(self.any)
+        return self.any
 
     @property
     def x(self) -> Value:
@@ -176,15 +195,17 @@ class Call:
 
     def layer_behind(self, layer: nn.Module) -> Value:
         """Add a layer of the last dimension, or of each element, wherever the batch is before that."""
-        x = self.first
+        x = self.any
         if x.batch == x.probe.ndim - 1:
             self.refuse_moved(x)
-        return replace(self.builder.layer(layer, x), batch=x.batch)
+        return self.builder.layer(layer, x).like(x)
 
     def refuse_moved(self, argument: Any) -> None:
         """Raise UnsupportedLayer for a value, or one among several, whose batch is not its first dimension."""
         if isinstance(argument, Value) and argument.batch:
             raise self.refused(f"takes a value whose batch is dimension {argument.batch}; it has to be the first")
+        if isinstance(argument, Value) and argument.merged:
+            raise self.refused("mixes the batch into the features: a reshape before it put both into one dimension")
         if isinstance(argument, dict):
             argument = list(argument.values())
         if isinstance(argument, list | tuple):
@@ -197,7 +218,7 @@ Results = Operand | Sequence[Operand]
 
 def _elementwise(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
     """A function of one value."""
-    return lambda call: call.run_at(call.first.batch, function, call.first)
+    return lambda call: call.builder.run(function, call.any).like(call.any)
 
 
 def _fold(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
@@ -205,25 +226,26 @@ def _fold(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
 
     def make(call: Call) -> Results:
         first, *others = call.operands
-        batch = _common_batch(call)
+        like = _like(call)
         for other in others:
-            first = call.run_at(batch, function, first, other)
+            first = call.builder.run(function, first, other).like(like)
         assert first is not None
         return first
 
     return make
 
 
-def _common_batch(call: Call) -> int:
-    """Return which dimension the batch is for all operands of an elementwise operation: what is not constant has one
+def _like(call: Call) -> Value:
+    """Return an operand of an elementwise operation that has the batch where all have it: what is not constant has one
     rank there, and constants are of the dimensions behind it."""
     values = [operand for operand in call.operands if isinstance(operand, Value)]
-    batch, rank = max((value.batch, value.probe.ndim) for value in values)
-    if batch:
-        alike = all((value.batch, value.probe.ndim) == (batch, rank) for value in values)
-        if not alike or any(isinstance(o, Tensor) and o.ndim >= rank - batch for o in call.operands):
+    like = max(values, key=lambda value: (value.merged, value.batch, value.probe.ndim))
+    if like.batch or like.merged:
+        alike = all((v.batch, v.merged, v.probe.ndim) == (like.batch, like.merged, like.probe.ndim) for v in values)
+        behind = like.filed.ndim - 1 - like.batch
+        if not alike or any(isinstance(o, Tensor) and o.ndim > behind for o in call.operands):
             call.refuse_moved(values)
-    return batch
+    return like
 
 
 def _limit(function: Callable[..., Tensor], side: str) -> Callable[[Call], Results]:
@@ -234,8 +256,33 @@ def _limit(function: Callable[..., Tensor], side: str) -> Callable[[Call], Resul
         numbers = [o for o in call.operands if isinstance(o, Tensor) and o.numel() == 1]
         values = [o for o in call.operands if isinstance(o, Value)]
         if len(numbers) == len(values) == 1 == len(call.operands) - 1 and numbers[0].ndim <= values[0].probe.ndim:
-            return call.run(torch.clamp, values[0], **{side: numbers[0].item()})
+            number = numbers[0].item()
+            if math.isinf(number) and (number < 0) == (side == "min"):
+                return values[0]
+            return call.run(torch.clamp, values[0], **{side: number})
         return several(call)
+
+    return make
+
+
+def _unless_written_out(
+    function: Callable[..., Tensor],
+    found: Callable[[fx.Node, fx.Node], onnx_exponentials.Found | None],
+    name: Callable[..., Tensor],
+    **options: Any,
+) -> Callable[[Call], Results]:
+    """A function of two operands, but where it is the last of those that come to another one, by name."""
+    plain = _fold(function)
+
+    def make(call: Call) -> Results:
+        one, other = (*call.operands, None)[:2]
+        plainly = [o for o in (one, other) if isinstance(o, Value) and not o.batch and not o.merged]
+        if len(plainly) == 2:
+            written = found(*(o.node for o in plainly))
+            if written is not None:
+                node, dimension = written
+                return call.run(name, Value(node, node.meta["probe"]), dimension, **options)
+        return plain(call)
 
     return make
 
@@ -255,10 +302,10 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 def _gemm(call: Call) -> Results:
     weight, bias = call.constant(1), call.constant(2)
-    if weight is None or call.get("transA", 0) or call.x.probe.ndim != 2:
+    if weight is None or call.get("transA", 0) or call.any.batch or call.any.filed.ndim != 2:
         raise call.refused("needs an input [batch, features], not transposed")
     scaled = call.get("alpha", 1.0) * (weight if call.get("transB", 0) else weight.T)
-    return call.layer(_linear(scaled, None if bias is None else call.get("beta", 1.0) * bias.flatten()))
+    return call.layer_behind(_linear(scaled, None if bias is None else call.get("beta", 1.0) * bias.flatten()))
 
 
 def _matmul(call: Call) -> Results:
@@ -451,10 +498,18 @@ def _along(call: Call) -> tuple[list[int], bool]:
     return [call.axis(int(axis)) for axis in axes], bool(call.get("keepdims", 1))
 
 
-def _reduced(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
+def _reduced(
+    function: Callable[..., Tensor],
+    before: Callable[..., Tensor] | None = None,
+    after: Callable[..., Tensor] | None = None,
+) -> Callable[[Call], Results]:
+    """A function along some axes, of what `before` makes of each element; `after` takes what that gives."""
+
     def make(call: Call) -> Results:
         axes, keep = _along(call)
-        return call.run(function, call.x, axes, keepdim=keep) if axes else call.x
+        x = call.x if before is None else call.run(before, call.x)
+        x = call.run(function, x, axes, keepdim=keep) if axes else x
+        return x if after is None else call.run(after, x)
 
     return make
 
@@ -498,16 +553,31 @@ def _reshaped(call: Call, value: Tensor) -> Results:
 
 
 def _reshape(call: Call) -> Results:
-    shape, x = call.numbers(1, "shape"), call.first
+    shape, x = call.numbers(1, "shape"), call.any
     if shape is None or (0 in shape and call.get("allowzero", 0)):
         raise call.refused("needs a constant shape, and no empty one")
     filed, batch = x.filed, x.batch
     found = filed.reshape([filed.shape[i] if s == 0 else s for i, s in enumerate(shape)])
+    if x.merged or (batch == 0 and found.ndim and found.shape[0] != 1):
+        return _merged(call, x, found)
     if batch == 0:
         return _reshaped(call, found)
     if found.shape[: batch + 1] != filed.shape[: batch + 1]:
         raise call.refused("mixes the batch into the features")
     return call.run_at(batch, "reshape", x, -1, *found.movedim(batch, 0).shape[1:])
+
+
+def _merged(call: Call, x: Value, found: Tensor) -> Results:
+    """A reshape that puts dimensions into one with the batch, or takes them out again."""
+    sizes = x.merged
+    if not sizes:  # as few as it takes
+        products = itertools.accumulate(x.probe.shape[1:], operator.mul)
+        sizes = tuple(x.probe.shape[1 : 2 + next((i for i, size in enumerate(products) if size == len(found)), -2)])
+    if sizes and len(found) == math.prod(sizes):
+        return replace(call.builder.run("reshape", x, -1, *sizes, *found.shape[1:]), merged=sizes)
+    if found.shape[: 1 + len(x.merged)] != (1, *x.merged):
+        raise call.refused("mixes the batch into the features")
+    return call.builder.run("reshape", x, -1, *found.shape[1:])
 
 
 def _flatten(call: Call) -> Results:
@@ -669,8 +739,31 @@ def _compare(call: Call) -> Results:
     return call.run(_COMPARISONS[call.kind], *call.operands)
 
 
+def _equal(call: Call) -> Results:
+    """Of a value with itself it is true: what asks so looks for what is not a number."""
+    one, other = call.operands
+    if isinstance(one, Value) and isinstance(other, Value) and one.node is other.node:
+        return torch.ones_like(one.filed, dtype=torch.bool)
+    return call.run(torch.eq, one, other)
+
+
+def _never(call: Call) -> Results:
+    """Whether a value is infinite, or no number."""
+    return torch.zeros_like(call.first.filed, dtype=torch.bool)
+
+
 def _where(call: Call) -> Results:
+    condition, *two = call.operands
+    if isinstance(condition, Tensor) and (bool(condition.all()) or not bool(condition.any())):
+        chosen = two[int(not condition.all())]
+        if isinstance(chosen, Value) and torch.broadcast_shapes(*map(_shape_of, call.operands)) == chosen.filed.shape:
+            return chosen
     return call.run(torch.where, *call.operands)
+
+
+def _shape_of(operand: Operand | None) -> torch.Size:
+    assert operand is not None
+    return operand.filed.shape if isinstance(operand, Value) else operand.shape
 
 
 def _shrink(call: Call) -> Results:
@@ -685,8 +778,9 @@ def _thresholded(call: Call) -> Results:
 
 def _cast(call: Call) -> Results:
     """A condition becomes numbers; other casts are of indices and shapes, or to the precision of a network."""
-    to_numbers = call.get("to", 0) != _BOOL and call.first.probe.dtype is torch.bool
-    return call.run_at(call.first.batch, "to", call.first, call.builder.input.probe.dtype) if to_numbers else call.first
+    x = call.any
+    to_numbers = call.get("to", 0) != _BOOL and x.probe.dtype is torch.bool
+    return call.builder.run("to", x, call.builder.input.probe.dtype).like(x) if to_numbers else x
 
 
 def _clip(call: Call) -> Results:
@@ -850,11 +944,11 @@ _GATES = {
 
 
 def _same(call: Call) -> Results:
-    return call.first
+    return call.any
 
 
 def _shape(call: Call) -> Results:
-    shape = list(call.first.filed.shape)
+    shape = list(call.any.filed.shape)
     return torch.tensor(shape[call.get("start", 0) : call.get("end", len(shape))])
 
 
@@ -871,7 +965,7 @@ _SOFTMAXES = {"LogSoftmax": F.log_softmax, "Softmax": F.softmax}
 
 OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Abs": _elementwise(torch.abs),
-    "Add": _fold(operator.add),
+    "Add": _unless_written_out(operator.add, onnx_exponentials.log_sum_exp, torch.logsumexp, keepdim=True),
     "Atan": _elementwise(torch.atan),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
@@ -885,10 +979,11 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "ConvTranspose": _conv_transpose,
     "Cos": _elementwise(torch.cos),
     "DepthToSpace": _depth_to_space,
-    "Div": _fold(operator.truediv),
+    "Div": _unless_written_out(operator.truediv, onnx_exponentials.softmax, F.softmax),
     "Dropout": _same,
     "Einsum": _einsum,
     "Elu": lambda call: call.run(F.elu, call.x, call.get("alpha", 1.0)),
+    "Equal": _equal,
     "Erf": _elementwise(torch.erf),
     "Exp": _elementwise(torch.exp),
     "Expand": _expand,
@@ -902,6 +997,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _elementwise(F.hardswish),
     "Identity": _same,
+    **dict.fromkeys(("IsInf", "IsNaN"), _never),
     "LayerNormalization": _layer_norm,
     "LeakyRelu": lambda call: call.layer(nn.LeakyReLU(call.get("alpha", 0.01))),
     "Log": _elementwise(torch.log),
@@ -920,10 +1016,15 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Pow": _pow,
     **dict.fromkeys(_GATES, _recurrent),
     "Reciprocal": _elementwise(torch.reciprocal),
+    "ReduceL1": _reduced(torch.sum, before=torch.abs),
+    "ReduceL2": _reduced(torch.sum, before=torch.square, after=torch.sqrt),
+    "ReduceLogSum": _reduced(torch.sum, after=torch.log),
+    "ReduceLogSumExp": _reduced(torch.logsumexp),
     "ReduceMax": _extreme(torch.maximum),
     "ReduceMean": _reduced(torch.mean),
     "ReduceMin": _extreme(torch.minimum),
     "ReduceSum": _reduced(torch.sum),
+    "ReduceSumSquare": _reduced(torch.sum, before=torch.square),
     "Relu": lambda call: call.layer_behind(nn.ReLU()),
     "Reshape": _reshape,
     "Resize": _resize,
@@ -942,7 +1043,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Split": _split,
     "Sqrt": _elementwise(torch.sqrt),
     "Squeeze": _squeezed,
-    "Sub": _fold(operator.sub),
+    "Sub": _unless_written_out(operator.sub, onnx_exponentials.log_softmax, F.log_softmax),
     "Sum": _fold(operator.add),
     "Tanh": _elementwise(torch.tanh),
     "ThresholdedRelu": _thresholded,

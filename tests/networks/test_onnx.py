@@ -153,7 +153,40 @@ CHOSEN = {
     "a threshold of 0": ([("ThresholdedRelu", "x", "y", {"alpha": 0.0})], {}, FLAT, 13),
     "elu by a choice": ([("Greater", "x z", "0", {}), ("Exp", "x", "1", {}), ("Sub", "1 one", "2", {}), ("Where", "0 x 2", "y", {})], {"z": np.float32(0), "one": np.float32(1)}, FLAT, 13),
 }  # fmt: skip
-CORPUS |= CHOSEN
+MAXIMUM = [
+    ("ReduceMax", "x", "0", {"axes": [-1]}),
+    ("Max", "far 0", "m", {}),
+    ("Sub", "x m", "u", {}),
+    ("Exp", "u", "e", {}),
+]
+TOTAL = [("ReduceSum", "e one", "1", {"keepdims": 0}), ("Reshape", "1 s", "t", {})]
+JAX = {
+    "softmax written out": ([*MAXIMUM, *TOTAL, ("Div", "e t", "2", {}), ("MatMul", "2 w", "y", {})], {"s": i(1, 1), "one": i(1)}, FLAT),
+    "log-softmax written out": ([*MAXIMUM, *TOTAL, ("Log", "t", "2", {}), ("Sub", "u 2", "3", {}), ("MatMul", "3 w", "y", {})], {"s": i(1, 1), "one": i(1)}, FLAT),
+    "log sum exp written out": ([*MAXIMUM, *TOTAL, ("Abs", "t", "2", {}), ("Log", "2", "3", {}), ("Add", "3 m", "4", {}), ("Sub", "x 4", "y", {})], {"s": i(1, 1), "one": i(1)}, FLAT),
+    "softmax over tokens": ([*MAXIMUM, *TOTAL, ("Expand", "t q", "2", {}), ("Div", "e 2", "3", {}), ("Flatten", "3", "y", {})], {"s": i(1, 2, 1), "one": i(2), "q": i(1, 2, 6)}, [1, 2, 6]),
+    "softplus, where it is a number": ([("Max", "x z", "0", {}), ("Sub", "x z", "1", {}), ("Equal", "1 1", "2", {}), ("Not", "2", "3", {}), ("Abs", "1", "4", {}), ("Neg", "4", "5", {}), ("Exp", "5", "6", {}), ("Add", "6 o", "7", {}), ("Log", "7", "8", {}), ("Add", "0 8", "9", {}), ("Where", "3 x 9", "y", {})], {}, FLAT),
+    "where it is finite": ([("IsInf", "x", "0", {}), ("IsNaN", "x", "1", {}), ("Or", "0 1", "2", {}), ("Where", "2 z x", "3", {}), ("Relu", "3", "y", {})], {}, FLAT),
+    "tokens through a linear layer": ([("Reshape", "x flat", "0", {}), ("Gemm", "0 w b", "1", {}), ("Add", "1 b", "2", {}), ("Tanh", "2", "3", {}), ("Reshape", "3 back", "4", {}), ("Flatten", "4", "y", {})], {"flat": i(-1, 6), "back": i(-1, 2, 2, 2), "b": f(4)}, [1, 2, 6]),
+}  # fmt: skip
+JAX = {
+    name: (
+        nodes,
+        {"z": np.float32(0), "o": np.float32(1), "far": np.float32(-np.inf), "w": f(6, 4)} | constants,
+        shape,
+        13,
+    )
+    for name, (nodes, constants, shape) in JAX.items()
+}
+SUMMED = {
+    name: ([(name, "x", "0", {"axes": [1], "keepdims": 0}), ("Flatten", "0", "y", {})], {}, [1, 2, 6], 13)
+    for name in ("ReduceL1", "ReduceLogSumExp", "ReduceSumSquare")
+}
+SUMMED |= {
+    "ReduceL2": ([("Exp", "x", "0", {}), ("ReduceL2", "0", "1", {"axes": [1]}), ("Flatten", "1", "y", {})], {}, [1, 2, 6], 13),
+    "ReduceLogSum": ([("Exp", "x", "0", {}), ("ReduceLogSum", "0", "1", {"axes": [1]}), ("Flatten", "1", "y", {})], {}, [1, 2, 6], 13),
+}  # fmt: skip
+CORPUS |= CHOSEN | JAX | SUMMED
 REFUSED = {
     name: ([(name, "x", "y", attributes)], {}, FLAT, 13)
     for name, attributes in (("Softmax", {"axis": 1}), ("Sign", {}), ("Shrink", {}), ("ThresholdedRelu", {}))
@@ -178,6 +211,48 @@ def test_an_operation_is_read_as_onnxruntime_runs_it_and_bounded_soundly(name, t
         assert (values.amax(0) <= interval.upper + 1e-4).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("softmax written out", torch.nn.functional.softmax),
+        ("softmax over tokens", torch.nn.functional.softmax),
+        ("log-softmax written out", torch.nn.functional.log_softmax),
+        ("log sum exp written out", torch.logsumexp),
+    ],
+)
+def test_what_jax_writes_out_is_one_operation(name, target, tmp_path):
+    """Exponentials over their sum, which no bound knows to lie between 0 and 1, are what the bounds know as softmax."""
+    network, _ = read_onnx(file_of(JAX[name], tmp_path))
+    targets = [node.target for node in network.graph.nodes]
+    assert target in targets
+    assert torch.exp not in targets
+
+
+def test_exponentials_over_another_sum_are_no_softmax(tmp_path):
+    """Sums along the other of two dimensions of one size, and of other exponentials."""
+    constants = {"s": i(1, 3, 1), "one": i(1), "far": np.float32(-np.inf)}
+    nodes = [*MAXIMUM, *TOTAL, ("Div", "e t", "2", {}), ("Flatten", "2", "y", {})]
+    network, _ = read_onnx(written(tmp_path / "n.onnx", nodes, constants, [1, 3, 3]))
+    assert torch.exp in [node.target for node in network.graph.nodes]
+    nodes = [
+        *MAXIMUM,
+        ("Exp", "x", "e2", {}),
+        ("ReduceSum", "e2 one", "t", {}),
+        ("Div", "e t", "2", {}),
+        ("Flatten", "2", "y", {}),
+    ]
+    network, _ = read_onnx(written(tmp_path / "n.onnx", nodes, constants, [1, 3, 3]))
+    assert torch.exp in [node.target for node in network.graph.nodes]
+
+
+def test_tokens_that_stay_in_the_batch_are_refused(tmp_path):
+    constants = {"flat": i(-1, 6), "w": f(6, 4), "k": i(0)}
+    for after in ([("Flatten", "1", "y", {})], [("Gather", "1 k", "y", {"axis": 0})], [("Transpose", "1", "y", {})]):
+        nodes = [("Reshape", "x flat", "0", {}), ("MatMul", "0 w", "1", {}), *after]
+        with pytest.raises(UnsupportedLayer, match="mixes the batch into the features"):
+            read_onnx(written(tmp_path / "n.onnx", nodes, constants, [1, 2, 6]))
+
+
 def test_the_newest_opset_is_read_as_the_older_ones_are(tmp_path):
     newest = min(28, onnx.defs.onnx_opset_version())
     for name, (nodes, constants, shape, _) in (SMOOTH | CURVED).items():
@@ -192,7 +267,7 @@ def test_the_newest_opset_is_read_as_the_older_ones_are(tmp_path):
 def test_what_no_bound_takes_is_read_all_the_same_and_refused_by_name_by_the_bound(name, tmp_path):
     network, shape = read_onnx(file_of(REFUSED[name], tmp_path))
     assert network(torch.rand(2, *shape)).shape == (2, 6)
-    with pytest.raises(UnsupportedLayer, match="neither affine nor|decides by values"):
+    with pytest.raises(UnsupportedLayer, match=r"neither affine nor|decides by values"):
         bound("ibp", network, Box.around(torch.rand(1, *shape), 0.1))
 
 
