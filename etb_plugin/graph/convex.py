@@ -22,7 +22,7 @@ class Convex(Curved):
     """A function by its value and derivative; `least` is where it is least, inside what it is defined on.
 
     `concave` says that it is the other way round; a function with a `pole` at 0 is so on the other side of that. No
-    input is below the `floor`, though an interval, by its centre and radius, may not be able to say so.
+    input is below the `floor` or above the `ceiling`, though its ends may not say so.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Convex(Curved):
     concave: bool = False
     pole: bool = False
     floor: float | None = None
+    ceiling: float | None = None
 
     def forward(self, z: Tensor) -> Tensor:
         return self.value(z)
@@ -80,7 +81,9 @@ class Convex(Curved):
 
     def known(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Return the ends beyond which nothing is."""
-        return (low, high) if self.floor is None else (low.clamp(min=self.floor), high.clamp(min=self.floor))
+        if self.floor is None and self.ceiling is None:
+            return low, high
+        return low.clamp(self.floor, self.ceiling), high.clamp(self.floor, self.ceiling)
 
     def _bend(self, low: Tensor) -> Tensor:
         """Return 1 where the function is convex and -1 where it is concave."""

@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from etb_plugin.graph.tracing import Builder
 
 
+_SHARES = replace(EXP, ceiling=0.0)
+"""Of the logarithms of shares, which are at most 1."""
+
+
+_OUT = -1e6
+"""What stands for -inf where a softmax takes it: next to scores that differ by less, its exponential is 0 too."""
+
+
+def without_infinity(values: Tensor) -> Tensor:
+    """Return what a mask adds to scores in numbers of usual size: exporters write the least number there is for -inf."""
+    return values.masked_fill(values < torch.finfo(values.dtype).min / 2, _OUT)
+
+
 @dataclass(frozen=True)
 class Value:
     """A node by its position, and the shape of its value without the batch."""
@@ -129,17 +142,21 @@ class Steps:
 
     def softmax(self, x: Value, dim: int) -> Value:
         """exp of the logarithm, which is at most 0."""
-        return self._along(x, dim, lambda rows: self.add(EXP, rows.shape, self._log_softmax(rows)))
+        return self._along(x, dim, lambda rows: self.add(_SHARES, rows.shape, self._log_softmax(rows)))
 
     def log_sum_exp(self, x: Value, dim: int, keep: bool) -> Value:
         rows = self._rows(self.moved(x, lambda t: t.movedim(dim, -1)))
         before, behind = x.shape[: dim - 1], x.shape[dim:]
         return self.reshaped(self._log_sum_exp(rows), (*before, *([1] if keep else []), *behind))
 
-    def attention(self, query: Value, key: Value, value: Value, scale: float | None) -> Value:
-        """Return softmax(query key^T scale) value, of [..., tokens, features]."""
+    def attention(
+        self, query: Value, key: Value, value: Value, scale: float | None, mask: Callable[[], Tensor] | None
+    ) -> Value:
+        """Return softmax(query key^T scale + mask) value, of [..., tokens, features]."""
         factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         scores = self.matrix_product(self.scaled(query, factor), self.moved(key, lambda t: t.transpose(-1, -2)))
+        if mask is not None:
+            scores = self.scaled(scores, 1.0, lambda: without_infinity(mask()))
         return self.matrix_product(self.softmax(scores, len(scores.shape)), value)
 
     def centred(self, x: Value, dims: Sequence[int]) -> Value:

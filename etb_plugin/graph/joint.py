@@ -5,6 +5,9 @@ from torch import Tensor
 
 from etb_plugin.graph.activations import Curved
 
+_LOST = 200.0
+"""How far below the largest of several values the exponential of another is nothing beside its own."""
+
 
 class Product(Curved):
     """The product of two values: [batch, *features, 2] -> [batch, *features].
@@ -109,5 +112,6 @@ class LogSumExp(Curved):
 
     def _rounding(self, low: Tensor, high: Tensor) -> Tensor:
         n = low.shape[-1]
-        size = torch.maximum(low.abs(), high.abs()).amax(-1).detach()
-        return 8 * n * torch.finfo(low.dtype).eps * (size + 1)
+        size = torch.maximum(low.abs(), high.abs()).detach()
+        lost = high < low.amax(-1, keepdim=True) - _LOST  # as what a mask takes out: nothing of it is added
+        return 8 * n * torch.finfo(low.dtype).eps * (size.masked_fill(lost, 0.0).amax(-1) + 1)

@@ -22,7 +22,7 @@ from etb_plugin.graph.activations import Activation, PiecewiseLinear, Relu, clip
 from etb_plugin.graph.affine import Affine, Coherent, Conv, Dense, LargerOf, Linear, Reshape, Scale, Sum
 from etb_plugin.graph.beside import ReluBeside, ReluDifference
 from etb_plugin.graph.convex import EXP, LOG, RECIPROCAL, RSQRT, SQRT, SQUARE, Convex
-from etb_plugin.graph.expansions import Steps, Value
+from etb_plugin.graph.expansions import Steps, Value, without_infinity
 from etb_plugin.graph.pieces import CONDITIONS
 from etb_plugin.graph.recurrent import recurrence, unrolled
 from etb_plugin.graph.smooth import (
@@ -287,9 +287,17 @@ def _chosen(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> A
     condition = _argument(node, *((0, "condition") if node.target is torch.where else (1, "mask")), None)
     if condition in builder.positions:
         raise _no_choice(builder, node)
-    if not bool(builder.values[node].isfinite().all()):
+    if bool(builder.values[node].isfinite().all()):
+        return _rearrange(builder, node, inputs)
+    if not _only_into_softmax(node):
         raise UnsupportedLayer(f"layer {builder.name(node)} puts in what is not finite")
-    return _rearrange(builder, node, inputs)
+    builder.features(node)
+    choice = builder.closure(node, inputs)
+    return Coherent(lambda *values: without_infinity(choice(*values)))
+
+
+def _only_into_softmax(node: fx.Node) -> bool:
+    return all(CALLS.get(user.target) is _softmax for user in node.users)
 
 
 def _compared(builder: "Builder", node: fx.Node, _: Any) -> Operation:
@@ -369,11 +377,11 @@ def _hardtanh_call(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear
     return clipped(_argument(node, 1, "min_val", -1.0), _argument(node, 2, "max_val", 1.0))
 
 
-def _clamp(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
+def _clamp(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear | None:
     ends = _argument(node, 1, "min", None), _argument(node, 2, "max", None)
     low, high = (None if isinstance(end, float) and math.isinf(end) else end for end in ends)  # type: Any, Any
     if low is None and high is None:
-        return PiecewiseLinear(lambda: 1.0, 0.0, lambda: ())
+        return None
     if not all(end is None or isinstance(end, int | float) for end in (low, high)):
         raise UnsupportedLayer(f"layer {builder.name(node)} needs numbers to clamp to")
     if low == 0 and high is None:
@@ -383,6 +391,13 @@ def _clamp(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
     if low is None:
         return PiecewiseLinear(lambda: 1.0, 0.0, lambda: ((high, -1.0),))
     return clipped(low, high)
+
+
+def _clamp_from_above(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
+    high = _argument(node, 1, "max", None)
+    if not isinstance(high, int | float):
+        raise UnsupportedLayer(f"layer {builder.name(node)} needs a number to clamp to")
+    return PiecewiseLinear(lambda: 1.0, 0.0, lambda: ((high, -1.0),))
 
 
 def _smooth(function: Sloped) -> "_Maker":
@@ -543,6 +558,8 @@ def _sum(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...], sign: i
     ones = _one(builder)(shape)
     if one is inputs[0]:
         offset = builder.elementwise(node, two)
+        if _only_into_softmax(node):
+            return Scale(lambda: ones, lambda: without_infinity(sign * offset()))
         return Scale(lambda: ones, lambda: sign * offset())
     offset = builder.elementwise(node, one)
     return Scale(lambda: sign * ones, offset)
@@ -745,14 +762,25 @@ def _group_norm(builder: "Builder", node: fx.Node, layer: Any) -> int:
 
 def _scaled_dot_product(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
     three = [_argument(node, place, name, None) for place, name in enumerate(("query", "key", "value"))]
-    others = [_argument(node, 3, "attn_mask", None), _argument(node, 4, "dropout_p", 0.0)]
-    others += [_argument(node, 5, "is_causal", False), node.kwargs.get("enable_gqa", False)]
+    mask, causal = _argument(node, 3, "attn_mask", None), _argument(node, 5, "is_causal", False)
+    others = (_argument(node, 4, "dropout_p", 0.0), node.kwargs.get("enable_gqa", False), mask in builder.positions)
     if any(others) or not all(n in builder.positions for n in three):
         raise UnsupportedLayer(
-            f"layer {builder.name(node)} is taken without mask, dropout and groups, of values that depend on the input"
+            f"layer {builder.name(node)} is taken without dropout and groups, of values that depend on the input, "
+            f"with a constant mask"
         )
     query, key, value = (builder.value(n) for n in three)
-    return Steps(builder, node).attention(query, key, value, _argument(node, 6, "scale", None)).position
+    tokens = query.shape[-2], key.shape[-2]
+    like = builder.probe
+
+    def added() -> Tensor:
+        given = torch.ones(tokens, dtype=torch.bool, device=like.device).tril() if causal else builder.constant(mask)
+        if given.dtype == torch.bool:
+            given = torch.zeros_like(given, dtype=like.dtype).masked_fill(~given, -torch.inf)
+        return given
+
+    scale, offset = _argument(node, 6, "scale", None), added if causal or mask is not None else None
+    return Steps(builder, node).attention(query, key, value, scale, offset).position
 
 
 _Maker = Callable[["Builder", fx.Node, Any], Operation | int | None]
@@ -834,7 +862,8 @@ CALLS: dict[Any, _Maker] = {
     F.hardswish: _smooth(HARD_SWISH),
     F.relu6: lambda builder, node, _: clipped(0.0, 6.0),
     **dict.fromkeys([torch.clamp, torch.clip, "clamp", "clip", "clamp_", "clip_"], _clamp),
-    **dict.fromkeys([torch.clamp_min, "clamp_min"], lambda builder, node, _: _clamp(builder, node, _)),
+    **dict.fromkeys([torch.clamp_min, "clamp_min"], _clamp),
+    **dict.fromkeys([torch.clamp_max, "clamp_max"], _clamp_from_above),
     **dict.fromkeys([torch.maximum, "maximum"], _extreme(1)),
     **dict.fromkeys([torch.minimum, "minimum"], _extreme(-1)),
     **dict.fromkeys([torch.max, "max"], _extreme_of_two(1)),
@@ -850,22 +879,28 @@ CALLS: dict[Any, _Maker] = {
         ],
         _reshape,
     ),
-    **dict.fromkeys(["contiguous", "clone", torch.clone, "to", "float", "double", "detach"], _keep),
+    **dict.fromkeys(["contiguous", "clone", torch.clone, "to", "type", "float", "double", "detach"], _keep),
+    **dict.fromkeys([torch.nan_to_num, "nan_to_num"], _keep),
     F.dropout: _dropout,
     **dict.fromkeys([operator.add, operator.iadd, torch.add, "add", "add_"], _add),
-    **dict.fromkeys([operator.sub, operator.isub, torch.sub, "sub", "sub_"], _subtract),
+    **dict.fromkeys([operator.sub, operator.isub, torch.sub, "sub", "sub_", torch.subtract, "subtract"], _subtract),
     **dict.fromkeys([operator.neg, torch.neg, "neg"], _negative),
     getattr: _attribute,
     **dict.fromkeys([torch.cat, torch.concat, torch.concatenate, torch.stack, torch.roll, torch.flip], _rearrange),
     **dict.fromkeys([F.pad, "flip", "roll", "narrow", "index_select", torch.narrow], _rearrange),
     **dict.fromkeys(["expand", "expand_as", "repeat", torch.tile, "tile"], _rearrange),
     **dict.fromkeys([F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d], _dense),
-    torch.index_select: _rearrange,
+    **dict.fromkeys([torch.index_select, torch.rot90, "rot90", torch.fliplr, torch.flipud], _rearrange),
+    **dict.fromkeys([torch.repeat_interleave, "repeat_interleave", torch.triu, "triu", torch.tril, "tril"], _rearrange),
+    **dict.fromkeys([torch.diagonal, "diagonal", F.unfold], _rearrange),
+    **dict.fromkeys([F.fold, torch.cumsum, "cumsum"], _gather),
+    **dict.fromkeys([torch.diff, "diff"], _dense),
     **dict.fromkeys(MOVES - {torch.squeeze, "squeeze"}, _rearrange),
     **dict.fromkeys([torch.mean, "mean", torch.sum, "sum", F.avg_pool1d, F.avg_pool2d, F.avg_pool3d], _gather),
     **dict.fromkeys([F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d], _gather),
-    **dict.fromkeys([operator.mul, operator.imul, torch.mul, "mul", "mul_"], _product),
+    **dict.fromkeys([operator.mul, operator.imul, torch.mul, "mul", "mul_", torch.multiply, "multiply"], _product),
     **dict.fromkeys([operator.truediv, operator.itruediv, torch.div, "div", "div_"], _quotient),
+    **dict.fromkeys([torch.divide, "divide", torch.true_divide, "true_divide"], _quotient),
     F.linear: _linear_call,
     **dict.fromkeys([F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d], _conv_call),
     **dict.fromkeys([torch.matmul, operator.matmul, "matmul", torch.mm, "mm", torch.bmm, "bmm"], _matmul),

@@ -66,8 +66,6 @@ class Pieces:
                 raise ValueError(f"it jumps at {knot:g}")
             if before[0] != behind[0]:
                 hinges.append((knot, behind[0] - before[0]))
-        if not hinges:
-            raise ValueError("it has one piece")
         if (first, offset, hinges) == (0.0, 0.0, [(0.0, 1.0)]):
             return Relu()
         return PiecewiseLinear(lambda: first, offset, lambda: hinges)
@@ -106,9 +104,9 @@ def _computed(module: nn.Module, node: fx.Node, of: Callable[[fx.Node], Any]) ->
 def _made(value: Any) -> Pieces:
     if isinstance(value, Pieces):
         return value
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError("it differs between features")
-    return Pieces((), ((0.0, float(value)),))
+    if not math.isfinite(number := float(value)):
+        raise ValueError("it is not finite")
+    return Pieces((), ((0.0, number),))
 
 
 def _at(line: tuple[float, float], z: float) -> float:

@@ -88,6 +88,24 @@ def written_out(layer: nn.RNNBase, x: Any, states: Any = None) -> tuple[Any, Any
     return (x if layer.batch_first else x.transpose(0, 1)), states[0] if kind != "lstm" else tuple(states)
 
 
+def stepped(layer: nn.RNNCellBase, x: Any, state: Any = None) -> Any:
+    """Return what a cell of one step gives for the proxy `x`: h, and an LSTM's c too; from zeros unless told."""
+    fed = nn.functional.linear(x, layer.weight_ih, layer.bias_ih)
+    h, c = state if isinstance(layer, nn.LSTMCell) and state is not None else (state, None)
+    back = layer.bias_hh if h is None else nn.functional.linear(h, layer.weight_hh, layer.bias_hh)
+    if isinstance(layer, nn.GRUCell):
+        gates, parts = fed.chunk(3, 1), None if back is None else back.chunk(3, -1)
+        r, z = ((gates[i] if parts is None else gates[i] + parts[i]).sigmoid() for i in range(2))
+        n = (gates[2] if parts is None else gates[2] + r * parts[2]).tanh()
+        return (1 - z) * n if h is None else (1 - z) * n + z * h
+    total = fed if back is None else fed + back
+    if isinstance(layer, nn.RNNCell):
+        return _PLAIN[layer.nonlinearity](total)
+    i, f, g, o = total.chunk(4, 1)
+    c = i.sigmoid() * g.tanh() if c is None else f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
 def unrolled(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
     """Return the position of what a call of `recurrence` gives."""
     given: Any = node.args  # a proxy records them all

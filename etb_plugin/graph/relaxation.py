@@ -21,7 +21,7 @@ from etb_plugin.graph.ascent import Ascent, Moved
 from etb_plugin.graph.graph import Ends, Graph, reach
 from etb_plugin.graph.regions import Box, Region
 from etb_plugin.graph.rounding import Sizes, Slack, are_rigorous, check_rigorous
-from etb_plugin.graph.rows import Rows, Tables, dot, summed, weighed_sum
+from etb_plugin.graph.rows import Rows, Tables, dot, flat, summed, weighed_sum
 from etb_plugin.stopping import check_time
 
 Hinge = tuple[int, int]
@@ -45,7 +45,7 @@ class Decided:
     def apply(self, rows: Tensor, part: Tensor, shift: Tensor, rise: Tensor) -> None:
         """Put the piece that is left into what `rows` became by lines with `rise`: `part`, and `shift` beside it."""
         here = self.batch, self.row, self.unit
-        was, shared = rows.flatten(2)[here], rise.flatten(1)
+        was, shared = flat(rows)[here], rise.flatten(1)
         shift.index_put_(here[:2], -was.clamp(max=0) * shared[self.batch % len(shared), self.unit], accumulate=True)
         part.view(*part.shape[:2], -1)[here] = torch.where(self.on, was, 0.0)
 
@@ -223,7 +223,7 @@ class Relaxation:
         for node, pull in choice.pulls.items():
             large = torch.finfo(pull.dtype).max  # nothing pulls at an end that is not finite
             low, high = (end.unsqueeze(1).clamp(-large, large) for end in self._ends_of_nodes[node])
-            value = value - torch.maximum(pull * low, pull * high).flatten(2).sum(2)
+            value = value - flat(torch.maximum(pull * low, pull * high)).sum(2)
         if slack is not None:
             slack.reach(0, found[0])
             value = value - slack.total
@@ -265,7 +265,7 @@ class Relaxation:
                 part, *shifts = _ThroughChord.apply(weighed, steep, rise)
                 ends = torch.stack(shifts)
                 if knot:
-                    ends = ends - knot * part.flatten(2).sum(2)
+                    ends = ends - knot * flat(part).sum(2)
                 values = part if values is None else values + part
                 both = ends if both is None else both + ends
             assert values is not None
@@ -312,7 +312,7 @@ class Relaxation:
             values = rows.values * rows.view(_full(first, rows.values, self.graph.nodes[i].shape))
         if not activation.offset:
             return values, None
-        return values, activation.offset * rows.inside(self.graph.nodes[i].shape[1:]).values.flatten(2).sum(2)
+        return values, activation.offset * flat(rows.inside(self.graph.nodes[i].shape[1:]).values).sum(2)
 
     def _weighed(
         self, i: int, activation: PiecewiseLinear, rows: Rows, signs: Mapping[Hinge, Tensor]
@@ -341,7 +341,7 @@ class Relaxation:
             if price is not None and sign is not None:
                 part = part - price * rows.view(sign[:, 0])
             if knot:
-                shift = shift - knot * part.flatten(2).sum(2)
+                shift = shift - knot * flat(part).sum(2)
             values = part if values is None else values + part
             constant = shift if constant is None else constant + shift
         assert values is not None
@@ -360,7 +360,7 @@ class Relaxation:
                 slope, intercept = activation.chosen(share, low, high, sign)
             mine = sign * torch.relu(sign * rows.values)
             values.append(activation.repeated(mine) * slope)
-            constants.append((mine * intercept).flatten(2).sum(2))
+            constants.append(flat(mine * intercept).sum(2))
         return values[0] + values[1], constants[0] + constants[1]
 
     def share(self, rows: Rows, key: Hinge) -> Tensor:

@@ -152,10 +152,15 @@ class Rows:
 
 def dot(values: Tensor, view: Tensor) -> Tensor:
     """Return the sum over the features of values [groups or 1, number, ...] times view [groups or 1, 1, ...]."""
-    flat, other = values.flatten(2), view.flatten(1).unsqueeze(2)
+    rows, other = flat(values), view.flatten(1).unsqueeze(2)
     if len(other) == 1:
-        return (flat @ other[0])[:, :, 0]
-    return (flat @ other)[:, :, 0]
+        return (rows @ other[0])[:, :, 0]
+    return (rows @ other)[:, :, 0]
+
+
+def flat(values: Tensor) -> Tensor:
+    """Return values [groups, number, *features] with the features in one dimension: one number may have no other."""
+    return values.flatten(2) if values.ndim > 2 else values.unsqueeze(2)
 
 
 class _Over(torch.autograd.Function):
@@ -182,7 +187,7 @@ class _Over(torch.autograd.Function):
 
 def weighed_sum(weights: Tensor, values: Tensor, like: Tensor) -> Tensor:
     """Return values [groups or 1, number, ...] by `weights` [groups, number], summed over the numbers, as `like`."""
-    return summed(weights.unsqueeze(1) @ values.flatten(2), like.flatten(2)).view_as(like)
+    return summed(weights.unsqueeze(1) @ flat(values), flat(like)).view_as(like)
 
 
 def summed(value: Tensor, like: Tensor) -> Tensor:

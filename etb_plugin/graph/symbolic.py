@@ -5,12 +5,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.graph.beside import ReluBeside
-from etb_plugin.graph.recurrent import written_out
+from etb_plugin.graph.recurrent import stepped, written_out
 
 
 def symbolic(network: nn.Module) -> fx.GraphModule:
@@ -40,6 +41,8 @@ def _length(value: Any) -> Any:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, _OPENED):
+            return False
         return isinstance(m, ReluBeside) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
@@ -49,9 +52,20 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs) if form is None else form(m, *args, **kwargs)
 
 
-def _attention(layer: nn.MultiheadAttention, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+def _attention(
+    layer: nn.MultiheadAttention,
+    query: Any,
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> Any:
     """Return the outputs and, in place of the weights, None."""
-    _refuse_masks("MultiheadAttention", layer.batch_first, args, kwargs)
+    if not layer.batch_first or key_padding_mask is not None:
+        raise UnsupportedLayer("layer MultiheadAttention is taken with batch_first=True, and without key_padding_mask")
     if layer.bias_k is not None or layer.add_zero_attn:
         raise UnsupportedLayer("layer MultiheadAttention is taken without add_bias_kv and add_zero_attn")
     size, heads, bias = layer.embed_dim, layer.num_heads, layer.in_proj_bias
@@ -62,19 +76,40 @@ def _attention(layer: nn.MultiheadAttention, query: Any, key: Any, value: Any, *
         weight = separate[part] if layer.in_proj_weight is None else layer.in_proj_weight[some]
         return F.linear(x, weight, None if bias is None else bias[some]).unflatten(-1, (heads, -1)).transpose(1, 2)
 
-    found = F.scaled_dot_product_attention(projected(query, 0), projected(key, 1), projected(value, 2))
+    if isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool:
+        attn_mask = ~attn_mask  # here what is True is taken out, there it stays
+    elif isinstance(attn_mask, fx.Proxy):
+        attn_mask = _mask_of(attn_mask)
+    found = F.scaled_dot_product_attention(projected(query, 0), projected(key, 1), projected(value, 2), attn_mask)
     return F.linear(found.transpose(1, 2).flatten(2), layer.out_proj.weight, layer.out_proj.bias), None
 
 
-def _encoder_layer(layer: nn.TransformerEncoderLayer, x: Any, *args: Any, **kwargs: Any) -> Any:
-    _refuse_masks("TransformerEncoderLayer", layer.self_attn.batch_first, args, kwargs)
+def _mask_of(mask: Any) -> Any:
+    """Return a mask in numbers: of a Boolean one what is True is taken out."""
+    if isinstance(mask, fx.Proxy):
+        return mask.tracer.create_proxy("call_function", _mask_of, (mask,), {})
+    return torch.zeros(mask.shape).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask
+
+
+def _encoder_layer(
+    layer: nn.TransformerEncoderLayer,
+    src: Any,
+    src_mask: Any = None,
+    src_key_padding_mask: Any = None,
+    is_causal: bool = False,
+) -> Any:
+    if not layer.self_attn.batch_first or src_key_padding_mask is not None:
+        raise UnsupportedLayer(
+            "layer TransformerEncoderLayer is taken with batch_first=True, and without padding masks"
+        )
 
     def attended(y: Any) -> Any:
-        return layer.self_attn(y, y, y)[0]
+        return layer.self_attn(y, y, y, attn_mask=src_mask)[0]
 
     def fed_forward(y: Any) -> Any:
         return layer.linear2(layer.activation(layer.linear1(y)))
 
+    x = src
     if layer.norm_first:
         x = x + attended(layer.norm1(x))
         return x + fed_forward(layer.norm2(x))
@@ -82,23 +117,65 @@ def _encoder_layer(layer: nn.TransformerEncoderLayer, x: Any, *args: Any, **kwar
     return layer.norm2(x + fed_forward(x))
 
 
-def _encoder(layer: nn.TransformerEncoder, x: Any, *args: Any, **kwargs: Any) -> Any:
-    _refuse_masks("TransformerEncoder", True, args, kwargs)
+def _decoder_layer(
+    layer: nn.TransformerDecoderLayer,
+    tgt: Any,
+    memory: Any,
+    tgt_mask: Any = None,
+    memory_mask: Any = None,
+    tgt_key_padding_mask: Any = None,
+    memory_key_padding_mask: Any = None,
+    tgt_is_causal: bool = False,
+    memory_is_causal: bool = False,
+) -> Any:
+    padded = tgt_key_padding_mask is not None or memory_key_padding_mask is not None
+    if not layer.self_attn.batch_first or padded:
+        raise UnsupportedLayer(
+            "layer TransformerDecoderLayer is taken with batch_first=True, and without padding masks"
+        )
+    parts = (
+        (layer.norm1, lambda y: layer.self_attn(y, y, y, attn_mask=tgt_mask)[0]),
+        (layer.norm2, lambda y: layer.multihead_attn(y, memory, memory, attn_mask=memory_mask)[0]),
+        (layer.norm3, lambda y: layer.linear2(layer.activation(layer.linear1(y)))),
+    )
+    x = tgt
+    for norm, part in parts:
+        x = x + part(norm(x)) if layer.norm_first else norm(x + part(x))
+    return x
+
+
+def _encoder(
+    layer: nn.TransformerEncoder,
+    src: Any,
+    mask: Any = None,
+    src_key_padding_mask: Any = None,
+    is_causal: bool | None = None,
+) -> Any:
+    x = src
     for one in layer.layers:
-        x = one(x)
+        x = one(x, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
     return x if layer.norm is None else layer.norm(x)
 
 
-def _refuse_masks(name: str, batch_first: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse whatever is given beside the values, but what the outputs do not depend on."""
-    given = [value for key, value in kwargs.items() if key not in ("need_weights", "average_attn_weights")]
-    if not batch_first or any(value is not None and value is not False for value in (*args, *given)):
-        raise UnsupportedLayer(f"layer {name} is taken with batch_first=True, and without masks")
+def _decoder(layer: nn.TransformerDecoder, tgt: Any, memory: Any, *masks: Any, **named: Any) -> Any:
+    x = tgt
+    for one in layer.layers:
+        x = one(x, memory, *masks, **named)
+    return x if layer.norm is None else layer.norm(x)
 
 
+_OPENED = (
+    *(nn.GLU, nn.Softmin, nn.RReLU, nn.LPPool1d, nn.LPPool2d, nn.LocalResponseNorm, nn.Bilinear),
+    *(nn.CosineSimilarity, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.Unfold, nn.Fold),
+)
+"""Layers that are recorded as what they call."""
 _FORMS: dict[type[nn.Module], Callable[..., Any]] = {
+    nn.Softmax2d: lambda layer, x: F.softmax(x, -3),
     nn.MultiheadAttention: _attention,
     nn.TransformerEncoderLayer: _encoder_layer,
     nn.TransformerEncoder: _encoder,
+    nn.TransformerDecoderLayer: _decoder_layer,
+    nn.TransformerDecoder: _decoder,
+    **dict.fromkeys((nn.RNNCell, nn.LSTMCell, nn.GRUCell), stepped),
     **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), written_out),
 }

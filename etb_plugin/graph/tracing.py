@@ -24,6 +24,7 @@ from etb_plugin.errors import ConfigError, UnsupportedLayer
 from etb_plugin.graph.activations import Activation
 from etb_plugin.graph.affine import Coherent, Conv, Linear, Scale
 from etb_plugin.graph.composites import called, composites
+from etb_plugin.graph.decompositions import decomposed
 from etb_plugin.graph.expansions import Value
 from etb_plugin.graph.graph import Graph, Node
 from etb_plugin.graph.layers import CALLS, IN_PLACE, LAYERS, MOVES, SIZES, SPLITS, Operation, ends_in_softmax
@@ -50,7 +51,7 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
             check_values(known[1], network, example)
             return known[1]
     try:
-        module = symbolic(network)
+        module = decomposed(symbolic(network), example)
     except UnsupportedLayer:
         raise
     except Exception as error:
@@ -58,7 +59,7 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
         raise UnsupportedLayer(
             f"{type(network).__name__} cannot be traced ({why}); its forward must not branch on values"
         ) from error
-    graph = Builder(module, input_shape).graph()
+    graph = Builder(module, example).graph()
     check_values(graph, network, example)
     _traced[network] = structure, graph
     return graph
@@ -152,9 +153,9 @@ def _shaken(network: Callable[[Tensor], Tensor], x: Tensor, values: Tensor, gene
 class Builder:
     """One pass over an fx graph. `values` holds what each fx node gave for the probe; `positions` our nodes."""
 
-    def __init__(self, module: fx.GraphModule, input_shape: torch.Size) -> None:
+    def __init__(self, module: fx.GraphModule, probe: Tensor) -> None:
         self.module = module
-        self.probe = example_input(module, input_shape)
+        self.probe = probe
         self.nodes: list[Node] = []
         self.positions: dict[fx.Node, int] = {}
         self.several: set[fx.Node] = set()  # tuples of values, such as chunks
@@ -372,7 +373,7 @@ class Builder:
             value = self.constant(argument)
             if not isinstance(value, Tensor):
                 value = torch.tensor(value, dtype=like.dtype, device=like.device)
-            return value.expand(1, *shape)
+            return value.to(like.dtype).expand(1, *shape)
 
         try:
             read()

@@ -960,6 +960,69 @@ def _softmax(call: Call) -> Results:
     return call.run(_SOFTMAXES[call.kind], call.x, call.axis(call.get("axis", -1)))
 
 
+def _rms_norm(call: Call) -> Results:
+    x, scale = call.x, call.constant(1)
+    if scale is None or call.axis(call.get("axis", -1)) != x.probe.ndim - 1:
+        raise call.refused("needs a constant scale, and the last axis")
+    layer = nn.RMSNorm(x.probe.shape[-1], call.get("epsilon", 1e-5), dtype=x.probe.dtype)
+    layer.weight.data = scale.expand(x.probe.shape[-1]).contiguous()
+    return call.layer(layer, x)
+
+
+def _attention(call: Call) -> Results:
+    query, key, value, mask, *past = (*call.operands, None) if len(call.operands) == 3 else call.operands
+    if call.x.probe.ndim != 4 or any(one is not None for one in past) or call.get("softcap", 0.0):
+        raise call.refused("is taken of heads, [batch, heads, tokens, features], without a past and a cap")
+    causal = bool(call.get("is_causal", 0))
+    given = (query, key, value, mask, 0.0, causal)
+    return call.run(F.scaled_dot_product_attention, *given, scale=call.get("scale", None))
+
+
+def _local_response(call: Call) -> Results:
+    size = call.get("size", 1)
+    if size % 2 == 0:
+        raise call.refused("has an even size")
+    settings = (call.get(name, usual) for name, usual in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0)))
+    return call.run(F.local_response_norm, call.x, size, *settings)
+
+
+def _cumulated(call: Call) -> Results:
+    axis = call.constant(1)
+    if axis is None or call.get("exclusive", 0):
+        raise call.refused("needs a constant axis, and to include each element")
+    dimension, backwards = call.axis(int(axis)), call.get("reverse", 0)
+    x = call.run("flip", call.x, [dimension]) if backwards else call.x
+    x = call.run(torch.cumsum, x, dimension)
+    return call.run("flip", x, [dimension]) if backwards else x
+
+
+def _triangle(call: Call) -> Results:
+    offset = call.constant(1)
+    function = torch.triu if call.get("upper", 1) else torch.tril
+    return call.run(function, call.x, 0 if offset is None else int(offset))
+
+
+def _multiplied(call: Call) -> Results:
+    axes, keep = _along(call)
+    x = call.x
+    for axis in sorted(axes, reverse=True):
+        x = call.run(torch.prod, x, axis, keepdim=keep)
+    return x
+
+
+def _unit_length(call: Call) -> Results:
+    if call.get("p", 2) != 2:
+        raise call.refused("is taken with p = 2")
+    return call.run(F.normalize, call.x, dim=call.axis(call.get("axis", -1)))
+
+
+def _swish(call: Call) -> Results:
+    alpha = call.get("alpha", 1.0)
+    if alpha == 1:
+        return call.run(F.silu, call.x)
+    return call.run(operator.mul, call.x, call.run(torch.sigmoid, call.run(operator.mul, call.x, float(alpha))))
+
+
 _COMPARISONS = {"Greater": torch.gt, "GreaterOrEqual": torch.ge, "Less": torch.lt, "LessOrEqual": torch.le}
 _SOFTMAXES = {"LogSoftmax": F.log_softmax, "Softmax": F.softmax}
 
@@ -967,6 +1030,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Abs": _elementwise(torch.abs),
     "Add": _unless_written_out(operator.add, onnx_exponentials.log_sum_exp, torch.logsumexp, keepdim=True),
     "Atan": _elementwise(torch.atan),
+    "Attention": _attention,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "And": _fold(torch.logical_and),
@@ -978,6 +1042,8 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Cos": _elementwise(torch.cos),
+    "Cosh": _elementwise(torch.cosh),
+    "CumSum": _cumulated,
     "DepthToSpace": _depth_to_space,
     "Div": _unless_written_out(operator.truediv, onnx_exponentials.softmax, F.softmax),
     "Dropout": _same,
@@ -999,8 +1065,10 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Identity": _same,
     **dict.fromkeys(("IsInf", "IsNaN"), _never),
     "LayerNormalization": _layer_norm,
+    "LRN": _local_response,
     "LeakyRelu": lambda call: call.layer(nn.LeakyReLU(call.get("alpha", 0.01))),
     "Log": _elementwise(torch.log),
+    "LpNormalization": _unit_length,
     "MatMul": _matmul,
     "Max": _limit(torch.maximum, "min"),
     "MaxPool": _max_pool,
@@ -1023,9 +1091,11 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "ReduceMax": _extreme(torch.maximum),
     "ReduceMean": _reduced(torch.mean),
     "ReduceMin": _extreme(torch.minimum),
+    "ReduceProd": _multiplied,
     "ReduceSum": _reduced(torch.sum),
     "ReduceSumSquare": _reduced(torch.sum, before=torch.square),
     "Relu": lambda call: call.layer_behind(nn.ReLU()),
+    "RMSNormalization": _rms_norm,
     "Reshape": _reshape,
     "Resize": _resize,
     "Scaler": _scaler,
@@ -1035,6 +1105,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Sigmoid": _elementwise(torch.sigmoid),
     "Sign": _elementwise(torch.sign),
     "Sin": _elementwise(torch.sin),
+    "Sinh": _elementwise(torch.sinh),
     "Slice": _slice,
     **dict.fromkeys(_SOFTMAXES, _softmax),
     "Softplus": _elementwise(F.softplus),
@@ -1045,10 +1116,12 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Squeeze": _squeezed,
     "Sub": _unless_written_out(operator.sub, onnx_exponentials.log_softmax, F.log_softmax),
     "Sum": _fold(operator.add),
+    "Swish": _swish,
     "Tanh": _elementwise(torch.tanh),
     "ThresholdedRelu": _thresholded,
     "Tile": _tile,
     "Transpose": _transpose,
+    "Trilu": _triangle,
     "Unsqueeze": _squeezed,
     "Upsample": _resize,
     "Where": _where,

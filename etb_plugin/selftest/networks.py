@@ -190,6 +190,11 @@ class Attention(nn.Module):
         query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
         if self.how == "fused":
             found = F.scaled_dot_product_attention(query, key, value)
+        elif self.how == "causal":
+            found = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        elif self.how == "filled":
+            later = torch.ones(self.tokens, self.tokens, dtype=torch.bool, device=x.device).triu(1)
+            found = torch.softmax((query @ key.mT).masked_fill(later, -torch.inf), -1) @ value
         elif self.how == "einsum":
             found = torch.einsum("bij,bjd->bid", torch.einsum("bid,bjd->bij", query, key).softmax(2), value)
         else:
@@ -285,7 +290,7 @@ def made(block: Block, shape: torch.Size) -> nn.Module | None:
     elif kind == "own-norm":
         layer = (nn.LayerNorm if draw.random() < 0.7 else nn.RMSNorm)(channels)
     elif kind == "attention" and not image and channels % 3 == 0:
-        layer = Attention(3, channels // 3, draw.choice(["layer", "fused", "einsum", "plain"]))
+        layer = Attention(3, channels // 3, draw.choice(["layer", "fused", "einsum", "plain", "causal", "filled"]))
     elif kind == "recurrent" and not image and channels % 3 == 0:
         layer = Recurrent(3, channels // 3, draw)
     return layer

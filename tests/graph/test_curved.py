@@ -322,22 +322,22 @@ def test_nothing_is_said_where_a_function_has_no_bounds(call, eps: float) -> Non
 
 
 REFUSED = {
-    "a mask": (
+    "another token": (
         lambda: tokens(
-            lambda s, x: s.m(x, x, x, attn_mask=torch.zeros(4, 4))[0], m=nn.MultiheadAttention(6, 2, batch_first=True)
+            lambda s, x: s.m(x, x, x)[0], m=nn.MultiheadAttention(6, 2, batch_first=True, add_zero_attn=True)
         ),
-        "layer MultiheadAttention is taken with batch_first=True, and without masks",
+        "layer MultiheadAttention is taken without add_bias_kv and add_zero_attn",
     ),
     "the batch second": (
         lambda: tokens(lambda s, x: s.m(x, x, x)[0], m=nn.MultiheadAttention(6, 2)), "is taken with batch_first=True"
     ),
-    "causal": (
-        lambda: tokens(lambda s, x: F.scaled_dot_product_attention(x, x, x, is_causal=True)), "is taken without mask"
+    "random attention": (
+        lambda: tokens(lambda s, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)), "is taken without dropout"
     ),
     "a quotient that is rounded": (
         lambda: Written(lambda s, x: s.out(torch.div(s.a(x), s.b(x), rounding_mode="floor"))), "rounds"
     ),
-    "another power": (lambda: Written(lambda s, x: s.out(s.a(x) ** 1.7)), "is a power; those of 1 to 16"),
+    "another power": (lambda: Written(lambda s, x: s.out(s.a(x) ** s.b(x))), "is a power; those of 1 to 16"),
     "other dimensions": (lambda: tokens(lambda s, x: x * s.a(x.mean(1))), "fails on a batch of 2: The size of"),
     "along the batch": (lambda: Written(lambda s, x: s.out(s.a(x).softmax(0))), "goes along the batch"),
     "at the end": (lambda: Written(lambda s, x: s.out(s.a(x)).softmax(1)), "leave it out: methods take logits"),

@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from etb_plugin import Box, bound
-from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.graph.affine import Affine
 from etb_plugin.graph.tracing import trace
 from tests.conftest import Branching
@@ -113,11 +112,6 @@ def test_the_bound_keeps_the_piece_that_holds_at_the_upper_end(name):
     got = bound("expected", network, box)
     torch.testing.assert_close(got.lower[0], G @ m + g - G.abs() @ r)
     torch.testing.assert_close(got.upper[0], G @ m + g + G.abs() @ r)
-
-
-def test_a_clamp_to_a_tensor_is_refused():
-    with pytest.raises(UnsupportedLayer, match="needs numbers to clamp to"):
-        trace(nn.Sequential(Call(lambda x: x.clamp(min=torch.zeros(3))), nn.Flatten()), torch.Size([3]))
 
 
 class Rearranging(nn.Module):

@@ -128,7 +128,17 @@ def test_a_choice_by_a_constant_is_affine_and_may_not_put_in_infinity():
     linear = Box.around(box.center, 0.0)
     torch.testing.assert_close(bound("crown", network, linear).lower, network(box.center))
     with pytest.raises(UnsupportedLayer, match="not finite"):
-        trace(Written(lambda x: x.masked_fill(mask, -torch.inf).softmax(1)), torch.Size([6]))
+        trace(Written(lambda x: x.masked_fill(mask, -torch.inf)), torch.Size([6]))
+
+
+def test_what_comes_to_one_piece_is_affine():
+    network = Written(lambda x: torch.sign(2 * x - 1) * torch.abs(2 * x - 1) + torch.clamp(x, min=-torch.inf))
+    box = Box.around(torch.rand(2, 6), 0.1)
+    for method in ("ibp", "crown-ibp", "crown", "alpha-crown", "dual", "expected", "lp", "exact"):
+        found = bound(method, network, box)
+        torch.testing.assert_close(found.lower + found.upper, 2 * network(box.center), atol=1e-4, rtol=1e-4)
+        if method != "ibp":
+            torch.testing.assert_close(found.lower, bound("crown", network, box).lower, atol=1e-4, rtol=1e-4)
 
 
 def test_the_largest_of_a_dimension_is_not_taken_for_the_larger_of_two():

@@ -186,7 +186,20 @@ SUMMED |= {
     "ReduceL2": ([("Exp", "x", "0", {}), ("ReduceL2", "0", "1", {"axes": [1]}), ("Flatten", "1", "y", {})], {}, [1, 2, 6], 13),
     "ReduceLogSum": ([("Exp", "x", "0", {}), ("ReduceLogSum", "0", "1", {"axes": [1]}), ("Flatten", "1", "y", {})], {}, [1, 2, 6], 13),
 }  # fmt: skip
-CORPUS |= CHOSEN | JAX | SUMMED
+LATER = {
+    "cosh and sinh": ([("Cosh", "x", "0", {}), ("Sinh", "x", "1", {}), ("Add", "0 1", "y", {})], {}, FLAT, 13),
+    "sums so far": ([("CumSum", "x a", "0", {}), ("CumSum", "0 a", "y", {"reverse": 1})], {"a": np.int64(1)}, FLAT, 14),
+    "local response": ([("LRN", "x", "0", {"size": 3, "alpha": 2.0, "bias": 1.5}), ("Flatten", "0", "y", {})], {}, IMAGE, 13),
+    "unit length": ([("LpNormalization", "x", "0", {"axis": 1}), ("Flatten", "0", "y", {})], {}, [1, 2, 6], 13),
+    "products": ([("ReduceProd", "x", "0", {"axes": [1, 2], "keepdims": 1}), ("Flatten", "0", "y", {})], {}, [1, 2, 2, 2], 13),
+    "products, dropped": ([("ReduceProd", "x", "y", {"axes": [1, 3], "keepdims": 0})], {}, [1, 2, 2, 2], 13),
+    "triangles": ([("Trilu", "x k", "0", {"upper": 0}), ("Trilu", "0", "1", {}), ("Flatten", "1", "y", {})], {"k": np.int64(1)}, [1, 3, 4], 14),
+    "rms norm": ([("RMSNormalization", "x s", "0", {"epsilon": 1e-2}), ("Flatten", "0", "y", {})], {"s": f(6)}, [1, 2, 6], 23),
+    "swish": ([("Swish", "x", "0", {}), ("Swish", "0", "y", {"alpha": 1.5})], {}, FLAT, 24),
+    "attention of heads": ([("Attention", "x x x", "0", {"is_causal": 1}), ("Attention", "0 x x m", "1", {"scale": 0.5}), ("Flatten", "1", "y", {})], {"m": f(3, 3)}, [1, 2, 3, 4], 23),
+    "attention with a mask": ([("Attention", "x x x m", "0", {}), ("Flatten", "0", "y", {})], {"m": np.tri(3, dtype=bool)}, [1, 2, 3, 4], 23),
+}  # fmt: skip
+CORPUS |= CHOSEN | JAX | SUMMED | LATER
 REFUSED = {
     name: ([(name, "x", "y", attributes)], {}, FLAT, 13)
     for name, attributes in (("Softmax", {"axis": 1}), ("Sign", {}), ("Shrink", {}), ("ThresholdedRelu", {}))
@@ -325,7 +338,7 @@ def test_a_network_that_came_out_differently_is_refused_with_the_difference(tmp_
 @pytest.mark.parametrize(
     ("node", "words"),
     [
-        (("LpNormalization", "x", "y", {}), r"operation 'y' \(LpNormalization\) is not taken"),
+        (("MeanVarianceNormalization", "x", "y", {}), r"operation 'y' \(MeanVarianceNormalization\) is not taken"),
         (("LayerNormalization", "x x", "y", {}), "its input 1 has to be constant"),
         (("ReduceSum", "x z", "y", {}), "works along the batch"),
         (("MatMul", "x x", "y", {}), "mat1 and mat2|multiplies two|cannot be multiplied"),
