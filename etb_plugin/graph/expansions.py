@@ -29,7 +29,7 @@ _OUT = -1e6
 
 
 def without_infinity(values: Tensor) -> Tensor:
-    """Return what a mask adds to scores in numbers of usual size: exporters write the least number there is for -inf."""
+    """Return a mask's numbers with another in place of -inf, and of the least number, which exporters write for it."""
     return values.masked_fill(values < torch.finfo(values.dtype).min / 2, _OUT)
 
 

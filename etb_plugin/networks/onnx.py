@@ -65,7 +65,7 @@ def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     builder = Builder(shape, _DTYPES[kind])
     known = {"": None, inputs[0].name: builder.input}
     (output,) = _walked(onnx, builder, model.graph, outputs, known, version)
-    if not isinstance(output, Value) or output.batch or output.merged or output.probe.ndim < 2:
+    if not isinstance(output, Value) or not output.plain or output.probe.ndim < 2:
         raise UnsupportedLayer(f"{path}: the network must return one tensor of outputs, [batch, outputs]")
     if output.probe.ndim > 2:
         output = builder.run("flatten", output, 1)

@@ -25,19 +25,26 @@ from etb_plugin.networks import onnx_exponentials
 class Value:
     """What depends on the network's input: its node in the graph, and what it is for an input of zeros, [1, ...].
 
-    Both have the batch first, which is the dimension `batch` in the file: recurrent networks have steps first. Or the
-    file has the dimensions behind the batch, of the sizes `merged`, in one with it, as tokens come to a linear layer.
+    Both have the batch first, and then all other dimensions in the file's order; there the batch is the dimension
+    `batch`: recurrent networks have steps first. It may be in one with a dimension before and one behind it (`merged`,
+    how many of each), as tokens and heads are for linear layers and attention.
     """
 
     node: fx.Node
     probe: Tensor
     batch: int = 0
-    merged: tuple[int, ...] = ()
+    merged: tuple[int, int] = (0, 0)
 
     @property
     def filed(self) -> Tensor:
         """The probe as the file has it."""
-        return self.probe.flatten(0, len(self.merged)) if self.merged else self.probe.movedim(0, self.batch)
+        features, last = self.probe.shape[1:], self.batch + sum(self.merged)
+        return self.probe.reshape(*features[: self.batch], math.prod(features[self.batch : last]), *features[last:])
+
+    @property
+    def plain(self) -> bool:
+        """Whether the file has it as the node does."""
+        return not self.batch and not any(self.merged)
 
     def like(self, other: "Value") -> "Value":
         """Return this value with the batch where another one has it."""
@@ -45,8 +52,12 @@ class Value:
 
     def dimension(self, axis: int) -> int:
         """Return which dimension of the node an axis of the file is, the batch being 0."""
-        axis %= self.probe.ndim
-        return 0 if axis == self.batch else axis + (axis < self.batch)
+        axis %= self.filed.ndim
+        if axis == self.batch:
+            if any(self.merged):
+                raise ValueError("works along a dimension that holds the batch")
+            return 0
+        return 1 + axis if axis < self.batch else axis + sum(self.merged)
 
 
 Operand = Value | Tensor
@@ -148,7 +159,7 @@ class Call:
     @property
     def first(self) -> Value:
         """The first operand, which has to be a value whose batch is a dimension of its own, whichever."""
-        if self.any.merged:
+        if any(self.any.merged):
             self.refuse_moved(self.any)
         return self.any
 
@@ -196,16 +207,16 @@ class Call:
     def layer_behind(self, layer: nn.Module) -> Value:
         """Add a layer of the last dimension, or of each element, wherever the batch is before that."""
         x = self.any
-        if x.batch == x.probe.ndim - 1:
+        if x.batch == x.filed.ndim - 1:
             self.refuse_moved(x)
         return self.builder.layer(layer, x).like(x)
 
     def refuse_moved(self, argument: Any) -> None:
         """Raise UnsupportedLayer for a value, or one among several, whose batch is not its first dimension."""
+        if isinstance(argument, Value) and any(argument.merged):
+            raise self.refused("mixes the batch into the features: a reshape before it put both into one dimension")
         if isinstance(argument, Value) and argument.batch:
             raise self.refused(f"takes a value whose batch is dimension {argument.batch}; it has to be the first")
-        if isinstance(argument, Value) and argument.merged:
-            raise self.refused("mixes the batch into the features: a reshape before it put both into one dimension")
         if isinstance(argument, dict):
             argument = list(argument.values())
         if isinstance(argument, list | tuple):
@@ -240,7 +251,7 @@ def _like(call: Call) -> Value:
     rank there, and constants are of the dimensions behind it."""
     values = [operand for operand in call.operands if isinstance(operand, Value)]
     like = max(values, key=lambda value: (value.merged, value.batch, value.probe.ndim))
-    if like.batch or like.merged:
+    if not like.plain:
         alike = all((v.batch, v.merged, v.probe.ndim) == (like.batch, like.merged, like.probe.ndim) for v in values)
         behind = like.filed.ndim - 1 - like.batch
         if not alike or any(isinstance(o, Tensor) and o.ndim > behind for o in call.operands):
@@ -276,7 +287,7 @@ def _unless_written_out(
 
     def make(call: Call) -> Results:
         one, other = (*call.operands, None)[:2]
-        plainly = [o for o in (one, other) if isinstance(o, Value) and not o.batch and not o.merged]
+        plainly = [o for o in (one, other) if isinstance(o, Value) and o.plain]
         if len(plainly) == 2:
             written = found(*(o.node for o in plainly))
             if written is not None:
@@ -312,7 +323,10 @@ def _matmul(call: Call) -> Results:
     weight = call.operands[1]
     if isinstance(weight, Tensor) and weight.ndim == 2:
         return call.layer_behind(_linear(weight.T, None))
-    return call.run(torch.matmul, *call.operands)
+    like = _like(call)
+    if like.batch >= like.filed.ndim - 2 > 0:
+        call.refuse_moved(like)
+    return call.builder.run(torch.matmul, *call.operands).like(like)
 
 
 def _pads(call: Call, kernel: Sequence[int], size: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -546,38 +560,28 @@ def _global_average(call: Call) -> Results:
     return call.run(torch.mean, call.x, list(range(2, call.x.probe.ndim)), keepdim=True)
 
 
-def _reshaped(call: Call, value: Tensor) -> Results:
-    if value.ndim < 1 or value.shape[0] != 1:
-        raise call.refused("mixes the batch into the features")
-    return call.run("reshape", call.x, -1, *value.shape[1:])
-
-
 def _reshape(call: Call) -> Results:
+    """The batch is found again by the number of elements before it and behind it."""
     shape, x = call.numbers(1, "shape"), call.any
     if shape is None or (0 in shape and call.get("allowzero", 0)):
         raise call.refused("needs a constant shape, and no empty one")
-    filed, batch = x.filed, x.batch
-    found = filed.reshape([filed.shape[i] if s == 0 else s for i, s in enumerate(shape)])
-    if x.merged or (batch == 0 and found.ndim and found.shape[0] != 1):
-        return _merged(call, x, found)
-    if batch == 0:
-        return _reshaped(call, found)
-    if found.shape[: batch + 1] != filed.shape[: batch + 1]:
+    filed = x.filed
+    found = filed.reshape([filed.shape[i] if s == 0 else s for i, s in enumerate(shape)]).shape
+    before = math.prod(x.probe.shape[1 : 1 + x.batch + x.merged[0]])
+    places = [
+        (k, before // ahead, ahead * size // before)
+        for k, (ahead, size) in enumerate(zip(itertools.accumulate((1, *found), operator.mul), found, strict=False))
+        if before % ahead == 0 and (ahead * size) % before == 0
+    ]
+    if not places:
         raise call.refused("mixes the batch into the features")
-    return call.run_at(batch, "reshape", x, -1, *found.movedim(batch, 0).shape[1:])
-
-
-def _merged(call: Call, x: Value, found: Tensor) -> Results:
-    """A reshape that puts dimensions into one with the batch, or takes them out again."""
-    sizes = x.merged
-    if not sizes:  # as few as it takes
-        products = itertools.accumulate(x.probe.shape[1:], operator.mul)
-        sizes = tuple(x.probe.shape[1 : 2 + next((i for i, size in enumerate(products) if size == len(found)), -2)])
-    if sizes and len(found) == math.prod(sizes):
-        return replace(call.builder.run("reshape", x, -1, *sizes, *found.shape[1:]), merged=sizes)
-    if found.shape[: 1 + len(x.merged)] != (1, *x.merged):
-        raise call.refused("mixes the batch into the features")
-    return call.builder.run("reshape", x, -1, *found.shape[1:])
+    # By itself if it can be, then with the dimension behind it, but not with features: these are last.
+    own = [place for place in places if place[1:] == (1, 1)]
+    ahead = [place for place in places if place[0] < len(found) - 1] or places
+    batch, first, last = min(own, key=lambda place: place[0] != x.batch) if own else ahead[-1]
+    sizes = [size for size in (first, last) if size > 1]
+    made = call.builder.run("reshape", x, -1, *found[:batch], *sizes, *found[batch + 1 :])
+    return replace(made, batch=batch, merged=(int(first > 1), int(last > 1)))
 
 
 def _flatten(call: Call) -> Results:
@@ -587,10 +591,12 @@ def _flatten(call: Call) -> Results:
 
 
 def _transpose(call: Call) -> Results:
-    x = call.first
-    order = call.get("perm", list(reversed(range(x.probe.ndim))))
-    features = [x.dimension(axis) for axis in order if axis != x.batch]
-    return call.run_at(order.index(x.batch), "permute", x, 0, *features)
+    x = call.any
+    order = call.get("perm", list(reversed(range(x.filed.ndim))))
+    together = [1 + x.batch + i for i in range(sum(x.merged))]
+    features = [d for axis in order for d in (together if axis == x.batch else [x.dimension(axis)])]
+    made = call.builder.run("permute", x, 0, *features)
+    return replace(made, batch=order.index(x.batch), merged=x.merged)
 
 
 def _squeezed(call: Call) -> Results:
@@ -957,7 +963,11 @@ def _gelu(call: Call) -> Results:
 
 
 def _softmax(call: Call) -> Results:
-    return call.run(_SOFTMAXES[call.kind], call.x, call.axis(call.get("axis", -1)))
+    x = call.any
+    dimension = x.dimension(call.get("axis", -1))
+    if dimension == 0:
+        raise call.refused("works along the batch")
+    return call.builder.run(_SOFTMAXES[call.kind], x, dimension).like(x)
 
 
 def _rms_norm(call: Call) -> Results:

@@ -262,7 +262,7 @@ def test_tokens_that_stay_in_the_batch_are_refused(tmp_path):
     constants = {"flat": i(-1, 6), "w": f(6, 4), "k": i(0)}
     for after in ([("Flatten", "1", "y", {})], [("Gather", "1 k", "y", {"axis": 0})], [("Transpose", "1", "y", {})]):
         nodes = [("Reshape", "x flat", "0", {}), ("MatMul", "0 w", "1", {}), *after]
-        with pytest.raises(UnsupportedLayer, match="mixes the batch into the features"):
+        with pytest.raises(UnsupportedLayer, match=r"mixes the batch into the features|must return one tensor"):
             read_onnx(written(tmp_path / "n.onnx", nodes, constants, [1, 2, 6]))
 
 
@@ -404,6 +404,50 @@ def test_recurrent_layers_that_torch_exports_are_read(kind, read, batch, tmp_pat
     torch.testing.assert_close(here.upper, there.upper, atol=1e-5, rtol=1e-4)
 
 
+class Attending(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        options = {"dropout": 0.0, "batch_first": True}
+        self.kind, self.later = kind, torch.ones(4, 4, dtype=torch.bool).triu(1)
+        self.heads = nn.MultiheadAttention(6, 2, batch_first=True)
+        layer = nn.TransformerEncoderLayer(6, 2, 5, norm_first=True, **options)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.decoder = nn.TransformerDecoderLayer(6, 2, 5, **options)
+
+    def forward(self, x):
+        found = {
+            "heads": lambda: self.heads(x, x, x, need_weights=False)[0],
+            "encoder": lambda: self.encoder(x),
+            "masked encoder": lambda: self.encoder(x, mask=self.later),
+            "decoder": lambda: self.decoder(x, 2 * x, tgt_mask=self.later),
+        }[self.kind]()
+        return found.flatten(1)
+
+
+@pytest.mark.parametrize("kind", ["heads", "encoder", "masked encoder", "decoder"])
+@pytest.mark.parametrize("batch", ["fixed", "free"])
+def test_attention_that_torch_exports_is_read(kind, batch, tmp_path):
+    """torch puts the batch into one dimension with heads, and with tokens."""
+    network = Attending(kind).eval()
+    axes = {"x": {0: "b"}, "y": {0: "b"}} if batch == "free" else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the old exporter, and of a batch that is not fixed
+        torch.onnx.export(
+            network, (torch.rand(1, 4, 6),), str(tmp_path / "n.onnx"), dynamo=False, opset_version=14,
+            input_names=["x"], output_names=["y"], dynamic_axes=axes,
+        )  # fmt: skip
+    found, shape = read_onnx(tmp_path / "n.onnx")
+    x = torch.rand(3, *shape)
+    torch.testing.assert_close(found(x), network(x))
+    box = Box.around(x, 0.01)
+    points = box.lower + (box.upper - box.lower) * torch.rand(200, *x.shape)
+    for method in ("ibp", "crown"):
+        interval = bound(method, found, box)
+        assert all(
+            (interval.lower <= found(p) + 1e-4).all() and (found(p) <= interval.upper + 1e-4).all() for p in points
+        )
+
+
 SEQUENCE = [1, 4, 3]
 TURNED = ("Transpose", "x", "t", {"perm": [1, 0, 2]})
 
@@ -443,7 +487,7 @@ def test_values_whose_batch_comes_second_are_read(name, tmp_path):
     ("after", "attributes", "words"),
     [
         ([("Flatten", "h", "y", {})], {}, "takes a value whose batch is dimension 2; it has to be the first"),
-        ([("Squeeze", "h a1", "0", {}), ("Reshape", "0 r", "y", {})], {}, "mixes the batch into the features"),
+        ([("Squeeze", "h a1", "0", {}), ("Reshape", "0 r", "y", {})], {}, "must return one tensor of outputs"),
         ([("Squeeze", "h a1", "0", {}), ("ReduceSum", "0 a", "y", {})], {}, "batch is dimension 1"),
         ([("Flatten", "h", "y", {})], {"activations": ["Relu", "Tanh", "Tanh"]}, "other activations than torch's"),
         ([("Flatten", "h", "y", {})], {"clip": 1.0}, "other activations than torch's"),
