@@ -29,6 +29,8 @@ _DTYPES = {1: torch.float32, 11: torch.float64}
 """What an input may be, by ONNX's numbers of its types."""
 _AGREEMENT = 1e-5
 """How far, relative to the largest output, onnxruntime may be from torch on an exported file."""
+_MOST_STEPS = 1000
+"""Of a loop, which is written out."""
 _READ_AGREEMENT = 1e-4
 """The same on a file that was read: rounding apart, in whatever order the two add up."""
 _CHECKED = 3
@@ -110,6 +112,9 @@ def _walked(
     operands |= {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in graph.initializer}
     for node in _needed(graph, outputs):
         inputs = [operands[name] for name in node.input]
+        if node.op_type == "Loop":
+            operands |= zip(node.output, _looped(onnx, builder, node, inputs, operands, version), strict=True)
+            continue
         chosen = _chosen(node, inputs)
         if chosen is None:
             operands |= _outputs(onnx, builder, node, inputs, version)
@@ -136,6 +141,46 @@ def _chosen(node: Any, inputs: Sequence[Operand | None]) -> Any:
         return None
     wanted = "then_branch" if bool(inputs[0]) else "else_branch"
     return next(a.g for a in node.attribute if a.name == wanted)
+
+
+def _looped(
+    onnx: Any,
+    builder: Builder,
+    node: Any,
+    inputs: Sequence[Operand | None],
+    around: Mapping[str, Operand | None],
+    version: int,
+) -> list[Operand | None]:
+    """Return what a Loop gives whose conditions and number of steps are constants, as recurrent layers come from Keras:
+    its body once for each step, then what is carried, and what each step gives, one behind the other."""
+    call = Call(builder, node.op_type, node.name or node.output[0], inputs, {}, len(node.output))
+    limit, condition, *carried = inputs
+    body = node.attribute[0].g
+    names, results = [value.name for value in body.input], [value.name for value in body.output]
+    given: list[list[Operand | None]] = []
+    while condition is None or isinstance(condition, Value) or bool(condition):
+        if isinstance(limit, Value) or isinstance(condition, Value):
+            raise call.refused("its number of steps depends on the input")
+        if limit is not None and len(given) >= int(limit):
+            break
+        if len(given) >= _MOST_STEPS:
+            raise call.refused(f"takes more than {_MOST_STEPS} steps")
+        at_start = (torch.tensor(len(given)), torch.tensor(True), *carried)
+        condition, *rest = _walked(
+            onnx, builder, body, results, dict(around) | dict(zip(names, at_start, strict=True)), version
+        )
+        carried, one = rest[: len(carried)], rest[len(carried) :]
+        given.append(one)
+    return [*carried, *(_one_behind_the_other(call, list(parts)) for parts in zip(*given, strict=True))]
+
+
+def _one_behind_the_other(call: Call, parts: list[Operand | None]) -> Operand:
+    values = [part for part in parts if isinstance(part, Value)]
+    if not values:
+        return torch.stack([part for part in parts if isinstance(part, Tensor)])
+    if len(values) < len(parts) or any(any(value.merged) for value in values):
+        raise call.refused("gives constants at some steps, or values that hold the batch in a dimension with others")
+    return call.run_at(values[0].batch + 1, torch.stack, values, 1)
 
 
 def _outputs(

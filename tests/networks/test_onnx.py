@@ -499,16 +499,74 @@ def test_what_a_recurrent_network_does_to_its_batch_is_not_taken(after, attribut
         read_onnx(written(tmp_path / "n.onnx", nodes, constants, shape, opset))
 
 
-def test_a_loop_is_refused_by_its_name(tmp_path):
+def loop(path, nodes, carried, after, constants, trips=3):
+    """Write a file of a Loop from h, whose body has `nodes`; it gives the last h as `last`, and what each step gives as
+    `all`, one behind the other."""
     body = helper.make_graph(
-        [helper.make_node("Identity", ["on"], ["on2"]), helper.make_node("Relu", ["x"], ["step"])],
+        [helper.make_node(op, ins.split(" "), outs.split(" "), **attributes) for op, ins, outs, attributes in nodes],
         "body",
-        [helper.make_tensor_value_info("n", TensorProto.INT64, []), helper.make_tensor_value_info("on", TensorProto.BOOL, [])],
-        [helper.make_tensor_value_info("on2", TensorProto.BOOL, []), helper.make_tensor_value_info("step", TensorProto.FLOAT, [1, 6])],
-    )  # fmt: skip
-    nodes = [("Loop", "times on", "0", {"body": body}), ("Reshape", "0 r", "y", {})]
-    file = written(tmp_path / "n.onnx", nodes, {"times": np.int64(2), "on": np.array(True)} | RANK, FLAT)
-    with pytest.raises(UnsupportedLayer, match=r"operation '0' \(Loop\) is not taken"):
+        [
+            helper.make_tensor_value_info("n", TensorProto.INT64, []),
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("h", TensorProto.FLOAT, [1, 2]),
+        ],
+        [
+            helper.make_tensor_value_info(name, TensorProto.BOOL if name == "on2" else TensorProto.FLOAT, None)
+            for name in ("on2", "h2", "step")
+        ],
+    )
+    before = [("Transpose", "x", "t", {"perm": [1, 0, 2]})]
+    known = {"trips": np.int64(trips), "true": np.array(True), "zero": np.zeros((1, 2), np.float32)} | constants
+    return written(
+        path, [*before, ("Loop", f"trips true {carried}", "last all", {"body": body}), *after], known, [1, 3, 4]
+    )
+
+
+STEP = [
+    ("Gather", "t n", "xt", {"axis": 0}), ("MatMul", "xt w", "0", {}), ("MatMul", "h u", "1", {}), ("Add", "0 1", "2", {}),
+    ("Tanh", "2", "h2", {}), ("Identity", "h2", "step", {}), ("Identity", "on", "on2", {}),
+]  # fmt: skip
+OUT = [
+    ("Transpose", "all", "3", {"perm": [1, 0, 2]}),
+    ("Flatten", "3", "4", {}),
+    ("Concat", "4 last", "y", {"axis": 1}),
+]
+
+
+def test_a_loop_of_a_known_number_of_steps_is_written_out(tmp_path):
+    """A recurrent layer, as Keras has it: its last state, and all of them one behind the other."""
+    weights = {"w": f(4, 2), "u": f(2, 2)}
+    found, shape = read_onnx(loop(tmp_path / "n.onnx", STEP, "zero", OUT, weights))
+    layer = nn.RNN(4, 2, bias=False, batch_first=True)
+    layer.weight_ih_l0.data, layer.weight_hh_l0.data = (torch.from_numpy(weights[name].T.copy()) for name in "wu")
+    x = torch.rand(5, *shape)
+    states, last = layer(x)
+    torch.testing.assert_close(found(x), torch.cat([states.flatten(1), last[0]], 1))
+    interval = bound("crown", found, Box.around(x, 0.05))
+    assert (interval.lower <= found(x)).all()
+    assert (found(x) <= interval.upper).all()
+
+
+def test_a_loop_ends_where_its_condition_does(tmp_path):
+    nodes = [*STEP[:-1], ("Less", "n one", "on2", {})]
+    found, _ = read_onnx(
+        loop(tmp_path / "n.onnx", nodes, "zero", OUT, {"w": f(4, 2), "u": f(2, 2), "one": np.int64(1)})
+    )
+    assert found(torch.rand(5, 3, 4)).shape == (5, 2 * 2 + 2)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "trips", "words"),
+    [
+        ([*STEP[:-1], ("ReduceSum", "h2", "5", {}), ("Greater", "5 zero", "6", {}), ("Squeeze", "6", "on2", {})], 3, "along the batch"),
+        ([*STEP[:-1], ("ReduceMax", "h2", "5", {"axes": [1]}), ("Greater", "5 five", "on2", {})], 3, "depends on the input"),
+        ([("Identity", "h", "h2", {}), ("Add", "h h", "step", {}), ("Identity", "on", "on2", {})], 5000, "takes more than 1000 steps"),
+    ],
+)  # fmt: skip
+def test_a_loop_whose_steps_are_not_known_is_refused(nodes, trips, words, tmp_path):
+    weights = {"w": f(4, 2), "u": f(2, 2), "five": np.float32(-5)}
+    file = loop(tmp_path / "n.onnx", nodes, "zero", OUT, weights, trips)
+    with pytest.raises(UnsupportedLayer, match=words):
         read_onnx(file)
 
 
