@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from etb_plugin.graph.activations import Activation
-from etb_plugin.graph.pieces import CONDITIONS, pieces
+from etb_plugin.graph.pieces import CONDITIONS, Reader
 from etb_plugin.graph.smooth import (
     GELU,
     GELU_TANH,
@@ -52,7 +52,8 @@ _LAYERS = nn.Tanh | nn.Sigmoid | nn.Softplus | nn.Hardsigmoid | nn.ReLU6 | nn.Ha
 
 
 _NEAR = torch.linspace(-8, 8, 801, dtype=torch.float64)
-_GRID = torch.cat([_NEAR, torch.linspace(-100, 100, 4001, dtype=torch.float64)])
+_WIDTH = 100.0
+_GRID = torch.cat([_NEAR, torch.linspace(-_WIDTH, _WIDTH, 4001, dtype=torch.float64)])
 _FAR = torch.tensor([-1e5, -1e4, 1e4, 1e5], dtype=torch.float64)
 _AGREEMENT = 1e-5
 """How far a function may be from the known one, relative to its largest value near 0: constants are written in few
@@ -131,15 +132,23 @@ def _named(
     outside = {n for one in within for n in one.all_input_nodes} - within - {source}
     try:
         constants = {n: _constant(module, n) for n in outside}
-        got, far = value(_GRID), value(_FAR)
-    except (ValueError, RuntimeError, TypeError):
+    except ValueError:
         return None
-    linear = pieces(module, node, source, constants, tolerance)
+    reader = Reader(module, source, constants)
+    linear = reader.activation(node, tolerance)
     if linear is not None:
         return Composite(source, linear)
+    knots = reader.knots(within)
+    if knots is None or any(abs(knot) > _WIDTH for knot in knots):
+        return None
+    grid = torch.cat([_GRID, _around(knots)])
+    try:
+        got, far = value(grid), value(_FAR)
+    except (RuntimeError, TypeError):
+        return None
     near = got[: len(_NEAR)]
     for function in (*_KNOWN, *_exponential_units(far)):
-        want = function.forward(_GRID)
+        want = function.forward(grid)
         factor = float((near @ want[: len(near)]) / want[: len(near)].square().sum())
         off = float((got - factor * want).abs().max())
         drift = float(((far - factor * function.forward(_FAR)) / _FAR).abs().max())
@@ -156,6 +165,13 @@ def _named(
                 ),
             )
     return None
+
+
+def _around(knots: set[float]) -> Tensor:
+    """Return points beside knots and between any two that follow each other: the grid may not see what lies there."""
+    at = torch.tensor(sorted(knots), dtype=torch.float64)
+    hair = 1e-6 * (1 + at.abs())
+    return torch.cat([at - hair, at, at + hair, (at[1:] + at[:-1]) / 2])
 
 
 def _exponential_units(far: Tensor) -> Iterator[Smooth]:

@@ -6,7 +6,7 @@ Read from what is computed, not from values: knots and slopes are those of the c
 import itertools
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,34 +71,47 @@ class Pieces:
         return PiecewiseLinear(lambda: first, offset, lambda: hinges)
 
 
-def pieces(
-    module: nn.Module, node: fx.Node, source: fx.Node, constants: Mapping[fx.Node, Tensor], tolerance: float
-) -> PiecewiseLinear | None:
-    """Return what `node` is as a function of the value at `source`, or None where that is not piecewise linear, or
-    jumps by more than `tolerance` relative to its parts."""
-    known: dict[fx.Node, Any] = {source: Pieces((), ((1.0, 0.0),))}
-    known.update((one, float(constant)) for one, constant in constants.items())
+class Reader:
+    """Reads nodes of a network as functions of the value at `source`; `constants` are what others hold."""
 
-    def of(one: fx.Node) -> Any:
-        if one not in known:
-            known[one] = _computed(module, one, of)
-        return known[one]
+    def __init__(self, module: nn.Module, source: fx.Node, constants: Mapping[fx.Node, Tensor]) -> None:
+        self._module = module
+        self._known: dict[fx.Node, Any] = {source: Pieces((), ((1.0, 0.0),))}
+        self._known |= {node: float(constant) for node, constant in constants.items()}
 
-    try:
-        return _made(of(node)).activation(tolerance)
-    except (ValueError, TypeError):
-        return None
+    def activation(self, node: fx.Node, tolerance: float) -> PiecewiseLinear | None:
+        """Return a node's function, or None where that is not piecewise linear, or jumps by more than `tolerance`
+        relative to its parts."""
+        try:
+            return _made(self._read(node)).activation(tolerance)
+        except (ValueError, TypeError):
+            return None
+
+    def knots(self, nodes: Iterable[fx.Node]) -> set[float] | None:
+        """Return where nodes bend or jump, or None where that cannot be told."""
+        found: set[float] = set()
+        for node in nodes:
+            if _name(self._module, node) in _BENT:
+                try:
+                    found.update(_made(self._read(node)).knots)
+                except (ValueError, TypeError):
+                    return None
+        return found
+
+    def _read(self, node: fx.Node) -> Any:
+        if node not in self._known:
+            function = _FUNCTIONS.get(_name(self._module, node))
+            if function is None:
+                raise ValueError("it is not known")
+            args, kwargs = fx.map_arg(node.args, self._read), fx.map_arg(node.kwargs, self._read)
+            self._known[node] = function(*args, **kwargs)
+        return self._known[node]
 
 
-def _computed(module: nn.Module, node: fx.Node, of: Callable[[fx.Node], Any]) -> Any:
+def _name(module: nn.Module, node: fx.Node) -> str:
     if node.op == "call_module":
-        name = type(module.get_submodule(str(node.target))).__name__.lower()
-    else:
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    function = _FUNCTIONS.get(name)
-    if function is None:
-        raise ValueError(f"{name} is not known")
-    return function(*fx.map_arg(node.args, of), **fx.map_arg(node.kwargs, of))
+        return type(module.get_submodule(str(node.target))).__name__.lower()
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _made(value: Any) -> Pieces:
@@ -176,6 +189,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "neg": lambda x: _made(x) * -1.0,
     "relu": lambda x, inplace=False: _larger(x, 0.0),
     "relu6": lambda x, inplace=False: _clamped(x, 0.0, 6.0),
+    "hardtanh": lambda x, min_val=-1.0, max_val=1.0, inplace=False: _clamped(x, min_val, max_val),
+    "hardsigmoid": lambda x, inplace=False: _clamped(_made(x) * (1 / 6) + 0.5, 0.0, 1.0),
     **dict.fromkeys(("clamp", "clip"), _clamped),
     "maximum": _larger,
     "minimum": _smaller,
@@ -196,6 +211,11 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 """By the names of torch's calls, methods and layers; what else there is is not piecewise linear, or not written so."""
 
+_BENT = {
+    *("gt", "ge", "lt", "le", "relu", "relu6", "hardtanh", "hardsigmoid", "clamp", "clip"),
+    *("maximum", "minimum", "abs", "sign"),
+}
+"""What bends or jumps by itself."""
 CONDITIONS: set[Any] = {
     *(operator.gt, operator.ge, operator.lt, operator.le, operator.and_, operator.or_, operator.invert),
     *(torch.gt, torch.ge, torch.lt, torch.le, "gt", "ge", "lt", "le"),
