@@ -135,16 +135,20 @@ def _named(
     except ValueError:
         return None
     reader = Reader(module, source, constants)
-    linear = reader.activation(node, tolerance)
-    if linear is not None:
-        return Composite(source, linear)
     knots = reader.knots(within)
-    if knots is None or any(abs(knot) > _WIDTH for knot in knots):
+    if knots is None:
         return None
-    grid = torch.cat([_GRID, _around(knots)])
+    beside = _around(knots)
+    grid = torch.cat([_GRID, beside])
     try:
         got, far = value(grid), value(_FAR)
     except (RuntimeError, TypeError):
+        return None
+    linear = reader.activation(node, tolerance)
+    if linear is not None:  # at a knot itself a condition may say what it does nowhere else
+        agrees = torch.allclose(linear.forward(beside), got[len(_GRID) :], rtol=1e-6, atol=1e-6)
+        return Composite(source, linear) if agrees else None
+    if any(abs(knot) > _WIDTH for knot in knots):
         return None
     near = got[: len(_NEAR)]
     for function in (*_KNOWN, *_exponential_units(far)):

@@ -102,6 +102,7 @@ def test_what_is_written_out_is_the_function_that_it_comes_to(name, dtype):
         lambda x: torch.where(x > 0, x * x, x),
         lambda x: torch.where((x > 0.011) & (x < 0.019), 1 + F.silu(x), F.silu(x)),
         lambda x: torch.where((x > 500) & (x < 600), 0.0, F.silu(x)),
+        lambda x: torch.where((x >= 0) & (x <= 0), 5.0, torch.relu(x)),
         lambda x: torch.where(torch.exp(x) > 1e50, 0.0, F.silu(x)),
         lambda x: torch.where(x > x.mean(1, keepdim=True), x, 0.0),
         lambda x: torch.where(x > torch.arange(8.0), x, torch.arange(8.0)),
