@@ -363,6 +363,21 @@ class Steps(nn.Module):
         return self.read(*self.layer(x if self.layer.batch_first else x.transpose(0, 1)))
 
 
+def read_again(network, shape, batch, file):
+    """Return what is read of a network that torch has written, which is that network, and examples."""
+    axes = {"x": {0: "b"}, "y": {0: "b"}} if batch == "free" else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the old exporter, and of a batch that is not fixed
+        torch.onnx.export(
+            network, (torch.rand(1, *shape),), str(file), dynamo=False, opset_version=14,
+            input_names=["x"], output_names=["y"], dynamic_axes=axes,
+        )  # fmt: skip
+    found, shape = read_onnx(file)
+    x = torch.rand(3, *shape)
+    torch.testing.assert_close(found(x), network(x))
+    return found, x
+
+
 def hidden(states):
     return states[0] if isinstance(states, tuple) else states
 
@@ -389,16 +404,7 @@ def test_recurrent_layers_that_torch_exports_are_read(kind, read, batch, tmp_pat
     torch.manual_seed(0)
     options, taken = READ[read]
     network = Steps(LAYERS[kind](3, 4, **{"batch_first": True} | options), taken).eval()
-    axes = {"x": {0: "b"}, "y": {0: "b"}} if batch == "free" else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the old exporter, and of a batch that is not fixed
-        torch.onnx.export(
-            network, (torch.rand(1, 5, 3),), str(tmp_path / "n.onnx"), dynamo=False, opset_version=13,
-            input_names=["x"], output_names=["y"], dynamic_axes=axes,
-        )  # fmt: skip
-    found, shape = read_onnx(tmp_path / "n.onnx")
-    x = torch.rand(3, *shape)
-    torch.testing.assert_close(found(x), network(x))
+    found, x = read_again(network, (5, 3), batch, tmp_path / "n.onnx")
     here, there = (bound("ibp", one, Box.around(x, 0.1)) for one in (found, network))
     torch.testing.assert_close(here.lower, there.lower, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(here.upper, there.upper, atol=1e-5, rtol=1e-4)
@@ -429,16 +435,7 @@ class Attending(nn.Module):
 def test_attention_that_torch_exports_is_read(kind, batch, tmp_path):
     """torch puts the batch into one dimension with heads, and with tokens."""
     network = Attending(kind).eval()
-    axes = {"x": {0: "b"}, "y": {0: "b"}} if batch == "free" else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the old exporter, and of a batch that is not fixed
-        torch.onnx.export(
-            network, (torch.rand(1, 4, 6),), str(tmp_path / "n.onnx"), dynamo=False, opset_version=14,
-            input_names=["x"], output_names=["y"], dynamic_axes=axes,
-        )  # fmt: skip
-    found, shape = read_onnx(tmp_path / "n.onnx")
-    x = torch.rand(3, *shape)
-    torch.testing.assert_close(found(x), network(x))
+    found, x = read_again(network, (4, 6), batch, tmp_path / "n.onnx")
     box = Box.around(x, 0.01)
     points = box.lower + (box.upper - box.lower) * torch.rand(200, *x.shape)
     for method in ("ibp", "crown"):
