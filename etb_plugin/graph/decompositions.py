@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from etb_plugin.errors import UnsupportedLayer
+
 _MOST_SORTED = 32
 """Elements that are sorted: the network of comparisons has half as many squared."""
 
@@ -22,16 +24,22 @@ class _NotTaken(Exception):
 
 
 def decomposed(module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
-    """Return the network with the calls of `_FORMS` written out; `example` is an input."""
-    found = [n for n in module.graph.nodes if n.op in ("call_function", "call_method") and n.target in _FORMS]
+    """Return the network with the calls of `_FORMS` written out that depend on its input, of which `example` is one."""
+    found: list[fx.Node] = []
+    dependent: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "placeholder" or not dependent.isdisjoint(node.all_input_nodes):
+            dependent.add(node)
+            if node.op in ("call_function", "call_method") and node.target in _FORMS:
+                found.append(node)
     if not found:
         return module
-    shapes = _Shapes(module)
+    shapes = _Shapes(module, len(example))
     with torch.no_grad():
-        shapes.run(example)
+        shapes.run(example.clone())
     tracer = fx.proxy.GraphAppendingTracer(module.graph)
-    # Asked for before anything is replaced; none is known of constants alone, or of several values.
-    first = [shapes.known.get(node.all_input_nodes[0]) if node.all_input_nodes else None for node in found]
+    # Asked for before anything is replaced; of several values none is known.
+    first = [shapes.known.get(node.all_input_nodes[0]) for node in found]
     for node, shape in zip(found, first, strict=True):
         if shape is None:
             continue
@@ -47,14 +55,19 @@ def decomposed(module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
 
 
 class _Shapes(fx.Interpreter):
-    """Remembers the shape of each value."""
+    """Remembers the shape of each value. Raises UnsupportedLayer, naming it, for a layer that fails."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, batch: int) -> None:
         super().__init__(module)
+        self._batch = batch
         self.known: dict[fx.Node, torch.Size] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        try:
+            value = super().run_node(n)
+        except RuntimeError as error:
+            why = str(error).partition("\n")[0]
+            raise UnsupportedLayer(f"layer '{n.name}' fails on a batch of {self._batch}: {why}") from error
         if isinstance(value, Tensor):
             self.known[n] = value.shape
         return value

@@ -189,6 +189,12 @@ def test_what_is_changed_in_place_beside_stays_so():
     hold(Written(function), FLAT)
 
 
+def test_a_network_that_fails_is_told_where():
+    network = Written(lambda s, x: s.a(x).amax(1, keepdim=True) + s.w[:, :3])
+    with pytest.raises(UnsupportedLayer, match="layer 'add' fails on a batch of 2"):
+        trace(network.eval(), torch.Size(FLAT))
+
+
 def test_no_share_is_more_than_the_whole():
     """CROWN's ends of log-softmax may lie above 0: exponentials of them are at most 1 all the same."""
     network = nn.Sequential(nn.Linear(3, 4), nn.Softmax(1), nn.Linear(4, 2))
