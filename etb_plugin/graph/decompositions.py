@@ -43,10 +43,10 @@ def decomposed(module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
     for node, shape in zip(found, first, strict=True):
         if shape is None:
             continue
-        args, kwargs = (fx.map_arg(part, partial(fx.Proxy, tracer=tracer)) for part in (node.args, node.kwargs))  # type: ignore[arg-type]
+        given: Any = fx.map_arg((node.args, node.kwargs), partial(fx.Proxy, tracer=tracer))  # type: ignore[arg-type]
         with module.graph.inserting_before(node):
             try:
-                made = _FORMS[node.target](shape, *args, **kwargs)
+                made = _FORMS[node.target](shape, *given[0], **given[1])
             except (_NotTaken, TypeError):
                 continue
         _put(node, made)
