@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from etb_plugin.errors import UnsupportedLayer
@@ -76,19 +76,17 @@ def _attention(
         weight = separate[part] if layer.in_proj_weight is None else layer.in_proj_weight[some]
         return F.linear(x, weight, None if bias is None else bias[some]).unflatten(-1, (heads, -1)).transpose(1, 2)
 
-    if isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool:
-        attn_mask = ~attn_mask  # here what is True is taken out, there it stays
-    elif isinstance(attn_mask, fx.Proxy):
-        attn_mask = _mask_of(attn_mask)
-    found = F.scaled_dot_product_attention(projected(query, 0), projected(key, 1), projected(value, 2), attn_mask)
+    mask = None if attn_mask is None else _kept(attn_mask)
+    found = F.scaled_dot_product_attention(projected(query, 0), projected(key, 1), projected(value, 2), mask)
     return F.linear(found.transpose(1, 2).flatten(2), layer.out_proj.weight, layer.out_proj.bias), None
 
 
-def _mask_of(mask: Any) -> Any:
-    """Return a mask in numbers: of a Boolean one what is True is taken out."""
+def _kept(mask: Any) -> Any:
+    """Return a mask as attention without layers has it: of a Boolean one what is True is taken out here, and stays
+    there."""
     if isinstance(mask, fx.Proxy):
-        return mask.tracer.create_proxy("call_function", _mask_of, (mask,), {})
-    return torch.zeros(mask.shape).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask
+        return mask.tracer.create_proxy("call_function", _kept, (mask,), {})
+    return ~mask if mask.dtype == torch.bool else mask
 
 
 def _encoder_layer(

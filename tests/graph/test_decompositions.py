@@ -81,6 +81,7 @@ FORMS = {
     "-inf added": (TOKENS, lambda s, x: (x @ x.mT + torch.full((4, 4), -torch.inf).triu(1)).softmax(-1) @ x),
     "heads with a mask": (TOKENS, lambda s, x: s.heads(x, x, x, attn_mask=LATER, need_weights=False)[0]),
     "heads with a mask of numbers": (TOKENS, lambda s, x: s.heads(x, x, x, attn_mask=s.w[:4, :4])[0]),
+    "heads with a mask that is computed": (TOKENS, lambda s, x: s.heads(x, x, x, attn_mask=s.w[:4, :4] > 1)[0]),
     "an encoder with a mask": (TOKENS, lambda s, x: s.encoder(x, mask=LATER)),
     "a decoder": (TOKENS, lambda s, x: s.decoder(x, s.a(x)[..., :6], tgt_mask=LATER)),
     "a cell": (FLAT, lambda s, x: s.rnn(s.b(x), s.rnn(s.a(x)))),
