@@ -384,39 +384,47 @@ class Pairs(Coherent):
 
 @dataclass(frozen=True)
 class LogSoftmax(Affine):
-    """x - log sum exp x along the last axis, from x [batch, *features, n] and that sum L [batch, *features].
+    """x - log sum exp x along the last axis, from x [batch, *features, n] and that sum L [batch, *features]; 0 for what
+    is `hidden` [*features, n], which the sum leaves out.
 
     An interval is found from x alone: each value rises in its own element and falls in the others.
     """
 
+    hidden: Tensor | None = None
+
     def forward(self, *inputs: Tensor) -> Tensor:
-        return inputs[0] - inputs[1].unsqueeze(-1)
+        return self._zero(inputs[0] - inputs[1].unsqueeze(-1))
 
     push = forward
 
     def spread(self, *radii: Tensor) -> Tensor:
-        return radii[0] + radii[1].unsqueeze(-1)
+        return self._zero(radii[0] + radii[1].unsqueeze(-1))
 
     squared = spread
 
     def interval(self, *inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         (x, radius), _ = inputs
-        low, high = (-_log_sum_of(x - way, x + way) for way in (radius, -radius))
-        return (high + low) / 2, (high - low) / 2
+        low, high = (-self._log_sum_of(x - way, x + way) for way in (radius, -radius))
+        return self._zero((high + low) / 2), self._zero((high - low) / 2)
 
     def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        rows = self._zero(rows)
         return [rows, -rows.sum(-1)]
 
     def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
         return None
 
+    def _zero(self, values: Tensor) -> Tensor:
+        return values if self.hidden is None else values.masked_fill(self.hidden, 0.0)
 
-def _log_sum_of(own: Tensor, others: Tensor) -> Tensor:
-    """Return log sum_j exp(z_j - own_i) for each i, z_i being own_i and the other z_j those of `others`."""
-    n = own.shape[-1]
-    differences = others.unsqueeze(-2) - own.unsqueeze(-1)
-    eye = torch.eye(n, dtype=torch.bool, device=own.device)
-    return differences.masked_fill(eye, 0.0).logsumexp(-1)
+    def _log_sum_of(self, own: Tensor, others: Tensor) -> Tensor:
+        """Return log sum_j exp(z_j - own_i) for each i, z_i being own_i and the other z_j those of `others`."""
+        n = own.shape[-1]
+        differences = others.unsqueeze(-2) - own.unsqueeze(-1)
+        if self.hidden is not None:
+            differences = differences.masked_fill(self.hidden.unsqueeze(-2), -torch.inf)
+        eye = torch.eye(n, dtype=torch.bool, device=own.device)
+        return differences.masked_fill(eye, 0.0).logsumexp(-1)
 
 
 @dataclass(frozen=True)

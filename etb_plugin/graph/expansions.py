@@ -24,13 +24,14 @@ _SHARES = replace(EXP, ceiling=0.0)
 """Of the logarithms of shares, which are at most 1."""
 
 
-_OUT = -1e6
-"""What stands for -inf where a softmax takes it: next to scores that differ by less, its exponential is 0 too."""
+def hidden_by(mask: Tensor) -> Tensor:
+    """Return what a mask takes out of a softmax: by -inf, or the least number there is, as exporters write it."""
+    return mask < torch.finfo(mask.dtype).min / 2
 
 
-def without_infinity(values: Tensor) -> Tensor:
-    """Return a mask's numbers with another in place of -inf, and of the least number, which exporters write for it."""
-    return values.masked_fill(values < torch.finfo(values.dtype).min / 2, _OUT)
+def without_infinity(mask: Tensor) -> Tensor:
+    """Return what a mask adds to the others."""
+    return mask.masked_fill(hidden_by(mask), 0.0)
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,17 @@ class Steps:
     def log_softmax(self, x: Value, dim: int) -> Value:
         return self._along(x, dim, self._log_softmax)
 
-    def softmax(self, x: Value, dim: int) -> Value:
-        """exp of the logarithm, which is at most 0."""
-        return self._along(x, dim, lambda rows: self.add(_SHARES, rows.shape, self._log_softmax(rows)))
+    def softmax(self, x: Value, dim: int, hidden: Tensor | None = None) -> Value:
+        """exp of the logarithm, which is at most 0; 0 for what is `hidden`, of the value's shape: no part of the sum."""
+        if hidden is None:
+            return self._along(x, dim, lambda rows: self.add(_SHARES, rows.shape, self._log_softmax(rows)))
+        flat = hidden.movedim(dim - 1, -1).reshape(-1, x.shape[dim - 1])
+        seen = (~flat).to(self.builder.probe.dtype)
+
+        def shares(rows: Value) -> Value:
+            return self.scaled(self.add(_SHARES, rows.shape, self._log_softmax(rows, flat)), lambda: seen)
+
+        return self._along(x, dim, shares)
 
     def log_sum_exp(self, x: Value, dim: int, keep: bool) -> Value:
         rows = self._rows(self.moved(x, lambda t: t.movedim(dim, -1)))
@@ -155,9 +164,11 @@ class Steps:
         """Return softmax(query key^T scale + mask) value, of [..., tokens, features]."""
         factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         scores = self.matrix_product(self.scaled(query, factor), self.moved(key, lambda t: t.transpose(-1, -2)))
+        hidden = None
         if mask is not None:
             scores = self.scaled(scores, 1.0, lambda: without_infinity(mask()))
-        return self.matrix_product(self.softmax(scores, len(scores.shape)), value)
+            hidden = hidden_by(mask()).expand(1, *scores.shape)[0]
+        return self.matrix_product(self.softmax(scores, len(scores.shape), hidden), value)
 
     def centred(self, x: Value, dims: Sequence[int]) -> Value:
         """Return a value minus its mean along some dimensions."""
@@ -207,11 +218,11 @@ class Steps:
         back = self.reshaped(of(self._rows(turned)), turned.shape)
         return back if turned is x else self.moved(back, lambda t: t.movedim(-1, dim))
 
-    def _log_softmax(self, rows: Value) -> Value:
-        return self.add(LogSoftmax(), rows.shape, rows, self._log_sum_exp(rows))
+    def _log_softmax(self, rows: Value, hidden: Tensor | None = None) -> Value:
+        return self.add(LogSoftmax(hidden), rows.shape, rows, self._log_sum_exp(rows, hidden))
 
-    def _log_sum_exp(self, rows: Value) -> Value:
-        return self.add(LogSumExp(), rows.shape[:1], rows)
+    def _log_sum_exp(self, rows: Value, hidden: Tensor | None = None) -> Value:
+        return self.add(LogSumExp(hidden), rows.shape[:1], rows)
 
     def _rows(self, x: Value) -> Value:
         return self.reshaped(x, (x.shape[:-1].numel(), x.shape[-1]))

@@ -62,7 +62,7 @@ class Product(Curved):
 
 
 class LogSumExp(Curved):
-    """log sum exp of n values: [batch, *features, n] -> [batch, *features].
+    """log sum exp of n values, but those that are `hidden` [*features, n]: [batch, *features, n] -> [batch, *features].
 
     It is convex, so each tangent plane lies below it. Above it lies log t + (sum of chords) / t - 1 for every t > 0,
     the chords being those of the exponentials, since a logarithm lies below its tangents; t is their sum in the middle.
@@ -70,20 +70,24 @@ class LogSumExp(Curved):
 
     joins = True
 
+    def __init__(self, hidden: Tensor | None = None) -> None:
+        self.hidden = hidden
+
     def forward(self, z: Tensor) -> Tensor:
-        return z.logsumexp(-1)
+        return self._seen(z).logsumexp(-1)
 
     def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward(low), self.forward(high)
 
     def piece(self, z: Tensor, deviation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        slope = z.softmax(-1)
+        slope = self._zero(self._seen(z).softmax(-1))
         return slope, self.forward(z) - (slope * z).sum(-1)
 
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        return self.forward(mean), (mean.softmax(-1).square() * variance).sum(-1)
+        return self.forward(mean), (self.piece(mean)[0].square() * variance).sum(-1)
 
     def chosen(self, share: Tensor, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
+        low, high = self._seen(low), self._seen(high)
         if sign > 0:
             slope, intercept = self.piece(torch.lerp(low, high, share.unsqueeze(-1)))
             assert intercept is not None
@@ -93,6 +97,7 @@ class LogSumExp(Curved):
         return slope, intercept - sign * self._rounding(low, high)
 
     def parallel(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        low, high = self._seen(low), self._seen(high)
         slope, below = self.line(low, high, 1)
         steep, above = self.line(low, high, -1)
         farthest = torch.maximum((steep - slope) * low, (steep - slope) * high).sum(-1)
@@ -105,13 +110,23 @@ class LogSumExp(Curved):
         flat = run <= torch.finfo(low.dtype).eps * (low.abs() + high.abs())
         chord = torch.where(flat, last, (last - first) / torch.where(flat, 1.0, run))
         # Through the upper end, and above the lower one too, whatever rounding made of the chord.
-        at_zero = torch.maximum(last - chord * high, first - chord * low)
+        chord, at_zero = self._zero(chord), self._zero(torch.maximum(last - chord * high, first - chord * low))
         total = (chord * (low + high) / 2 + at_zero).sum(-1, keepdim=True)
         intercept = total.log() + (at_zero / total).sum(-1, keepdim=True) - 1 + largest
         return chord / total, intercept[..., 0]
 
+    def _seen(self, z: Tensor) -> Tensor:
+        """Return values of which those that are hidden are nothing beside the largest of the others."""
+        if self.hidden is None:
+            return z
+        nothing = z.detach().masked_fill(self.hidden, -torch.inf).amax(-1, keepdim=True) - _LOST
+        return torch.where(self.hidden, nothing, z)
+
+    def _zero(self, slope: Tensor) -> Tensor:
+        return slope if self.hidden is None else slope.masked_fill(self.hidden, 0.0)
+
     def _rounding(self, low: Tensor, high: Tensor) -> Tensor:
         n = low.shape[-1]
         size = torch.maximum(low.abs(), high.abs()).detach()
-        lost = high < low.amax(-1, keepdim=True) - _LOST  # as what a mask takes out: nothing of it is added
+        lost = high < low.amax(-1, keepdim=True) - _LOST  # nothing of it is added
         return 8 * n * torch.finfo(low.dtype).eps * (size.masked_fill(lost, 0.0).amax(-1) + 1)

@@ -22,7 +22,7 @@ from etb_plugin.graph.activations import Activation, PiecewiseLinear, Relu, clip
 from etb_plugin.graph.affine import Affine, Coherent, Conv, Dense, LargerOf, Linear, Reshape, Scale, Sum
 from etb_plugin.graph.beside import ReluBeside, ReluDifference
 from etb_plugin.graph.convex import EXP, LOG, RECIPROCAL, RSQRT, SQRT, SQUARE, Convex
-from etb_plugin.graph.expansions import Steps, Value, without_infinity
+from etb_plugin.graph.expansions import Steps, Value, hidden_by, without_infinity
 from etb_plugin.graph.pieces import CONDITIONS
 from etb_plugin.graph.recurrent import recurrence, unrolled
 from etb_plugin.graph.smooth import (
@@ -646,7 +646,12 @@ def _of_softmax(builder: "Builder", node: fx.Node, layer: Any) -> tuple[Value, i
 
 
 def _softmax(builder: "Builder", node: fx.Node, layer: Any) -> int:
-    return Steps(builder, node).softmax(*_of_softmax(builder, node, layer)).position
+    hidden = hidden_by(builder.values[node.all_input_nodes[0]])[0]  # by a mask before it
+    return (
+        Steps(builder, node)
+        .softmax(*_of_softmax(builder, node, layer), hidden if bool(hidden.any()) else None)
+        .position
+    )
 
 
 def _log_softmax(builder: "Builder", node: fx.Node, layer: Any) -> int:
