@@ -142,7 +142,7 @@ class Steps:
         return self._along(x, dim, self._log_softmax)
 
     def softmax(self, x: Value, dim: int, hidden: Tensor | None = None) -> Value:
-        """exp of the logarithm, which is at most 0; 0 for what is `hidden`, of the value's shape: no part of the sum."""
+        """exp of the logarithm, which is at most 0; 0 for what is `hidden`, of the shape of x: no part of the sum."""
         if hidden is None:
             return self._along(x, dim, lambda rows: self.add(_SHARES, rows.shape, self._log_softmax(rows)))
         flat = hidden.movedim(dim - 1, -1).reshape(-1, x.shape[dim - 1])

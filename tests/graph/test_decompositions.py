@@ -196,20 +196,19 @@ def test_a_network_that_fails_is_told_where():
         trace(network.eval(), torch.Size(FLAT))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_what_a_mask_takes_out_is_out_however_large_scores_are(dtype):
+def test_what_a_mask_takes_out_is_out_however_large_scores_are():
     def attention(s, x):
-        return F.scaled_dot_product_attention(1e6 * x, 1e6 * x, x, is_causal=True)
+        return F.scaled_dot_product_attention(1e3 * x, 1e4 * x, x, is_causal=True)
 
-    network = Written(attention).to(dtype).eval()
-    x = torch.rand(2, *TOKENS, dtype=dtype)
-    changed = torch.cat([x[:, :2], torch.rand(2, 2, 6, dtype=dtype)], 1)  # tokens that the first two do not see
+    network = Written(attention).double().eval()
+    x = torch.rand(2, *TOKENS).double()
+    changed = torch.cat([x[:, :2], 100 * torch.rand(2, 2, 6).double()], 1)  # tokens that the first two do not see
     for method in ("ibp", "crown"):
-        found, other = (bound(method, network, Box.around(one, 1e-9)) for one in (x, changed))
+        found, other = (bound(method, network, Box.around(one, 1e-9, clip=None)) for one in (x, changed))
         assert (found.lower[:, :12] <= network(x)[:, :12] + 1e-5).all()
         assert (network(x)[:, :12] <= found.upper[:, :12] + 1e-5).all()
-        torch.testing.assert_close(found.lower[:, :6], x[:, 0] - 1e-9, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(found.lower[:, :12], other.lower[:, :12], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found.lower[:, :6], x[:, 0], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(found.lower[:, :12], other.lower[:, :12], atol=1e-9, rtol=1e-9)
 
 
 def test_no_share_is_more_than_the_whole():
