@@ -32,6 +32,7 @@ from etb_plugin.graph.smooth import (
     elu,
     softplus,
 )
+from etb_plugin.graph.symbolic import CALLED, dependent
 
 _KNOWN = (SILU, GELU, GELU_TANH, MISH, HARD_SWISH, QUICK_GELU, SIGMOID, TANH, softplus(), LOG_SIGMOID)
 _PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_", operator.truediv, torch.div, "div"}
@@ -73,11 +74,8 @@ def composites(module: fx.GraphModule, dtype: torch.dtype) -> dict[fx.Node, Comp
     to the precision of `dtype`."""
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     ends = _PRODUCTS | _CHOICES | _SUMS
-    last_ones = [n for n in order if n.op in ("call_function", "call_method") and n.target in ends]
-    dependent: set[fx.Node] = set()
-    for node in order:
-        if node.op == "placeholder" or any(n in dependent for n in node.all_input_nodes):
-            dependent.add(node)
+    last_ones = [n for n in order if n.op in CALLED and n.target in ends]
+    of_input = dependent(module.graph)
     found: dict[fx.Node, Composite] = {}
     inner: set[fx.Node] = set()
     for node in reversed(last_ones):
@@ -95,7 +93,7 @@ def composites(module: fx.GraphModule, dtype: torch.dtype) -> dict[fx.Node, Comp
                     break
             if not _elementwise(module, last):
                 break
-            before = [n for n in last.all_input_nodes if n in dependent]
+            before = [n for n in last.all_input_nodes if n in of_input]
             joined = joined or len(before) > 1
             open_ends = (open_ends - {last}) | set(before)
             within.add(last)
@@ -108,7 +106,7 @@ def _elementwise(module: fx.GraphModule, node: fx.Node) -> bool:
         return isinstance(layer, _LAYERS) and not getattr(layer, "inplace", False)
     if node.target is getattr:
         return node.args[1] in ("dtype", "device")  # of a cast
-    return node.op in ("call_function", "call_method") and node.target in _CALLS and not node.kwargs.get("inplace")
+    return node.op in CALLED and node.target in _CALLS and not node.kwargs.get("inplace")
 
 
 def _named(

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from etb_plugin.errors import UnsupportedLayer
+from etb_plugin.graph.symbolic import CALLED, dependent
 
 _MOST_SORTED = 32
 """Elements that are sorted: the network of comparisons has half as many squared."""
@@ -25,13 +26,8 @@ class _NotTaken(Exception):
 
 def decomposed(module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
     """Return the network with the calls of `_FORMS` written out that depend on its input, of which `example` is one."""
-    found: list[fx.Node] = []
-    dependent: set[fx.Node] = set()
-    for node in module.graph.nodes:
-        if node.op == "placeholder" or not dependent.isdisjoint(node.all_input_nodes):
-            dependent.add(node)
-            if node.op in ("call_function", "call_method") and node.target in _FORMS:
-                found.append(node)
+    of_input = dependent(module.graph)
+    found = [n for n in module.graph.nodes if n.op in CALLED and n.target in _FORMS and n in of_input]
     if not found:
         return module
     shapes = _Shapes(module, len(example))
@@ -138,9 +134,11 @@ def _extreme(join: Callable[[Any, Any], Any]) -> Callable[..., Any]:
 
 
 def _extreme_and_place(join: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """Along a dimension, or of two values; that of all elements is not taken."""
+
     def form(shape: torch.Size, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        if not isinstance(dim, int):
-            raise _NotTaken  # the larger of two values, or the largest of all
+        if isinstance(dim, fx.Proxy):
+            return join(x, dim)
         return [_reduced(shape, x, _dims(shape, dim), keepdim, join)]
 
     return form
@@ -307,6 +305,7 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     torch.cdist: _distances,
     **dict.fromkeys([F.bilinear, torch.bilinear], _bilinear),
     **dict.fromkeys([torch.clamp, torch.clip, "clamp", "clip"], _clamped),
+    **dict.fromkeys([torch.clamp_max, "clamp_max"], lambda shape, x, max: x.clamp(max=max)),
     **dict.fromkeys([torch.expm1, "expm1"], lambda shape, x: torch.exp(x) - 1),
     **dict.fromkeys([torch.log1p, "log1p"], lambda shape, x: torch.log(x + 1)),
     **dict.fromkeys([torch.exp2, "exp2"], lambda shape, x: torch.exp(x * math.log(2))),

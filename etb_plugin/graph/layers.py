@@ -253,18 +253,6 @@ def _extreme(sign: int) -> Callable[..., int]:
     return make
 
 
-def _extreme_of_two(sign: int) -> Callable[..., int]:
-    """As `_extreme`, by a name that also stands for the extremes of one value along a dimension."""
-    make = _extreme(sign)
-
-    def checked(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
-        if not isinstance(builder.values[node], Tensor) or len(node.args) != 2:
-            raise builder.unknown(node)
-        return make(builder, node, inputs)
-
-    return checked
-
-
 def _beyond_constant(builder: "Builder", node: fx.Node, x: int, constant: Callable[[], Tensor], sign: int) -> int:
     """Return the position of max(x, c) = c + max(x - c, 0), or of min(x, c) = c - max(c - x, 0)."""
     shape = builder.features(node)
@@ -391,13 +379,6 @@ def _clamp(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear | None:
     if low is None:
         return PiecewiseLinear(lambda: 1.0, 0.0, lambda: ((high, -1.0),))
     return clipped(low, high)
-
-
-def _clamp_from_above(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
-    high = _argument(node, 1, "max", None)
-    if not isinstance(high, int | float):
-        raise UnsupportedLayer(f"layer {builder.name(node)} needs a number to clamp to")
-    return PiecewiseLinear(lambda: 1.0, 0.0, lambda: ((high, -1.0),))
 
 
 def _smooth(function: Sloped) -> "_Maker":
@@ -868,11 +849,8 @@ CALLS: dict[Any, _Maker] = {
     F.relu6: lambda builder, node, _: clipped(0.0, 6.0),
     **dict.fromkeys([torch.clamp, torch.clip, "clamp", "clip", "clamp_", "clip_"], _clamp),
     **dict.fromkeys([torch.clamp_min, "clamp_min"], _clamp),
-    **dict.fromkeys([torch.clamp_max, "clamp_max"], _clamp_from_above),
     **dict.fromkeys([torch.maximum, "maximum"], _extreme(1)),
     **dict.fromkeys([torch.minimum, "minimum"], _extreme(-1)),
-    **dict.fromkeys([torch.max, "max"], _extreme_of_two(1)),
-    **dict.fromkeys([torch.min, "min"], _extreme_of_two(-1)),
     **dict.fromkeys([torch.where, torch.masked_fill, "masked_fill"], _chosen),
     **dict.fromkeys(CONDITIONS, _compared),
     **dict.fromkeys([torch.zeros_like, torch.ones_like, torch.full_like], _constant_like),

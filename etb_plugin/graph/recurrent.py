@@ -41,20 +41,11 @@ def recurrence(
         given = (x, weight, recurrent, bias, recurrent_bias, kind, backwards, cells)
         return x.tracer.create_proxy("call_function", recurrence, given, {})
     before = nn.functional.linear(x, weight, bias)
-    h = x.new_zeros(len(x), recurrent.shape[1])
-    c, found = h, []
+    h = c = None
+    found = []
     for step in _order(x.shape[1], backwards):
-        fed, back = before[:, step], nn.functional.linear(h, recurrent, recurrent_bias)
-        if kind in _PLAIN:
-            h = _PLAIN[kind](fed + back)
-        elif kind == "lstm":
-            i, f, g, o = (fed + back).chunk(4, 1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
-        else:
-            (r, z, n), (rh, zh, nh) = fed.chunk(3, 1), back.chunk(3, 1)
-            z, n = (z + zh).sigmoid(), (n + (r + rh).sigmoid() * nh).tanh()
-            h = (1 - z) * n + z * h
+        back = recurrent_bias if h is None else nn.functional.linear(h, recurrent, recurrent_bias)
+        h, c = _advanced(kind, before[:, step], back, h, c)
         found.append(c if cells else h)
     return torch.stack(found[::-1] if backwards else found, 1)
 
@@ -90,17 +81,27 @@ def written_out(layer: nn.RNNBase, x: Any, states: Any = None) -> tuple[Any, Any
 
 def stepped(layer: nn.RNNCellBase, x: Any, state: Any = None) -> Any:
     """Return what a cell of one step gives for the proxy `x`: h, and an LSTM's c too; from zeros unless told."""
+    kind = layer.nonlinearity if isinstance(layer, nn.RNNCell) else "lstm" if isinstance(layer, nn.LSTMCell) else "gru"
+    h, c = state if kind == "lstm" and state is not None else (state, None)
     fed = nn.functional.linear(x, layer.weight_ih, layer.bias_ih)
-    h, c = state if isinstance(layer, nn.LSTMCell) and state is not None else (state, None)
     back = layer.bias_hh if h is None else nn.functional.linear(h, layer.weight_hh, layer.bias_hh)
-    if isinstance(layer, nn.GRUCell):
+    h, c = _advanced(kind, fed, back, h, c)
+    return (h, c) if kind == "lstm" else h
+
+
+def _advanced(kind: str, fed: Any, back: Any, h: Any, c: Any) -> tuple[Any, Any]:
+    """Return the state behind h, and the cell behind an LSTM's c, from what the input and h feed into the gates.
+
+    None is zeros.
+    """
+    if kind == "gru":
         gates, parts = fed.chunk(3, 1), None if back is None else back.chunk(3, -1)
         r, z = ((gates[i] if parts is None else gates[i] + parts[i]).sigmoid() for i in range(2))
         n = (gates[2] if parts is None else gates[2] + r * parts[2]).tanh()
-        return (1 - z) * n if h is None else (1 - z) * n + z * h
+        return (1 - z) * n if h is None else (1 - z) * n + z * h, None
     total = fed if back is None else fed + back
-    if isinstance(layer, nn.RNNCell):
-        return _PLAIN[layer.nonlinearity](total)
+    if kind in _PLAIN:
+        return _PLAIN[kind](total), None
     i, f, g, o = total.chunk(4, 1)
     c = i.sigmoid() * g.tanh() if c is None else f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c

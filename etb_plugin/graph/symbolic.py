@@ -21,6 +21,18 @@ def symbolic(network: nn.Module) -> fx.GraphModule:
         return fx.GraphModule(network, _Tracer().trace(network), type(network).__name__)
 
 
+CALLED = ("call_function", "call_method")
+
+
+def dependent(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that depend on the network's input, itself among them."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 @contextlib.contextmanager
 def _lengths_recorded(network: nn.Module) -> Iterator[None]:
     """Let forwards ask for `len(x)`, which fx records only in files that say so: as a name of their own."""

@@ -7,35 +7,31 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 Found = tuple[fx.Node, int]
-"""The node of x, and the dimension along which the exponentials are added."""
-_SPREAD = ("expand", torch.abs)
-"""What repeats sums, or changes nothing of them."""
+"""A node, and the dimension along which exponentials are added."""
 
 
 def softmax(above: fx.Node, under: fx.Node) -> Found | None:
     """Return x where above / under is softmax(x)."""
-    exponentials, dim = _summed(under)
-    return _unshifted(_argument(above), dim) if exponentials is above and dim is not None else None
+    total = _summed(under)
+    return _unshifted(_argument(above), total[1]) if total is not None and total[0] is above else None
 
 
 def log_softmax(shifted: fx.Node, log: fx.Node) -> Found | None:
     """Return x where shifted - log is log(softmax(x))."""
-    exponentials, dim = _logarithm_of_sum(log)
-    if exponentials is None or dim is None or _argument(exponentials) is not shifted:
-        return None
-    return _unshifted(shifted, dim)
+    total = _summed_in_logarithm(log)
+    return _unshifted(shifted, total[1]) if total is not None and _argument(total[0]) is shifted else None
 
 
 def log_sum_exp(log: fx.Node, shift: fx.Node) -> Found | None:
     """Return x where log + shift is the logarithm of the sum of exp(x), along a dimension that stays."""
-    exponentials, dim = _logarithm_of_sum(log)
-    if exponentials is None or dim is None:
+    total = _summed_in_logarithm(log)
+    if total is None:
         return None
-    shifted = _argument(exponentials)
-    found = _unshifted(shifted, dim)
+    shifted = _argument(total[0])
+    found = _unshifted(shifted, total[1])
     return found if found[0] is not shifted and _bare(shifted.args[1]) is _bare(shift) else None
 
 
@@ -43,48 +39,49 @@ def _argument(node: fx.Node) -> Any:
     return node.args[0]
 
 
-def _probe(node: Any) -> Tensor | None:
-    """Return what a node that depends on the input is for one of zeros."""
-    return node.meta.get("probe") if isinstance(node, fx.Node) else None
+def _shape(node: Any) -> torch.Size | None:
+    """Return the shape of a node that depends on the input, for one example."""
+    probe = node.meta.get("probe") if isinstance(node, fx.Node) else None
+    return None if probe is None else probe.shape
 
 
-def _logarithm_of_sum(node: fx.Node) -> tuple[fx.Node | None, int | None]:
-    while node.target == "expand":
+def _behind(node: Any, *targets: Any) -> Any:
+    """Return the node before calls of some kinds."""
+    while isinstance(node, fx.Node) and node.target in targets:
         node = _argument(node)
-    return _summed(_argument(node)) if node.target is torch.log else (None, None)
-
-
-def _summed(node: fx.Node) -> tuple[fx.Node | None, int | None]:
-    """Return the exponentials that a node is the sum of, along one dimension that stays (of one element, or as many
-    alike), and the dimension."""
-    while node.target in _SPREAD:
-        node = _argument(node)
-    kept, node = _probe(node), _bare(node)
-    inside = _probe(_argument(node)) if node.target is torch.sum else None
-    if kept is None or inside is None or len(node.args[1]) != 1 or _argument(node).target is not torch.exp:  # type: ignore[arg-type]
-        return None, None
-    dim = int(node.args[1][0])  # type: ignore[index, arg-type]
-    stays = kept.shape == (*inside.shape[:dim], 1, *inside.shape[dim + 1 :])
-    return (_argument(node), dim) if stays else (None, None)
+    return node
 
 
 def _bare(node: Any) -> Any:
-    """Return the value that a node has in another shape of as many elements, or repeated."""
-    while isinstance(node, fx.Node) and node.target in ("reshape", *_SPREAD[:1]):
-        node = _argument(node)
-    return node
+    """Return the value that a node has in another shape, or repeated."""
+    return _behind(node, "expand", "reshape")
+
+
+def _summed_in_logarithm(node: fx.Node) -> Found | None:
+    log = _behind(node, "expand")
+    return _summed(_argument(log)) if log.target is torch.log else None
+
+
+def _summed(node: fx.Node) -> Found | None:
+    """Return the exponentials that a node is the sum of, along one dimension that stays (of one element, or as many
+    alike)."""
+    kept = _behind(node, "expand", torch.abs)
+    total: Any = _bare(kept)
+    if total.target is not torch.sum or _argument(total).target is not torch.exp or len(total.args[1]) != 1:
+        return None
+    exponentials, (dim,) = total.args
+    inside = _shape(exponentials)
+    assert inside is not None
+    stays = _shape(kept) == (*inside[:dim], 1, *inside[dim + 1 :])
+    return (exponentials, int(dim)) if stays else None
 
 
 def _unshifted(node: fx.Node, dim: int) -> Found:
     """Return x of x - m, where m has one element along the dimension."""
     if node.target is operator.sub:
-        x, m = (_probe(one) for one in node.args)
-        whole = _probe(node)
-        if x is not None and m is not None and whole is not None and x.shape == whole.shape and m.ndim == x.ndim:
-            before = node.args[1]
-            while isinstance(before, fx.Node) and before.target == "expand":
-                before = before.args[0]
-            size = _probe(before)
-            if size is not None and size.ndim == x.ndim and size.shape[dim] == 1:
-                return node.args[0], dim  # type: ignore[return-value]
+        x, m = node.args
+        whole, before = _shape(x), _shape(_behind(m, "expand"))
+        alike = whole is not None and before is not None and len(whole) == len(before)
+        if isinstance(x, fx.Node) and alike and whole == _shape(node) and before[dim] == 1:  # type: ignore[index]
+            return x, dim
     return node, dim

@@ -528,32 +528,8 @@ def _reduced(
     return make
 
 
-def _extreme(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
-    """The largest or the least along some axes, two by two."""
-
-    def make(call: Call) -> Results:
-        axes, keep = _along(call)
-        x = _extreme_along(call, function, axes)
-        kept = [size for axis, size in enumerate(x.probe.shape) if keep or axis not in axes]
-        return x if keep else call.run("reshape", x, -1, *kept[1:])
-
-    return make
-
-
-def _extreme_along(call: Call, function: Callable[..., Tensor], axes: Sequence[int]) -> Value:
-    x = call.x
-    for axis in axes:
-        parts = [call.run("narrow", x, axis, i, 1) for i in range(x.probe.shape[axis])]
-        while len(parts) > 1:
-            odd = parts[-1:] if len(parts) % 2 else []
-            pairs = zip(parts[0 : len(parts) - 1 : 2], parts[1::2], strict=True)
-            parts = [call.run(function, a, b) for a, b in pairs] + odd
-        x = parts[0]
-    return x
-
-
 def _global_max(call: Call) -> Results:
-    return _extreme_along(call, torch.maximum, range(2, call.x.probe.ndim))
+    return call.run(torch.amax, call.x, list(range(2, call.x.probe.ndim)), keepdim=True)
 
 
 def _global_average(call: Call) -> Results:
@@ -1098,9 +1074,9 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "ReduceL2": _reduced(torch.sum, before=torch.square, after=torch.sqrt),
     "ReduceLogSum": _reduced(torch.sum, after=torch.log),
     "ReduceLogSumExp": _reduced(torch.logsumexp),
-    "ReduceMax": _extreme(torch.maximum),
+    "ReduceMax": _reduced(torch.amax),
     "ReduceMean": _reduced(torch.mean),
-    "ReduceMin": _extreme(torch.minimum),
+    "ReduceMin": _reduced(torch.amin),
     "ReduceProd": _multiplied,
     "ReduceSum": _reduced(torch.sum),
     "ReduceSumSquare": _reduced(torch.sum, before=torch.square),
