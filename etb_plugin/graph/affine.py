@@ -222,13 +222,22 @@ class Dense(Affine):
         return self._by_rows(Tensor.square, values)
 
     def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-        points = [rows.new_zeros(len(rows), *shape) for shape in shapes]
-        derivative = torch.func.vjp(self.function, *points)[1]
-        return list(torch.vmap(derivative, in_dims=1, out_dims=1)(rows))
+        # A row is one more example of the batch to the function, and its gradient there, wherever that is taken, A^T.
+        flat = rows.flatten(0, 1)
+        zero = flat.new_zeros(())
+        learns = torch.is_grad_enabled() and (
+            rows.requires_grad or self.function(*(zero.expand(1, *shape) for shape in shapes)).requires_grad
+        )
+        with torch.enable_grad():
+            points = [zero.expand(len(flat), *shape).detach().requires_grad_() for shape in shapes]
+            image = self.function(*points)
+        parts = torch.autograd.grad(image, points, flat, create_graph=learns, materialize_grads=True, allow_unused=True)
+        return [part.unflatten(0, rows.shape[:2]) for part in parts]
 
     def push(self, *columns: Tensor) -> Tensor:
-        at_zero = self.function(*(torch.zeros_like(c[:, 0]) for c in columns))
-        return torch.vmap(self.function, in_dims=1, out_dims=1)(*columns) - at_zero.unsqueeze(1)
+        at_zero = self.function(*(torch.zeros_like(c[:1, 0]) for c in columns))
+        flat = self.function(*(c.flatten(0, 1) for c in columns)) - at_zero
+        return flat.unflatten(0, columns[0].shape[:2])
 
     def _by_rows(self, of: Callable[[Tensor], Tensor], values: Sequence[Tensor]) -> Tensor:
         """Return of(A) times `values`, the sum over the inputs."""

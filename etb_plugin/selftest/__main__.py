@@ -10,7 +10,7 @@ from collections import Counter
 
 from etb_plugin.errors import EtbError
 from etb_plugin.graph.regions import Ball
-from etb_plugin.selftest.fuzz import OPTIONS, fault, told
+from etb_plugin.selftest.fuzz import OPTIONS, Referee, told
 from etb_plugin.selftest.networks import drawn
 
 
@@ -27,6 +27,7 @@ def main() -> None:
     begun, seed, shown = time.monotonic(), asked.first, 0
     while sum(found.values()) < asked.pairs:
         case = drawn(seed)
+        referee = Referee(case)
         seed += 1
         for name, own in OPTIONS.items():
             options = dict(own)
@@ -35,7 +36,7 @@ def main() -> None:
                     continue
                 options = {"by": asked.by}
             try:
-                wrong = fault(case, name, options)
+                wrong = referee.fault(name, options)
             except EtbError as error:
                 what = str(error).partition("(")[2].partition(":")[0] if "fails on this" in str(error) else "by name"
                 found[f"{name}: refused ({what})"] += 1

@@ -18,7 +18,7 @@ from etb_plugin.errors import EtbError, Stopped
 from etb_plugin.graph.rounding import rigorous
 from etb_plugin.networks import build
 from etb_plugin.objectives import get_method
-from etb_plugin.selftest.fuzz import OPTIONS, fault, told
+from etb_plugin.selftest.fuzz import OPTIONS, Referee, told
 from etb_plugin.selftest.networks import deceiving, drawn
 from etb_plugin.training import Progress, Settings, train
 
@@ -151,9 +151,10 @@ def fuzz(deadline: float, device: str) -> str:
     seed = pairs = 0
     while seed < 3 or time.monotonic() < deadline:
         case = drawn(seed)
+        referee = Referee(case)
         for name, options in OPTIONS.items():
             try:
-                wrong = fault(case, name, options, device)
+                wrong = referee.fault(name, options, device)
             except EtbError:
                 continue
             pairs += 1

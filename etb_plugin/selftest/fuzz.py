@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -125,29 +126,41 @@ def in_ball(region: Region, directions: Tensor) -> Tensor:
     return region.center.double() + region.eps * (1 - 1e-12) * flat.view_as(directions)
 
 
-def fault(case: Case, name: str, options: dict[str, object], device: str = "cpu") -> str | None:
-    """Return what is wrong with a bound on a case, in one line; None where nothing is. The bound is computed on the
-    device, and what it is held against on the CPU."""
-    network, region = case.network, case.around()
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    spec = torch.cat([torch.eye(3), torch.tensor([[1.0, -1.0, 0.0], [-0.5, 2.0, 1.0]])]).to(case.dtype).expand(2, 5, 3)
-    try:
-        got = bound(name, copy.deepcopy(network).to(device), moved(region, device), spec.to(device), **options)
-    except EtbError:
-        raise
-    except Exception as error:
-        return f"untyped failure: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    slack = torch.einsum("brk,bk->br", spec.abs(), arithmetic(network, region)).double()
-    slack = slack.nan_to_num(torch.inf, torch.inf)  # where intervals are no numbers, rounding may have done anything
-    low, high = reached(network, region, spec, case.seed)
-    lower, upper = got.lower.double().cpu(), got.upper.double().cpu()
-    if not bool((lower <= low + slack).all() and (upper >= high - slack).all()):  # also where it is no number
-        out = torch.maximum(lower - low, high - upper)
-        return f"outside by {float(out.max()):.3g} (rounding explains {float(slack.max()):.3g})"
-    if case.eps == 0 and bool(((upper - lower) > 2 * slack).any()):
-        return f"a point has width {float((upper - lower).max()):.3g}"
-    return None
+class Referee:
+    """A case, and what any bound of it is held against: what was met in the region, found once for all bounds."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self._network, self._region = case, case.network.requires_grad_(False), case.around()
+        rows = torch.cat([torch.eye(3), torch.tensor([[1.0, -1.0, 0.0], [-0.5, 2.0, 1.0]])])
+        self._spec = rows.to(case.dtype).expand(2, 5, 3)
+
+    @cached_property
+    def _met(self) -> tuple[Tensor, Tensor]:
+        return reached(self._network, self._region, self._spec, self.case.seed)
+
+    @cached_property
+    def _slack(self) -> Tensor:
+        moved = torch.einsum("brk,bk->br", self._spec.abs(), arithmetic(self._network, self._region)).double()
+        return moved.nan_to_num(torch.inf, torch.inf)  # where intervals are no numbers, rounding may have done anything
+
+    def fault(self, name: str, options: dict[str, object], device: str = "cpu") -> str | None:
+        """Return what is wrong with a bound, in one line; None where nothing is. The bound is computed on the device,
+        and what it is held against on the CPU."""
+        network, region = copy.deepcopy(self._network).to(device), moved(self._region, device)
+        try:
+            got = bound(name, network, region, self._spec.to(device), **options)
+        except EtbError:
+            raise
+        except Exception as error:
+            return f"untyped failure: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        (low, high), slack = self._met, self._slack
+        lower, upper = got.lower.double().cpu(), got.upper.double().cpu()
+        if not bool((lower <= low + slack).all() and (upper >= high - slack).all()):  # also where it is no number
+            out = torch.maximum(lower - low, high - upper)
+            return f"outside by {float(out.max()):.3g} (rounding explains {float(slack.max()):.3g})"
+        if self.case.eps == 0 and bool(((upper - lower) > 2 * slack).any()):
+            return f"a point has width {float((upper - lower).max()):.3g}"
+        return None
 
 
 def moved(region: Region, device: str) -> Region:
@@ -162,7 +175,7 @@ def shrunk(case: Case, name: str, options: dict[str, object]) -> Case:
 
     def wrong(other: Case) -> bool:
         try:
-            return fault(other, name, options) is not None
+            return Referee(other).fault(name, options) is not None
         except EtbError:
             return False
 
@@ -180,7 +193,7 @@ def told(case: Case, name: str, options: dict[str, object]) -> str:
     """Return a fault with what it takes to see it again."""
     small = shrunk(case, name, options)
     return (
-        f"{name} {options} on case {case.seed}: {fault(small, name, options)}\n"
+        f"{name} {options} on case {case.seed}: {Referee(small).fault(name, options)}\n"
         f"  eps {case.eps:g}, {case.region}, {case.dtype}, scale {case.scale:g}, bias {case.bias:g}, "
         f"input {case.shape}\n"
         f"  blocks {small.blocks}\n  {small.network}"

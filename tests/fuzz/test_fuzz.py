@@ -17,7 +17,7 @@ from etb_plugin.bounds import bounds, register_bound, registry
 from etb_plugin.graph.ends import crown_ends
 from etb_plugin.graph.relaxation import Relaxation
 from etb_plugin.graph.tracing import trace
-from etb_plugin.selftest.fuzz import OPTIONS, arithmetic, fault, reached, told
+from etb_plugin.selftest.fuzz import OPTIONS, Referee, arithmetic, reached, told
 from etb_plugin.selftest.networks import corners, drawn
 from etb_plugin.verification import robustness
 from etb_plugin.verification.units import UnitTree
@@ -30,8 +30,9 @@ CASES_AT_ONCE = 10
 def check(first: int, count: int) -> None:
     for seed in range(first, first + count):
         case = drawn(seed)
+        referee = Referee(case)
         for name, options in OPTIONS.items():
-            if fault(case, name, options) is not None:
+            if referee.fault(name, options) is not None:
                 pytest.fail(told(case, name, options))
 
 
@@ -101,7 +102,7 @@ def test_the_fuzz_finds_a_bound_that_is_a_little_too_tight(monkeypatch):
 
         return apply
 
-    found = [case for case in map(drawn, range(40)) if case.eps and fault(case, "liar", {})]
+    found = [case for case in map(drawn, range(40)) if case.eps and Referee(case).fault("liar", {})]
     assert len(found) > 10
     assert "outside by" in told(found[0], "liar", {})
 

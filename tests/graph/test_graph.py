@@ -152,3 +152,32 @@ def test_squares_and_pushed_columns_are_those_of_the_matrix(kind):
         pushed = sum(c.flatten(2) @ A.T for c, A in zip(columns, matrices, strict=True))
         torch.testing.assert_close(node.operation.squared(*variances).flatten(1), want)
         torch.testing.assert_close(node.operation.push(*columns).flatten(2), pushed)
+
+
+class Outer(nn.Module):
+    """A value times a parameter that it broadcasts with: more elements than before, and no layer of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.scale, self.last = nn.Linear(3, 4), nn.Parameter(torch.rand(2, 1) - 0.5), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last((torch.relu(self.first(x))[:, None] * self.scale).sum(1))
+
+
+@pytest.mark.parametrize("name", ["ibp", "crown", "dual"])
+def test_parameters_of_maps_known_by_their_function_take_the_gradient_of_the_bound(name):
+    network = Outer().double()
+    box = Box.around(torch.rand(2, 3).double(), 0.2)
+
+    def total() -> torch.Tensor:
+        return bound(name, network, box).lower.sum()
+
+    (gradient,) = torch.autograd.grad(total(), network.scale)
+    for i in range(2):
+        values = []
+        for step in (1e-6, -2e-6):
+            network.scale.data[i] += step
+            values.append(float(total().detach()))
+        network.scale.data[i] += 1e-6
+        assert float(gradient[i]) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
