@@ -6,7 +6,8 @@ Shapes: a value is [batch, *features]; rows and columns are [batch or 1, number,
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -203,6 +204,21 @@ class Conv(Affine):
         return _CONV[len(self.stride) - 1](x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
+def transposed(function: Callable[..., Tensor], rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Return `rows` [batch, rows, *out] times the matrix of an affine function, for each of its inputs, of `shapes`."""
+    # A row is one more example of the batch to the function, and its gradient there, wherever that is taken, A^T.
+    flat = rows.flatten(0, 1)
+    zero = flat.new_zeros(())
+    learns = torch.is_grad_enabled() and (
+        rows.requires_grad or function(*(zero.expand(1, *shape) for shape in shapes)).requires_grad
+    )
+    with torch.enable_grad():
+        points = [zero.expand(len(flat), *shape).detach().requires_grad_() for shape in shapes]
+        image = function(*points)
+    parts = torch.autograd.grad(image, points, flat, create_graph=learns, materialize_grads=True, allow_unused=True)
+    return [part.unflatten(0, rows.shape[:2]) for part in parts]
+
+
 @dataclass(frozen=True)
 class Dense(Affine):
     """Any affine map, by its function alone: |A| r and the like take the whole matrix, some rows at a time."""
@@ -222,17 +238,7 @@ class Dense(Affine):
         return self._by_rows(Tensor.square, values)
 
     def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-        # A row is one more example of the batch to the function, and its gradient there, wherever that is taken, A^T.
-        flat = rows.flatten(0, 1)
-        zero = flat.new_zeros(())
-        learns = torch.is_grad_enabled() and (
-            rows.requires_grad or self.function(*(zero.expand(1, *shape) for shape in shapes)).requires_grad
-        )
-        with torch.enable_grad():
-            points = [zero.expand(len(flat), *shape).detach().requires_grad_() for shape in shapes]
-            image = self.function(*points)
-        parts = torch.autograd.grad(image, points, flat, create_graph=learns, materialize_grads=True, allow_unused=True)
-        return [part.unflatten(0, rows.shape[:2]) for part in parts]
+        return transposed(self.function, rows, shapes)
 
     def push(self, *columns: Tensor) -> Tensor:
         at_zero = self.function(*(torch.zeros_like(c[:1, 0]) for c in columns))
@@ -384,11 +390,36 @@ class Scale(Affine):
 
 
 @dataclass(frozen=True)
-class Pairs(Coherent):
-    """Elements of two values, put together: every element of the result is one of an input. `alike` [elements] is the
-    first element that is the same one, for each: of a value that meets many others, one row is enough."""
+class Pairs(Affine):
+    """Elements of two values in pairs, [batch, n, 2]: `first` and `second` lay the two out to broadcast to `full`, of n
+    elements. `alike` [n, 2], flat, is for each element of the result the first that is the same one: of a value that
+    meets many others, one row is enough."""
 
-    alike: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    first: Callable[[Tensor], Tensor]
+    second: Callable[[Tensor], Tensor]
+    full: torch.Size
+    alike: Tensor
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.stack([self._laid_out(side, value).flatten(1) for side, value in enumerate(inputs)], -1)
+
+    spread = squared = forward
+
+    def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+        parts = []
+        for side, (values, shape) in enumerate(zip(rows.unbind(-1), shapes, strict=True)):
+            back = partial(self._laid_out, side)
+            parts += transposed(back, values.unflatten(-1, self.full), [shape])
+        return parts
+
+    def push(self, *columns: Tensor) -> Tensor:
+        return self.forward(*(c.flatten(0, 1) for c in columns)).unflatten(0, columns[0].shape[:2])
+
+    def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
+        return None
+
+    def _laid_out(self, side: int, value: Tensor) -> Tensor:
+        return (self.first, self.second)[side](value).expand(len(value), *self.full)
 
 
 @dataclass(frozen=True)

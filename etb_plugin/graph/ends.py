@@ -4,7 +4,7 @@ They come from interval arithmetic, from the rows of every unit that interval ar
 (`crown_ends`), from the rows of every unit (`dual_ends`), or from splits (`tightened`). Rows are worked on in blocks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -284,7 +284,7 @@ def _of_units(
     parts: list[Tensor] = []
     kept: list[Mapping[Hinge, Tensor]] = []
     keeping = search.steps and search.start is None and len(unstable) == 1 and len(units) * size <= fitting(_KEPT)
-    for owner, unit in zip(owners.split(at_once), units.split(at_once), strict=True):
+    for owner, unit in _blocks(owners, units, at_once):
         check_time()
         if twice:
             part, slopes = checkpoint(bounded, owner, unit, use_reentrant=False)
@@ -307,6 +307,17 @@ def _of_units(
     same = bool(kept) and all(block.keys() == kept[0].keys() for block in kept)
     all_slopes = (units, {key: torch.cat([block[key] for block in kept]) for key in kept[0]}) if same else None
     return flat_low.view_as(low), flat_high.view_as(high), all_slopes
+
+
+def _blocks(owners: Tensor, units: Tensor, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield units with their owners, in order, at most so many at a time. Where each example fills a block, no block
+    has units of two, and its owner stands once: what belongs to the example is not repeated for each unit then."""
+    if are_fixed() or len(owners) < at_once * (int(owners[-1]) + 1):
+        yield from zip(owners.split(at_once), units.split(at_once), strict=True)
+        return
+    for owner, mine in zip(*owners.unique_consecutive(return_counts=True), strict=True):
+        some, units = units[:mine], units[mine:]
+        yield from ((owner.view(1), block) for block in some.split(at_once))
 
 
 def _unstable(activation: Activation, i: int, low: Tensor, high: Tensor, choice: Choice) -> Tensor:

@@ -198,18 +198,14 @@ class Steps:
         full: torch.Size,
     ) -> Value:
         """Return all products, flat, of two values that are laid out to broadcast to `full`."""
-
-        def pairs(one: Tensor, two: Tensor) -> Tensor:
-            laid = (of_x(one), of_y(two))
-            return torch.stack([t.expand(len(t), *full).flatten(1) for t in laid], -1)
-
         numbers = torch.arange(x.shape.numel() + y.shape.numel(), dtype=torch.float64)
         first, second = numbers[: x.shape.numel()], numbers[x.shape.numel() :]
         if x == y:
             second = first
-        ids = pairs(first.view(1, *x.shape), second.view(1, *y.shape)).flatten().long()
+        pairs = Pairs(of_x, of_y, full, torch.empty(0, dtype=torch.long))
+        ids = pairs.forward(first.view(1, *x.shape), second.view(1, *y.shape)).flatten().long()
         places = torch.full((len(numbers),), len(ids)).scatter_reduce(0, ids, torch.arange(len(ids)), "amin")
-        operation = Pairs(pairs, homogeneous=True, alike=places[ids])
+        operation = replace(pairs, alike=places[ids])
         return self.add(Product(), (full.numel(),), self.add(operation, (full.numel(), 2), x, y))
 
     def _along(self, x: Value, dim: int, of: Callable[[Value], Value]) -> Value:

@@ -349,19 +349,16 @@ class Relaxation:
 
     def _through_curved(self, i: int, activation: Curved, rows: Rows, choice: Choice) -> tuple[Tensor, Tensor]:
         """Return `rows` of a curved activation as rows of its input, and the constant that goes with them."""
-        rows = rows.inside(self.graph.nodes[i].shape[1:])
-        values, constants = [], []
+        rows, lines = rows.inside(self.graph.nodes[i].shape[1:]), []
         for side, sign in enumerate((1, -1)):
             line, share = self._curves[i, side], choice.slopes.get((i, side))
             if share is None:
-                slope, intercept = (self._view(rows, (i, side), line, name) for name in ("slope", "intercept"))
+                lines += [self._view(rows, (i, side), line, name) for name in ("slope", "intercept")]
             else:
                 low, high = (self._view(rows, (i, side), line, name) for name in ("low", "high"))
-                slope, intercept = activation.chosen(share, low, high, sign)
-            mine = sign * torch.relu(sign * rows.values)
-            values.append(activation.repeated(mine) * slope)
-            constants.append(flat(mine * intercept).sum(2))
-        return values[0] + values[1], constants[0] + constants[1]
+                lines += activation.chosen(share, low, high, sign)
+        values, shift = _ThroughCurve.apply(rows.values, *lines)
+        return values, shift
 
     def share(self, rows: Rows, key: Hinge) -> Tensor:
         """Return the share by which a curved activation's line is the one that it has without a choice."""
@@ -373,6 +370,11 @@ class Relaxation:
 
 def _times(values: Tensor, factor: float | Tensor) -> Tensor:
     return values if isinstance(factor, float | int) and factor == 1 else values * factor
+
+
+def _weighed(values: Tensor, weights: Tensor) -> Tensor:
+    """Return each row times its weights [groups or 1, number or 1, *features], summed over the features."""
+    return dot(values, weights) if weights.shape[1] == 1 else flat(values * weights).sum(2)
 
 
 def _full(value: float | Tensor, like: Tensor, shape: torch.Size) -> Tensor:
@@ -415,6 +417,46 @@ class _Through(torch.autograd.Function):
             of_steep = summed(grad * negative, steep)
             of_rise = weighed_sum(of_shift, negative, rise)
         return of_rows, of_low, of_steep, of_rise
+
+
+class _ThroughCurve(torch.autograd.Function):
+    """Rows through two lines: positive entries take the one below, negative ones the one above. Of an activation that
+    joins values, slopes have an axis more, for these. Written out for the reasons of `_Through`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, slope: Tensor, intercept: Tensor, slope_above: Tensor, intercept_above: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rows = rows.contiguous()
+        ctx.save_for_backward(rows, slope, intercept, slope_above, intercept_above)
+        positive, negative = rows.clamp(min=0), rows.clamp(max=0)
+        shift = _weighed(positive, intercept) + _weighed(negative, intercept_above)
+        if slope.ndim == rows.ndim:
+            return (positive * slope).addcmul_(negative, slope_above), shift
+        if slope.shape[-1] != 2:
+            return (positive.unsqueeze(-1) * slope).addcmul_(negative.unsqueeze(-1), slope_above), shift
+        # Each of two factors by itself, also in memory: loops over an axis of two are several times slower.
+        values = rows.new_empty(2, *torch.broadcast_shapes(rows.shape, slope.shape[:-1], slope_above.shape[:-1]))
+        for part, one, other in zip(values, slope.unbind(-1), slope_above.unbind(-1), strict=True):
+            torch.mul(positive, one.contiguous(), out=part).addcmul_(negative, other.contiguous())
+        return values.movedim(0, -1), shift
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *lines = ctx.saved_tensors
+        grad, of_shift = grads
+        positive = rows > 0
+        found: list[Tensor | None] = []
+        of_rows = []
+        of_shift = of_shift[(...,) + (None,) * (rows.ndim - 2)]
+        joins = grad.ndim > rows.ndim
+        for slope, intercept, half in zip(lines[::2], lines[1::2], (rows.clamp(min=0), rows.clamp(max=0)), strict=True):
+            product = grad * slope
+            of_rows.append((product.sum(-1) if joins else product) + of_shift * intercept)
+            found.append(summed(grad * (half.unsqueeze(-1) if joins else half), slope))
+            found.append(summed(of_shift * half, intercept))
+        below, above = of_rows
+        return summed(torch.where(positive, below, above), rows), *found
 
 
 class _ThroughChord(torch.autograd.Function):
