@@ -1,10 +1,11 @@
-"""`etb` as a subprocess, without waiting for imports: a process that has torch and matplotlib forks for each command.
+"""`etb` as a subprocess, without waiting for imports: a process that has torch and more forks for each command.
 
 What is forked reads its arguments, imports etb_plugin and ends as `python -m etb_plugin` does. Tests of the start
 itself, of signals and of what libraries say as they are imported start a Python of their own.
 """
 
 import atexit
+import gc
 import json
 import os
 import select
@@ -67,8 +68,12 @@ if __name__ == "__main__":
     import runpy
 
     import matplotlib.figure  # noqa: F401
+    import pydantic  # noqa: F401
     import torch  # noqa: F401
+    import yaml  # noqa: F401
+    from rich import console, markup, table  # noqa: F401
 
+    gc.freeze()  # or the garbage collector of each fork copies all of it
     request = _serve()
     if request is not None:
         os.environ.clear()

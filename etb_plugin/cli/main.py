@@ -1,5 +1,7 @@
 """The entry point: collects the subcommands, and turns errors into a line or two and an exit status."""
 
+import atexit
+import gc
 import importlib
 import inspect
 import os
@@ -78,6 +80,9 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the work failed, 2 the call or a file was wrong."""
+    atexit.register(
+        gc.freeze
+    )  # a process that ends would look through all of torch for garbage, for a third of a second
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     if debug:  # it is understood anywhere, and belongs to no subcommand

@@ -47,6 +47,7 @@ def save_figure(made: Figure, path: Path) -> None:
     for ending, options in (("png", {"dpi": 200}), ("pdf", {"metadata": {"CreationDate": None}})):
         buffer = io.BytesIO()
         made.savefig(buffer, format=ending, **options)
+        made.set_layout_engine(None)  # it is laid out: not once more for each of the other forms
         write_file(path.with_suffix(f".{ending}"), buffer.getvalue())
 
 
