@@ -150,7 +150,7 @@ def test_bounds_are_calibrated_and_never_called_certified(run, tmp_path):
 
 def test_kill_9_in_the_middle_costs_at_most_an_epoch(tmp_path):
     """The same command, killed once weights exist and given again, ends with the unbroken run's figures."""
-    flags = ("--methods", "ibp", "--model", "mlp-64x3", "--epochs", "60", "--test-limit", "50", "--pgd-steps", "2")
+    flags = ("--methods", "ibp", "--model", "mlp-64x3", "--epochs", "24", "--test-limit", "50", "--pgd-steps", "2")
     command = [sys.executable, "-c", "from etb_plugin.cli import main; main()", "compare", *flags, "--out", "r"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not list(tmp_path.glob("r/cells/*/state.pt")):
@@ -172,7 +172,7 @@ def test_kill_9_in_the_middle_costs_at_most_an_epoch(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_stops_between_batches_and_the_same_command_goes_on(tmp_path, number):
-    flags = ("--method", "pgd", "--model", "mlp-64x3", "--epochs", "30")
+    flags = ("--method", "pgd", "--model", "mlp-64x3", "--epochs", "12")
     command = [sys.executable, "-c", "from etb_plugin.cli import main; main()", "train", *flags, "--out", "r"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not list(tmp_path.glob("r/cells/*/metrics.jsonl")):

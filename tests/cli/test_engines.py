@@ -19,7 +19,7 @@ model: mlp-40x2
 methods: [ibp, expected]
 eps: 0.1
 seed: [0, 1]
-training: {epochs: 25, train_limit: 600}
+training: {epochs: 16, train_limit: 600}
 evaluation: {test_limit: 20, pgd_steps: 2}
 engine: {threads: 1}
 """
@@ -76,11 +76,11 @@ def children(process, word):
 @pytest.mark.slow
 def test_two_workers_killed_twice_end_with_the_same_figures(folder):
     run = folder / "two"
-    for part in (10, 60):
+    for part in (6, 38):
         with begun(folder, "--out", "two", "--workers", "2") as process:
             until(lambda part=part: epochs(run) >= part, process)
             os.killpg(process.pid, signal.SIGKILL)
-    assert 60 <= epochs(run) < 100
+    assert 38 <= epochs(run) < 64
     done = etb("compare", "e.yaml", "--out", "two", "--workers", "2", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert figures(run) == figures(folder / "whole")
@@ -89,7 +89,7 @@ def test_two_workers_killed_twice_end_with_the_same_figures(folder):
 def test_a_worker_that_dies_is_replaced_and_a_second_comparison_is_refused_meanwhile(folder):
     run = folder / "lost"
     with begun(folder, "--out", "lost", "--workers", "2") as process:
-        until(lambda: epochs(run) >= 20, process)
+        until(lambda: epochs(run) >= 8, process)
         os.killpg(process.pid, signal.SIGSTOP)
         second = etb("compare", "e.yaml", "--out", "lost", cwd=folder)
         assert (second.returncode, second.stderr) == (2, "error: lost is in use by another process\n")
@@ -109,7 +109,7 @@ def test_a_worker_that_dies_is_replaced_and_a_second_comparison_is_refused_meanw
 def test_workers_stop_with_a_checkpoint_and_go_on(folder, how):
     run = folder / how.split()[0]
     with begun(folder, "--out", run.name, "--workers", "2") as process:
-        until(lambda: epochs(run) >= 20, process)
+        until(lambda: epochs(run) >= 8, process)
         if how.startswith("SIGTERM"):
             process.terminate()
         else:
@@ -148,12 +148,12 @@ def test_ray_loses_a_worker_and_the_driver_and_ends_with_the_same_figures(folder
     run = folder / "ray"
     arguments = ("--out", "ray", "--engine", "ray", "--workers", "2")
     with begun(folder, *arguments) as process:
-        until(lambda: epochs(run) >= 20, process)
+        until(lambda: epochs(run) >= 8, process)
         os.killpg(process.pid, signal.SIGKILL)
     time.sleep(2)  # the cluster that the driver had started notices
     with begun(folder, *arguments) as process:
         before = epochs(run)
-        until(lambda: epochs(run) >= before + 20, process)
+        until(lambda: epochs(run) >= before + 8, process)
         os.kill(children(process, "ray::_perform")[0], signal.SIGKILL)
         _, errors = process.communicate(timeout=180)
         assert process.returncode == 0, errors

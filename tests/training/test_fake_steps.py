@@ -55,7 +55,10 @@ class Transformer(nn.Module):
         return self.last(self.layer(x)[:, 0])
 
 
-@pytest.mark.parametrize("name", ["pgd", "ibp", "crown-ibp", "crown", "dual", "expected", "cc-expected", "sabr"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("crown", "dual")]
+
+
+@pytest.mark.parametrize("name", ["pgd", "ibp", "crown-ibp", "expected", "cc-expected", "sabr", *SLOW])
 def test_a_step_on_a_transformer_runs_without_values(name):
     losses = step(get_method(name), Transformer(), torch.rand(3, 1, 6, 6), torch.tensor([0, 3, 1]), POINTS[2], 5)
     assert losses.total.shape == ()
