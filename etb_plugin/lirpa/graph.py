@@ -73,12 +73,19 @@ class _NodeFunction:
 
 @dataclass(frozen=True)
 class _NodeMap(Coherent):
-    """A coherent map by the node's own forward, whose constants may hold the batch size of this call."""
+    """A coherent map by the node's own forward, whose constants may hold the batch size of this call: rows are no
+    further examples to it."""
 
     def transpose(self, rows: Tensor, shapes: Any) -> list[Tensor]:
         assert isinstance(self.function, _NodeFunction)
         batch = len(self.function.node.forward_value)
-        return super().transpose(rows.expand(batch, *rows.shape[1:]), shapes)
+        points = [rows.new_zeros(batch, *shape) for shape in shapes]
+        derivative = torch.func.vjp(self.function, *points)[1]
+        return list(torch.vmap(derivative, in_dims=1, out_dims=1)(rows.expand(batch, *rows.shape[1:])))
+
+    def push(self, *columns: Tensor) -> Tensor:
+        at_zero = self.function(*(torch.zeros_like(c[:, 0]) for c in columns))
+        return torch.vmap(self.function, in_dims=1, out_dims=1)(*columns) - at_zero.unsqueeze(1)
 
 
 def _coherent(node: Any) -> Affine:
