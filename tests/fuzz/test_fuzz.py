@@ -123,7 +123,10 @@ def test_exact_lies_in_lp_and_lp_in_crown_on_small_networks(seed):
     assert (exact.upper >= high - 1e-6).all()
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+SLOW = {"alpha-crown": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in OPTIONS])
 def test_a_smaller_box_has_no_wider_ibp_interval_and_no_wider_output_is_met(name):
     """IBP is monotone in the region; every bound of the larger box holds for the smaller one."""
     for seed in range(0, 60, 3):
