@@ -1,5 +1,6 @@
 """`etb compare`: train, attack and certify several methods on one network and data set."""
 
+import gc
 import webbrowser
 from typing import Annotated
 
@@ -62,6 +63,7 @@ def command(
     from etb_plugin.report.stoppable import StoppableLive
     from etb_plugin.report.table import comparison_table, cost_table, plan_table
 
+    gc.freeze()  # memory is measured from where no garbage is left, which what is imported is not
     comparison = Comparison(experiment)
     folder = comparison.experiment.folder
     if dry_run:

@@ -1,6 +1,5 @@
 """The plots of a comparison. A method has the same colour and marker in all of them, and in every report."""
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -40,13 +39,16 @@ Style = tuple[str, str, str]
 
 
 def styles(labels: Sequence[str]) -> dict[str, Style]:
-    """Return a style for each label. A method, known by a label's first word, has the same colour everywhere; further
-    labels of it differ in marker and line. Names of one's own take the colours that are left."""
+    """Return a style for each label. A method, known by a label's first word, has the same colour everywhere, unless
+    one that comes before it has that and another is left; names of one's own come last. Further labels of a method
+    differ in marker and line."""
     known = [*_FIRST, *(name for name in sorted(methods()) if name not in _FIRST)]
     bases = {label: first if (first := label.replace(",", " ").split()[0]) in known else label for label in labels}
-    taken = {known.index(base) % 6 for base in bases.values() if base in known}
-    free = itertools.cycle([number for number in range(6) if number not in taken] or range(6))
-    numbers = {base: known.index(base) if base in known else next(free) for base in dict.fromkeys(bases.values())}
+    known += [base for base in dict.fromkeys(bases.values()) if base not in known]
+    order = sorted({known.index(base) for base in bases.values()})
+    owners = {number % 6: number for number in reversed(order)}
+    left = [colour for colour in range(6) if colour not in owners]
+    numbers = {known[number]: number if owners[number % 6] == number or not left else left.pop(0) for number in order}
     found, seen = {}, Counter[str]()
     for label in dict.fromkeys(labels):
         number, place = numbers[bases[label]], numbers[bases[label]] + seen[bases[label]]

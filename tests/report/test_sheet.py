@@ -191,3 +191,4 @@ def test_a_method_has_one_colour_everywhere_and_no_two_labels_of_a_plot_look_ali
     assert len(set(one.values())) == len(one)
     assert len({one[label][0] for label in ("ibp", "pgd", "expected", "my own", "mine too")}) == 5
     assert len(set(styles(sorted(methods())).values())) == len(methods())
+    assert len({style[0] for style in styles(["ibp", "expected", "crown", "sabr", "taps", "mine"]).values()}) == 6
