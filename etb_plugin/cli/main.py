@@ -80,9 +80,8 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the work failed, 2 the call or a file was wrong."""
-    atexit.register(
-        gc.freeze
-    )  # a process that ends would look through all of torch for garbage, for a third of a second
+    # A process that ends would look through all of torch for garbage, for a third of a second.
+    atexit.register(gc.freeze)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     if debug:  # it is understood anywhere, and belongs to no subcommand

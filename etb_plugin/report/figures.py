@@ -1,4 +1,4 @@
-"""The plots of a comparison. A method has the same colour and marker in all of them, and in every report."""
+"""The plots of a comparison. A method has the same colour and marker in all of them."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
