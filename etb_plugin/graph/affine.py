@@ -7,7 +7,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -391,35 +390,28 @@ class Scale(Affine):
 
 @dataclass(frozen=True)
 class Pairs(Affine):
-    """Elements of two values in pairs, [batch, n, 2]: `first` and `second` lay the two out to broadcast to `full`, of n
+    """Elements of two values in pairs, [batch, n, 2]: each of `laid_out` gives one of the two in the shape `full`, of n
     elements. `alike` [n, 2], flat, is for each element of the result the first that is the same one: of a value that
     meets many others, one row is enough."""
 
-    first: Callable[[Tensor], Tensor]
-    second: Callable[[Tensor], Tensor]
+    laid_out: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
     full: torch.Size
     alike: Tensor
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return torch.stack([self._laid_out(side, value).flatten(1) for side, value in enumerate(inputs)], -1)
+        return torch.stack([of(value).flatten(1) for of, value in zip(self.laid_out, inputs, strict=True)], -1)
 
     spread = squared = forward
 
     def transpose(self, rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-        parts = []
-        for side, (values, shape) in enumerate(zip(rows.unbind(-1), shapes, strict=True)):
-            back = partial(self._laid_out, side)
-            parts += transposed(back, values.unflatten(-1, self.full), [shape])
-        return parts
+        sides = zip(self.laid_out, rows.unbind(-1), shapes, strict=True)
+        return [transposed(of, values.unflatten(-1, self.full), [shape])[0] for of, values, shape in sides]
 
     def push(self, *columns: Tensor) -> Tensor:
         return self.forward(*(c.flatten(0, 1) for c in columns)).unflatten(0, columns[0].shape[:2])
 
     def shift(self, rows: Rows, shapes: Sequence[torch.Size]) -> Tensor | None:
         return None
-
-    def _laid_out(self, side: int, value: Tensor) -> Tensor:
-        return (self.first, self.second)[side](value).expand(len(value), *self.full)
 
 
 @dataclass(frozen=True)

@@ -202,10 +202,11 @@ class Steps:
         first, second = numbers[: x.shape.numel()], numbers[x.shape.numel() :]
         if x == y:
             second = first
-        pairs = Pairs(of_x, of_y, full, torch.empty(0, dtype=torch.long))
-        ids = pairs.forward(first.view(1, *x.shape), second.view(1, *y.shape)).flatten().long()
+        laid_out = (lambda t: of_x(t).expand(len(t), *full), lambda t: of_y(t).expand(len(t), *full))
+        sides = laid_out[0](first.view(1, *x.shape)), laid_out[1](second.view(1, *y.shape))
+        ids = torch.stack(sides, -1).flatten().long()
         places = torch.full((len(numbers),), len(ids)).scatter_reduce(0, ids, torch.arange(len(ids)), "amin")
-        operation = replace(pairs, alike=places[ids])
+        operation = Pairs(laid_out, full, places[ids])
         return self.add(Product(), (full.numel(),), self.add(operation, (full.numel(), 2), x, y))
 
     def _along(self, x: Value, dim: int, of: Callable[[Value], Value]) -> Value:

@@ -140,8 +140,8 @@ class Referee:
 
     @cached_property
     def _slack(self) -> Tensor:
-        moved = torch.einsum("brk,bk->br", self._spec.abs(), arithmetic(self._network, self._region)).double()
-        return moved.nan_to_num(torch.inf, torch.inf)  # where intervals are no numbers, rounding may have done anything
+        off = torch.einsum("brk,bk->br", self._spec.abs(), arithmetic(self._network, self._region)).double()
+        return off.nan_to_num(torch.inf, torch.inf)  # where intervals are no numbers, rounding may have done anything
 
     def fault(self, name: str, options: dict[str, object], device: str = "cpu") -> str | None:
         """Return what is wrong with a bound, in one line; None where nothing is. The bound is computed on the device,
