@@ -1,11 +1,12 @@
 """`etb` as a subprocess, without waiting for imports: a process that has torch and more forks for each command.
 
-What is forked reads its arguments, imports etb_plugin and ends as `python -m etb_plugin` does. Tests of the start
-itself, of signals and of what libraries say as they are imported start a Python of their own.
+What is forked reads its arguments and ends as `python -m etb_plugin` does. Tests of the start itself, of signals and of
+what libraries say as they are imported start a Python of their own.
 """
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import select
@@ -16,6 +17,12 @@ import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+
+_IMPORTED = (
+    *("fontTools.subset", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "PIL.PngImagePlugin"),
+    *("rich.console", "rich.table", "safetensors.torch", "torch", "typer.main"),
+    *(f"etb_plugin.{part}" for part in ("comparison", "evaluation", "report.page", "training", "verification")),
+)
 
 
 def etb(
@@ -67,12 +74,8 @@ def _serve() -> dict[str, object] | None:
 if __name__ == "__main__":
     import runpy
 
-    import matplotlib.figure  # noqa: F401
-    import pydantic  # noqa: F401
-    import torch  # noqa: F401
-    import yaml  # noqa: F401
-    from rich import console, markup, table  # noqa: F401
-
+    for name in _IMPORTED:
+        importlib.import_module(name)
     gc.freeze()  # or the garbage collector of each fork copies all of it
     request = _serve()
     if request is not None:

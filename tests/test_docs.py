@@ -135,7 +135,9 @@ etb_plugin.train(network, (images, labels), method="mine", eps=0.1, epochs=1)
 @pytest.mark.parametrize("page", AFTER)
 def test_every_block_runs_with_the_network_and_images_that_it_takes_for_granted(page, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    read_aloud("\n".join([BEFORE, *(text for _, _, text in blocks(page)), AFTER[page]]), tmp_path, environment)
+    text = "\n".join(text for _, _, text in blocks(page))
+    shorter = re.sub(r"(?<=compare\()", "epochs=1, ", text)
+    read_aloud(f"{BEFORE}\n{shorter}\n{AFTER[page]}", tmp_path, environment)
 
 
 @pytest.mark.parametrize("page", [pytest.param("docs/tutorial.md", marks=pytest.mark.slow), "docs/python.md"])

@@ -18,8 +18,7 @@ dataset: digits
 model: mlp-40x2
 methods: [ibp, expected]
 eps: 0.1
-seed: [0, 1]
-training: {epochs: 16, train_limit: 600}
+training: {epochs: 20, train_limit: 600}
 evaluation: {test_limit: 20, pgd_steps: 2}
 engine: {threads: 1}
 """
@@ -76,11 +75,11 @@ def children(process, word):
 @pytest.mark.slow
 def test_two_workers_killed_twice_end_with_the_same_figures(folder):
     run = folder / "two"
-    for part in (6, 38):
+    for part in (6, 24):
         with begun(folder, "--out", "two", "--workers", "2") as process:
             until(lambda part=part: epochs(run) >= part, process)
             os.killpg(process.pid, signal.SIGKILL)
-    assert 38 <= epochs(run) < 64
+    assert 24 <= epochs(run) < 40
     done = etb("compare", "e.yaml", "--out", "two", "--workers", "2", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert figures(run) == figures(folder / "whole")
@@ -94,7 +93,7 @@ def test_a_worker_that_dies_is_replaced_and_a_second_comparison_is_refused_meanw
         second = etb("compare", "e.yaml", "--out", "lost", cwd=folder)
         assert (second.returncode, second.stderr) == (2, "error: lost is in use by another process\n")
         status = etb("compare", "status", "lost", cwd=folder)
-        assert "of 4 cells done" in status.stdout
+        assert "of 2 cells done" in status.stdout
         assert "epoch" in status.stdout
         os.kill(children(process, "spawn_main")[0], signal.SIGKILL)
         os.killpg(process.pid, signal.SIGCONT)
@@ -128,17 +127,17 @@ def test_workers_stop_with_a_checkpoint_and_go_on(folder, how):
 def test_printed_lines_do_the_cells_and_the_comparison_finds_them(folder):
     printed = etb("compare", "e.yaml", "--out", "lines", "--engine", "print", "--threads", "1", cwd=folder)
     lines = printed.stdout.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 2
     assert all(line.startswith("etb cell lines ") for line in lines)
-    script = "\n".join(line.replace("etb ", f"{sys.executable} -m etb_plugin ", 1) for line in lines[:2])
+    script = lines[0].replace("etb ", f"{sys.executable} -m etb_plugin ", 1)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(("sh", "-e", "-c", script), cwd=folder, env=environment, check=True, capture_output=True)
     again = etb("compare", "e.yaml", "--out", "lines", "--engine", "print", cwd=folder)
-    assert again.stdout.splitlines() == lines[2:]
+    assert again.stdout.splitlines() == lines[1:]
     listed = etb("compare", "e.yaml", "--out", "lines", "--dry-run", cwd=folder)
-    assert "2 done, 2 missing" in listed.stdout
+    assert "1 done, 1 missing" in listed.stdout
     done = etb("compare", "e.yaml", "--out", "lines", "--threads", "1", cwd=folder)
-    assert done.stderr.count("kept from an earlier run") == 2
+    assert done.stderr.count("kept from an earlier run") == 1
     assert figures(folder / "lines") == figures(folder / "whole")
 
 

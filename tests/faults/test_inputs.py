@@ -69,7 +69,7 @@ def test_a_loss_that_is_not_finite_is_one_line_and_no_result(tmp_path):
 
 
 def test_interrupted_twice_it_ends_at_once_and_goes_on(tmp_path):
-    options = (*COMPARE, "--dataset", "digits", "--eps", "0.1", "--epochs", "30", "--out", "run")
+    options = (*COMPARE, "--dataset", "digits", "--eps", "0.1", "--epochs", "10", "--out", "run")
     command = [sys.executable, "-m", "etb_plugin", *options]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.rglob("metrics.jsonl")):
