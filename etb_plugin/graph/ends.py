@@ -29,6 +29,8 @@ _EXAMPLES_AT_ONCE = 2**26
 _KEPT = 2**26
 """Elements of the rows of a layer's units up to which their slopes are kept, and what a gradient needs, which is not
 computed again then: it takes about four times as much memory."""
+_FEW = 0.25
+"""The share of unstable units up to which the dual follows their rows apart: one by one they cost twice as much."""
 
 
 def _block(like: Tensor) -> int:
@@ -170,26 +172,72 @@ def tightened(relaxation: Relaxation, choice: Choice, *, steps: int, start: Tigh
 def dual_ends(graph: Graph, region: Region) -> dict[int, tuple[Tensor, Tensor]]:
     """Return the ends of every activation's input by the rows of every unit, with the chord's slope on both sides
     (Wong and Kolter 2018), and by interval arithmetic where activations are curved, of which some take no negative
-    numbers. Cost: a row for every unit."""
+    numbers.
+
+    Cost: a row for every unit. A gradient depends on the ends of unstable units alone: where these are few, as in a
+    network that is trained by it, the rows of all units are followed without a gradient, and theirs once more with it.
+    """
     known = interval_ends(graph, region)[0] if graph.curved else {}
     ends: dict[int, tuple[Tensor, Tensor]] = {}
-    batch, relaxation = len(region), Relaxation(graph, region, {})
+    relaxation = Relaxation(graph, region, {})
     for i in graph.activations:
-        source = graph.nodes[i].inputs[0]
-        relaxation, shape = relaxation.over(ends), graph.nodes[source].shape
-        rows = _every_unit(graph, source, region)
-        places = shape[1:].numel() if rows.window is not None else 1
-        low, high = [], []
-        at_once = max(1, _block(region.center) // (row_size(graph, source, region.center) * places * batch))
-        for some in rows.values.split(at_once, 1):
-            check_time()
-            lower, upper, _, _ = relaxation.between({source: rows.with_values(some)})
-            low.append(lower)
-            high.append(upper)
-        ends[i] = _units_in_order(low, shape, batch, places), _units_in_order(high, shape, batch, places)
-        if i in known:
-            ends[i] = cut(*ends[i], known[i])
+        relaxation = relaxation.over(ends)
+        if _has_few_unstable(relaxation, i):
+            with torch.no_grad():
+                low, high = _of_every_unit(relaxation.over(ends), i)  # which keeps windows, without gradients
+            low, high = _differentiable(relaxation, i, low, high)
+        else:
+            low, high = _of_every_unit(relaxation, i)
+        ends[i] = cut(low, high, known[i]) if i in known else (low, high)
     return ends
+
+
+def _has_few_unstable(relaxation: Relaxation, i: int) -> bool:
+    """Whether a gradient is wanted, and few units of an activation's input are unstable: in the first example."""
+    graph, ends, activation = relaxation.graph, relaxation.ends, relaxation.graph.activations[i]
+    wanted = torch.is_grad_enabled() and any(end.requires_grad for pair in ends.values() for end in pair)
+    if not wanted or are_fixed() or isinstance(activation, Curved):
+        return False
+    with torch.no_grad():
+        first = Relaxation(graph, relaxation.region[:1], {j: (low[:1], high[:1]) for j, (low, high) in ends.items()})
+        return float(_unstable(activation, i, *_of_every_unit(first, i), Choice()).float().mean()) < _FEW
+
+
+def _of_every_unit(relaxation: Relaxation, i: int) -> tuple[Tensor, Tensor]:
+    """Return the dual's ends of an activation's input, [batch, *features]."""
+    graph, region, batch = relaxation.graph, relaxation.region, len(relaxation.region)
+    source = graph.nodes[i].inputs[0]
+    shape, rows = graph.nodes[source].shape, _every_unit(graph, source, region)
+    places = shape[1:].numel() if rows.window is not None else 1
+    at_once = max(1, _block(region.center) // (row_size(graph, source, region.center) * places * batch))
+    low, high = [], []
+    for some in rows.values.split(at_once, 1):
+        check_time()
+        lower, upper, _, _ = relaxation.between({source: rows.with_values(some)})
+        low.append(lower)
+        high.append(upper)
+    return _units_in_order(low, shape, batch, places), _units_in_order(high, shape, batch, places)
+
+
+def _differentiable(relaxation: Relaxation, i: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the dual's ends of an activation's input with those of unstable units as functions of the weights."""
+    graph, source = relaxation.graph, relaxation.graph.nodes[i].inputs[0]
+    owners, units = _unstable(graph.activations[i], i, low, high, Choice()).flatten(1).nonzero().unbind(1)
+    if not len(units):
+        return low, high
+    at_once = max(1, _block(low) // row_size(graph, source, low))
+    lows, highs = [], []
+    for owner, unit in _blocks(owners, units, at_once):
+        check_time()
+        rows, constant = _rows_of(graph, source, owner, unit, low)
+        lower, upper, _, _ = relaxation.between(rows)
+        lows.append((lower + constant)[:, 0])
+        highs.append((upper + constant)[:, 0])
+    one, other = (
+        end.flatten(1).index_put((owners, units), torch.cat(found)).view_as(end)
+        for end, found in ((low, lows), (high, highs))
+    )
+    return one, other
 
 
 def _units_in_order(parts: list[Tensor], shape: torch.Size, batch: int, places: int) -> Tensor:

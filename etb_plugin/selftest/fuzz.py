@@ -145,7 +145,7 @@ class Referee:
 
     @cached_property
     def _told(self) -> bool:
-        """Whether an activation is known to a slack only, by its values: its lines lie that far apart at a point, too."""
+        """Whether an activation is known by its values, to a slack: its lines lie that far apart at a point, too."""
         operations = (node.operation for node in trace(self._network, self._region.shape).nodes)
         return any(isinstance(operation, Sloped) and operation.slack > 0 for operation in operations)
 

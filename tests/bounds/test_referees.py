@@ -84,6 +84,34 @@ def test_the_dual_is_convex_adversarials(network, dtype):
     compare("dual", network, dtype, "convex_adversarial")
 
 
+@pytest.mark.parametrize("few", [0.0, 1.1], ids=["every unit's", "unstable units' alone"])
+@pytest.mark.parametrize("network", FULL)
+def test_the_duals_gradient_is_convex_adversarials(network, few, monkeypatch):
+    monkeypatch.setattr("etb_plugin.graph.ends._FEW", few)
+    net, box, spec = case(network, torch.float64, eps=0.02)
+    weights = [*net.requires_grad_(True).parameters()]
+    ours, theirs = (
+        torch.autograd.grad(bound("dual", net, box, spec, **options).lower.logsumexp(1).sum(), weights)
+        for options in ({}, {"by": "convex_adversarial"})
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6 * float(other.abs().max()))
+
+
+def test_the_duals_gradient_needs_no_row_of_a_stable_unit(monkeypatch):
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU6(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, groups=2), nn.LeakyReLU(0.1),
+        nn.Flatten(), nn.Linear(16, 8), nn.Hardtanh(-0.3, 0.3), nn.Linear(8, 3),
+    ).double()  # fmt: skip
+    box = Box.around(torch.rand(3, 1, 8, 8).double(), 0.02)
+    found = []
+    for few in (0.0, 1.1):
+        monkeypatch.setattr("etb_plugin.graph.ends._FEW", few)
+        found.append(torch.autograd.grad(bound("dual", network, box).width.square().sum(), [*network.parameters()]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.slow
 def test_the_dual_is_convex_adversarials_on_residual_networks():
     compare("dual", "wk-resnet", torch.float64, "convex_adversarial")
