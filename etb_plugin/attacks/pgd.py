@@ -196,13 +196,15 @@ def _climb(
     points, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     active = torch.arange(len(x), device=x.device)
     for i in range(settings.steps + 1):
-        gradient, outputs = gradient_of(network, x, places[active], goal)
-        done = broken_by(outputs, places[active])
-        points[active], broken[active] = x, done
-        active, x, gradient = active[~done], x[~done], gradient[~done]
+        gradient, outputs = gradient_of(network, x, places, goal)
+        done = broken_by(outputs, places)
+        if i == settings.steps or bool(done.any()):  # copies that cost as much as a step of a small network
+            points[active], broken[active] = x, done
+            left = ~done
+            active, places, box, x, gradient = active[left], places[left], box[left], x[left], gradient[left]
         if i == settings.steps or not len(active):
             break
-        x = moved(x, gradient, box[active], settings.step_at(i))
+        x = moved(x, gradient, box, settings.step_at(i))
     return points, broken
 
 
