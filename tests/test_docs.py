@@ -140,7 +140,8 @@ def test_every_block_runs_with_the_network_and_images_that_it_takes_for_granted(
     read_aloud(f"{BEFORE}\n{shorter}\n{AFTER[page]}", tmp_path, environment)
 
 
-@pytest.mark.parametrize("page", [pytest.param("docs/tutorial.md", marks=pytest.mark.slow), "docs/python.md"])
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/python.md"])
 def test_every_block_of_code_runs(page, tmp_path):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment |= {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}

@@ -34,6 +34,7 @@ def test_the_command_shows_a_table_and_writes_what_it_shows(tmp_path):
         assert f"{row['floor']:.2f}" in done.stdout
 
 
+@pytest.mark.slow
 def test_whole_epochs_are_measured_beside_nominal_ones(tmp_path):
     methods = "ibp,robustra:projections=5,expected:rows=top-3"
     arguments = ("bench", "epochs", "--model", "tiny", "--methods", methods, "--images", "64", "--batch-size", "20")

@@ -167,6 +167,7 @@ def fails():
 TINY = ("--model", "mlp-10x1", "--methods", "ibp", "--epochs", "1", "--pgd-steps", "2", "--out", "run")
 
 
+@pytest.mark.slow
 def test_data_of_ones_own_are_compared_by_several_processes_and_run_only_where_named(tmp_path):
     (tmp_path / "data.py").write_text(DATA)
     ours = ("compare", "--dataset", "data.py:three", *TINY)

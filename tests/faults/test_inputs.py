@@ -68,6 +68,7 @@ def test_a_loss_that_is_not_finite_is_one_line_and_no_result(tmp_path):
     assert not list((tmp_path / "run").rglob("result*.json"))
 
 
+@pytest.mark.slow
 def test_interrupted_twice_it_ends_at_once_and_goes_on(tmp_path):
     options = (*COMPARE, "--dataset", "digits", "--eps", "0.1", "--epochs", "10", "--out", "run")
     command = [sys.executable, "-m", "etb_plugin", *options]

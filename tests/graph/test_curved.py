@@ -248,7 +248,7 @@ def _inputs(name: str, network: nn.Module) -> int:
     return 24
 
 
-@pytest.mark.parametrize("eps", [0.02, 0.5])
+@pytest.mark.parametrize("eps", [0.02, pytest.param(0.5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TAKEN)
 def test_bounds_hold_what_networks_with_products_reach(name: str, eps: float) -> None:
     torch.manual_seed(0)

@@ -44,15 +44,16 @@ def test_broken_and_hostile_files_are_refused(tmp_path):
 
 
 def test_the_commands_that_read_them_refuse_them_and_leave_the_disk_alone(tmp_path):
-    rows = found_by(tmp_path, "experiment", "safetensors", "onnx", "vnnlib", by="commands")
-    assert len(rows) > 120
+    rows = found_by(tmp_path, "experiment", "onnx", by="commands")
+    assert len(rows) > 40
     check(rows)
 
 
 @pytest.mark.slow
 def test_so_do_those_that_read_the_others(tmp_path):
-    rows = found_by(tmp_path, "torch", "instances", "pictures", "data", "results", "idx", by="commands")
-    assert len(rows) > 180
+    others = ("safetensors", "vnnlib", "torch", "instances", "pictures", "data", "results", "idx")
+    rows = found_by(tmp_path, *others, by="commands")
+    assert len(rows) > 250
     check(rows)
 
 

@@ -80,6 +80,7 @@ def test_parts_of_a_batch_make_the_batch():
         assert taken == list(range(count))
 
 
+@pytest.mark.slow
 def test_batch_norm_is_refused():
     run = start(TWO, "unused", "--method", "ibp", "--model", "cnn7-bn", "--dataset", "digits")
     _, errors = run.communicate(timeout=120)

@@ -80,7 +80,9 @@ def test_gurobi_agrees_with_highs(trial):
     torch.testing.assert_close((highs.lower, highs.upper), (gurobi.lower, gurobi.upper), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["branching", "leaky", "clipped", "wk-resnet", "tiny"])
+@pytest.mark.parametrize(
+    "kind", ["branching", "leaky", "clipped", pytest.param("wk-resnet", marks=pytest.mark.slow), "tiny"]
+)
 def test_the_exact_range_holds_what_is_sampled_on_every_kind_of_network(kind):
     shape = (1, 8, 8)
     if kind == "branching":
