@@ -100,7 +100,7 @@ def test_what_other_packages_register_is_listed_trained_and_no_misspelling(tmp_p
         ("methods", "Somebody else's bound.", "Somebody else's method."),
         ("models", "their-net"),
         ("compare --certify their-bound --dry-run", "ibp"),
-        ("compare --dataset their-data --methods their-method,ibp --epochs 1 --out mine", "their-method"),
+        ("compare --dataset their-data --methods their-method,ibp --epochs 1 --pgd-steps 2 --out mine", "their-method"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "etb_plugin", *arguments.split()],
