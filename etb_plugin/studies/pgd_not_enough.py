@@ -1,7 +1,9 @@
 """Study `pgd-not-enough`: images that PGD leaves standing and an exact verifier breaks (Gowal et al., appendix F)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -10,12 +12,12 @@ from torch import Tensor, nn
 from etb_plugin.attacks import Pgd, margin, pgd
 from etb_plugin.bounds import Box
 from etb_plugin.data import Dataset, pixels
+from etb_plugin.files import read_json, write_json
 from etb_plugin.objectives import get_method
 from etb_plugin.report.plots import figure, line
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
 from etb_plugin.studies.trained_networks import dataset, trained
 from etb_plugin.verification import Cascade, Settings, Verdict, robustness
-from etb_plugin.verification import Case as Decided
 
 _STAGES = ("pgd", "crown", "bab", "exact")
 _GRID, _EXTENT = 61, (-1.5, 1.5)
@@ -36,41 +38,53 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
     box = Box.around(images, case["eps"])
     with torch.no_grad():
         right = cascade.network(images).argmax(1) == labels
-    broken = []
-    for steps, restarts in parameters["attacks"]:
+
+    def attacked(steps: int, restarts: int) -> list[bool]:
         generator = torch.Generator().manual_seed(parameters["seed"])
-        broken.append(right & pgd(cascade.network, box, labels, Pgd(steps, restarts), generator)[1])
-    verdicts = {
-        image: cascade.decide(robustness(box[image : image + 1], int(labels[image]), data.classes))
-        for image in right.nonzero()[:, 0].tolist()
-    }
-    breakable = [i for i, one in verdicts.items() if one.verdict is Verdict.FALSIFIED]
-    missed = [i for i in breakable if not bool(broken[0][i])]
+        broken: Tensor = right & pgd(cascade.network, box, labels, Pgd(steps, restarts), generator)[1]
+        return broken.tolist()
+
+    def decided(image: int) -> tuple[str, list[float] | None]:
+        one = cascade.decide(robustness(box[image : image + 1], int(labels[image]), data.classes))
+        return one.verdict, None if one.witness is None else one.witness.flatten().tolist()
+
+    kept = folder / "kept" / f"{case['eps']:g}"  # at full size a radius takes hours
+    broken = [_once(kept / f"pgd-{s}-{r}.json", partial(attacked, s, r)) for s, r in parameters["attacks"]]
+    found = {i: _once(kept / f"{i}.json", partial(decided, i)) for i in right.nonzero()[:, 0].tolist()}
+    breakable = [i for i, (verdict, _) in found.items() if verdict == Verdict.FALSIFIED]
+    missed = [i for i in breakable if not broken[0][i]]
+    witness = torch.tensor(found[missed[0]][1], dtype=images.dtype).view_as(images[:1]) if missed else None
     return {
         "images": len(data.test),
         "right": int(right.sum()),
-        "broken": [int(some.sum()) for some in broken],
+        "broken": [sum(some) for some in broken],
         "breakable": len(breakable),
-        "unknown": sum(one.verdict is Verdict.UNKNOWN for one in verdicts.values()),
+        "unknown": sum(verdict == Verdict.UNKNOWN for verdict, _ in found.values()),
         "missed": missed,
-        "landscape": _landscape(cascade.network, data, missed[0], verdicts[missed[0]], case["eps"]) if missed else None,
+        "landscape": None if witness is None else _landscape(cascade.network, data, missed[0], witness, case["eps"]),
     }
 
 
+def _once(file: Path, find: Callable[[], Any]) -> Any:
+    """Return what `find` found, now or, where the file is there, before."""
+    if not file.exists():
+        write_json(file, find())
+    return read_json(file)
+
+
 @torch.no_grad()
-def _landscape(network: nn.Module, data: Dataset, image: int, case: Decided, eps: float) -> list[list[float]]:
+def _landscape(network: nn.Module, data: Dataset, image: int, witness: Tensor, eps: float) -> list[list[float]]:
     """Return the margin loss max f_j - f_y on the plane through the image, its counterexample, and a random corner.
 
     The image lies at (0, 0), its counterexample at (1, 0), the corner at (0, 1); every point is put into the box.
     """
-    assert case.witness is not None
     center = pixels(data.test.images[image : image + 1]).double()
     across = torch.randint(0, 2, center.shape, generator=torch.Generator().manual_seed(image)).double() * 2 - 1
     steps = torch.linspace(*_EXTENT, _GRID, dtype=torch.float64)
     rows: list[Tensor] = []
     for b in steps:
-        points = center + steps.view(-1, 1, 1, 1) * (case.witness - center) + b * eps * across
-        points = case.problem.box.nearest(points)
+        points = center + steps.view(-1, 1, 1, 1) * (witness - center) + b * eps * across
+        points = Box.around(center, eps).nearest(points)
         rows.append(margin(network(points), data.test.labels[image].repeat(_GRID)))
     return torch.stack(rows).tolist()
 
