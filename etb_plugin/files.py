@@ -120,6 +120,13 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def once(path: Path, find: Callable[[], Any]) -> Any:
+    """Return the JSON at `path`; where there is none, what `find` finds, which is written there."""
+    if not path.exists():
+        write_json(path, find())
+    return read_json(path)
+
+
 def read_json(path: Path) -> Any:
     """Return the value in `path`. Raises CheckpointError where it is no JSON."""
     try:

@@ -184,7 +184,7 @@ def dual_ends(graph: Graph, region: Region) -> dict[int, tuple[Tensor, Tensor]]:
         relaxation = relaxation.over(ends)
         if _has_few_unstable(relaxation, i):
             with torch.no_grad():
-                low, high = _of_every_unit(relaxation.over(ends), i)  # which keeps windows, without gradients
+                low, high = _of_every_unit(relaxation, i)
             low, high = _differentiable(relaxation, i, low, high)
         else:
             low, high = _of_every_unit(relaxation, i)
@@ -233,11 +233,10 @@ def _differentiable(relaxation: Relaxation, i: int, low: Tensor, high: Tensor) -
         lower, upper, _, _ = relaxation.between(rows)
         lows.append((lower + constant)[:, 0])
         highs.append((upper + constant)[:, 0])
-    one, other = (
-        end.flatten(1).index_put((owners, units), torch.cat(found)).view_as(end)
-        for end, found in ((low, lows), (high, highs))
-    )
-    return one, other
+    index = owners, units
+    flat_low = low.flatten(1).index_put(index, torch.cat(lows))
+    flat_high = high.flatten(1).index_put(index, torch.cat(highs))
+    return flat_low.view_as(low), flat_high.view_as(high)
 
 
 def _units_in_order(parts: list[Tensor], shape: torch.Size, batch: int, places: int) -> Tensor:

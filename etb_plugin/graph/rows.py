@@ -48,8 +48,9 @@ class Window:
         return value.permute(order).flatten(1, dims)
 
 
-Tables = dict[tuple[int, Window, tuple[int, ...]], tuple[Tensor, Tensor]]
-"""Values with all of their windows, by the values' identity (hence they are kept too) and by where the windows lie."""
+Tables = dict[tuple[int, Window, tuple[int, ...], bool], tuple[Tensor, Tensor]]
+"""Values with all of their windows, by the values' identity (hence they are kept too), by where the windows lie, and by
+whether they have gradients."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Rows:
         if tables is None:
             table = self.window.cut(value, size)
         else:
-            key = (id(value), self.window, tuple(size))
+            key = (id(value), self.window, tuple(size), torch.is_grad_enabled())
             if key not in tables:
                 tables[key] = value, self.window.cut(value, size)
             table = tables[key][1]

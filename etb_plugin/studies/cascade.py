@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from etb_plugin.bounds import Box, margin_spec, prepare_lower
 from etb_plugin.data import Dataset, Split
-from etb_plugin.files import read_json, write_json
+from etb_plugin.files import once
 from etb_plugin.objectives import get_method
 from etb_plugin.report.plots import figure, line
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
@@ -51,15 +51,17 @@ def _left(data: Dataset, parameters: Parameters, folder: Path, stage: int) -> li
     """Return the training images that no stage before `stage` certifies to be of their own class."""
     if stage == 1:
         return list(range(len(data.train)))
-    kept = folder / "left" / f"{stage}.json"
-    if not kept.exists():
+
+    def find() -> list[int]:
         before = torch.tensor(_left(data, parameters, folder, stage - 1))
         network = _stage(data, parameters, folder, stage - 1)
         some = Split(data.train.images[before], data.train.labels[before])
         predicted, certified = _predictions(network, some, data, parameters)
-        write_json(kept, before[~(certified & (predicted == some.labels))].tolist())
-    found: list[int] = read_json(kept)
-    return found
+        found: list[int] = before[~(certified & (predicted == some.labels))].tolist()
+        return found
+
+    left: list[int] = once(folder / "left" / f"{stage}.json", find)
+    return left
 
 
 def _stage(data: Dataset, parameters: Parameters, folder: Path, stage: int) -> nn.Module:
@@ -73,11 +75,12 @@ def _stage(data: Dataset, parameters: Parameters, folder: Path, stage: int) -> n
 
 def _on_test(data: Dataset, parameters: Parameters, folder: Path, stage: int) -> tuple[Tensor, Tensor]:
     """Return `_predictions` of a stage on the test images. Every later stage asks for them again."""
-    kept = folder / "test" / f"{stage}.json"
-    if not kept.exists():
-        found = _predictions(_stage(data, parameters, folder, stage), data.test, data, parameters)
-        write_json(kept, [values.tolist() for values in found])
-    predicted, certified = (torch.tensor(values) for values in read_json(kept))
+
+    def find() -> list[list[int]]:
+        network = _stage(data, parameters, folder, stage)
+        return [values.tolist() for values in _predictions(network, data.test, data, parameters)]
+
+    predicted, certified = (torch.tensor(values) for values in once(folder / "test" / f"{stage}.json", find))
     return predicted, certified
 
 

@@ -1,9 +1,8 @@
 """Study `pgd-not-enough`: images that PGD leaves standing and an exact verifier breaks (Gowal et al., appendix F)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from etb_plugin.attacks import Pgd, margin, pgd
 from etb_plugin.bounds import Box
 from etb_plugin.data import Dataset, pixels
-from etb_plugin.files import read_json, write_json
+from etb_plugin.files import once
 from etb_plugin.objectives import get_method
 from etb_plugin.report.plots import figure, line
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
@@ -49,8 +48,8 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
         return one.verdict, None if one.witness is None else one.witness.flatten().tolist()
 
     kept = folder / "kept" / f"{case['eps']:g}"  # at full size a radius takes hours
-    broken = [_once(kept / f"pgd-{s}-{r}.json", partial(attacked, s, r)) for s, r in parameters["attacks"]]
-    found = {i: _once(kept / f"{i}.json", partial(decided, i)) for i in right.nonzero()[:, 0].tolist()}
+    broken = [once(kept / f"pgd-{s}-{r}.json", partial(attacked, s, r)) for s, r in parameters["attacks"]]
+    found = {i: once(kept / f"{i}.json", partial(decided, i)) for i in right.nonzero()[:, 0].tolist()}
     breakable = [i for i, (verdict, _) in found.items() if verdict == Verdict.FALSIFIED]
     missed = [i for i in breakable if not broken[0][i]]
     witness = torch.tensor(found[missed[0]][1], dtype=images.dtype).view_as(images[:1]) if missed else None
@@ -65,13 +64,6 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
     }
 
 
-def _once(file: Path, find: Callable[[], Any]) -> Any:
-    """Return what `find` found, now or, where the file is there, before."""
-    if not file.exists():
-        write_json(file, find())
-    return read_json(file)
-
-
 @torch.no_grad()
 def _landscape(network: nn.Module, data: Dataset, image: int, witness: Tensor, eps: float) -> list[list[float]]:
     """Return the margin loss max f_j - f_y on the plane through the image, its counterexample, and a random corner.
@@ -80,11 +72,11 @@ def _landscape(network: nn.Module, data: Dataset, image: int, witness: Tensor, e
     """
     center = pixels(data.test.images[image : image + 1]).double()
     across = torch.randint(0, 2, center.shape, generator=torch.Generator().manual_seed(image)).double() * 2 - 1
-    steps = torch.linspace(*_EXTENT, _GRID, dtype=torch.float64)
+    box, steps = Box.around(center, eps), torch.linspace(*_EXTENT, _GRID, dtype=torch.float64)
     rows: list[Tensor] = []
     for b in steps:
         points = center + steps.view(-1, 1, 1, 1) * (witness - center) + b * eps * across
-        points = Box.around(center, eps).nearest(points)
+        points = box.nearest(points)
         rows.append(margin(network(points), data.test.labels[image].repeat(_GRID)))
     return torch.stack(rows).tolist()
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from etb_plugin.files import claimed, read_json, write_json
+from etb_plugin.files import claimed, once, write_json
 from etb_plugin.report.plots import save_figure
 from etb_plugin.results import SCHEMA, environment
-from etb_plugin.studies.registry import Case, Claim, Study
+from etb_plugin.studies.registry import Case, Claim, Row, Study
 
 
 def run_study(
@@ -23,15 +24,16 @@ def run_study(
     `watch` is told how many cases are done, how many there are, and which comes next. Raises ConfigError where the
     folder holds something else, and DataError where a study's data is missing.
     """
+
+    def measured(case: Case) -> Row:
+        return {**case, **study.measure(case, parameters, folder)}
+
     cases = study.cases(parameters)
     with claimed(folder, {"study": study.name, **parameters}):
         rows = []
         for number, case in enumerate(cases):
             watch(number, len(cases), case)
-            kept = folder / "cases" / f"{_name(case)}.json"
-            if not kept.exists():
-                write_json(kept, {**case, **study.measure(case, parameters, folder)})
-            rows.append(read_json(kept))
+            rows.append(once(folder / "cases" / f"{_name(case)}.json", partial(measured, case)))
         watch(len(cases), len(cases), {})
         claims = study.claims(rows, parameters)
         content = {

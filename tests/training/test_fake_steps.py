@@ -34,7 +34,9 @@ def step(method, network, x, labels, point, classes):
     return losses
 
 
-@pytest.mark.parametrize("point", [pytest.param(p, marks=[pytest.mark.slow] * (i % 2)) for i, p in enumerate(POINTS)])
+@pytest.mark.parametrize(
+    "point", [pytest.param(p, marks=[pytest.mark.slow] * (i % 2), id=str(p)) for i, p in enumerate(POINTS)]
+)
 @pytest.mark.parametrize("name", [*sorted(methods()), "expected fused"])
 def test_a_step_of_every_method_runs_without_values(name, point):
     method = get_method(name.split()[0])
