@@ -119,7 +119,7 @@ def test_workers_stop_with_a_checkpoint_and_go_on(folder, how):
         assert "the same command goes on from there" in errors
         assert not children(process, "spawn_main")
     assert any((cell / "state.pt").exists() for cell in (run / "cells").iterdir())
-    done = etb("compare", "e.yaml", "--out", run.name, "--workers", "2", cwd=folder)
+    done = etb("compare", "e.yaml", "--out", run.name, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert figures(run) == figures(folder / "whole")
 
