@@ -222,20 +222,25 @@ class Smooth(Sloped):
                 tables.append((points, slopes.cummax(0).values))
         return tables
 
-    def tables(self, like: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return the tables in the dtype and on the device of `like`."""
-        return [(points.to(like), slopes.to(like)) for points, slopes in self._tables]
+    def tables(self, like: Tensor, sign: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the tables where the function bends up, for `sign` 1, or down, for -1, in the dtype and on the device
+        of `like`."""
+        bent = [table for table in self._tables if (table[0][-1] - table[0][0]) * sign > 0]
+        return [(points.to(like), slopes.to(like)) for points, slopes in bent]
 
 
 _Near = Sequence[tuple[Tensor, Tensor, Tensor]]
 
 
 class _Tabulated:
-    """The hull of a function whose derivative is tabulated."""
+    """The hull of a function whose derivative is tabulated.
+
+    A line below a function touches it at an end, at a turn, or where it bends up.
+    """
 
     def __init__(self, function: Smooth, low: Tensor, high: Tensor, sign: int) -> None:
         self.function, self.low, self.high, self.sign = function, low, high, sign
-        self.tables = function.tables(low)
+        self.tables = function.tables(low, sign)
         fixed = [low, high, *(low.clamp(min=turn).minimum(high) for turn in function.turns)]
         self.fixed = [(point, sign * function.value(point)) for point in fixed]
 
