@@ -25,6 +25,8 @@ from etb_plugin.graph.activations import Curved
 
 _CELLS = 4096
 """Cells of the table of the derivative on each interval on which it is monotone."""
+_LOGIT = 36.0
+"""Up to which logit of its share of the derivative's range a table goes: float64 knows no share nearer to 0 and 1."""
 _SLOPES = 2**13
 """How many elements the slopes that are tried at once may hold: for few units a call costs more than its work."""
 _TANGENT = 0.01
@@ -101,12 +103,14 @@ class Sloped(Curved):
             at_once = int(math.log2(max(2, min(32, _SLOPES // max(1, low.numel())))))
             shares = torch.linspace(0, 1, 2**at_once + 1, dtype=low.dtype, device=low.device)
             shares = shares.view(-1, *[1] * low.ndim)
+            first, last = hull.touching(least), hull.touching(most)
             for _ in range(math.ceil(digits / at_once)):
                 slopes = torch.lerp(least.unsqueeze(0), most.unsqueeze(0), shares)
-                beyond = hull.touching(slopes[1:-1]) > middle
-                place = (~beyond).cumprod(0).sum(0, keepdim=True)
-                least, most = slopes.gather(0, place)[0], slopes.gather(0, place + 1)[0]
-            first, last = hull.touching(least), hull.touching(most)
+                # Where a slope was seen to touch stays: of another shape its digits, and so the side, may be others.
+                touched = torch.cat([first.unsqueeze(0), hull.touching(slopes[1:-1]), last.unsqueeze(0)])
+                place = (touched[1:-1] <= middle).cumprod(0).sum(0, keepdim=True)
+                least, most = (slopes.gather(0, at)[0] for at in (place, place + 1))
+                first, last = (touched.gather(0, at)[0] for at in (place, place + 1))
             one = last - first <= _TANGENT * (high - low)
         first, last = (_attached(point, low, high) for point in (first, last))
         run = torch.where(one, torch.ones_like(low), last - first)
@@ -208,18 +212,24 @@ class Smooth(Sloped):
 
     @cached_property
     def _tables(self) -> list[tuple[Tensor, Tensor]]:
-        """Points and derivatives, these ascending, of each interval on which the derivative is monotone and varies."""
+        """Points and derivatives, these ascending, of each interval on which the derivative is monotone and varies: at
+        even steps of the logit of its share of the range, so that a cell is found by arithmetic, and is small where the
+        derivative hardly varies as where it does most."""
         ends, tables = (-self.reach, *self.turns, self.reach), []
+        shares = torch.linspace(-_LOGIT, _LOGIT, _CELLS + 1, dtype=torch.float64).sigmoid()
         for low, high in itertools.pairwise(ends):
-            hair = 1e-9 * (high - low)  # at a kink the derivative of this side
-            points = torch.linspace(low + hair, high - hair, _CELLS + 1, dtype=torch.float64)
-            if self.tails:  # as many cells for each power of ten
-                points = torch.linspace(math.asinh(low), math.asinh(high), _CELLS + 1, dtype=torch.float64).sinh()
-            slopes = self.derivative(points)
-            if slopes[0] > slopes[-1]:
-                points, slopes = points.flip(0), slopes.flip(0)
-            if slopes[-1] > slopes[0]:
-                tables.append((points, slopes.cummax(0).values))
+            hair = 1e-9 * (high - low) if not self.tails else 1e-9  # at a kink the derivative of this side
+            outer = torch.tensor([low + hair, high - hair], dtype=torch.float64)
+            first, last = self.derivative(outer).tolist()
+            if first == last:
+                continue
+            below, above = (end.expand_as(shares) for end in (outer if first < last else outer.flip(0)))
+            slopes = min(first, last) + abs(last - first) * shares
+            for _ in range(100):
+                middle = (below + above) / 2
+                less = self.derivative(middle) < slopes
+                below, above = torch.where(less, middle, below), torch.where(less, above, middle)
+            tables.append((below, self.derivative(below).cummax(0).values))
         return tables
 
     def tables(self, like: Tensor, sign: int) -> list[tuple[Tensor, Tensor]]:
@@ -271,14 +281,19 @@ class _Tabulated:
     def _looked_up(self, slope: Tensor) -> _Near:
         """Return for each table the point at which the derivative is nearly the slope, the width of its cell, and
         whether the table has that slope at all."""
-        wanted, found = (self.sign * slope).contiguous(), []
+        wanted, found = self.sign * slope, []
+        least = torch.finfo(slope.dtype).eps / 2  # logarithms of 0 take a hundred times as long
         for points, slopes in self.tables:
-            after = torch.searchsorted(slopes, wanted).clamp(1, len(slopes) - 1)
-            first, last = points[after - 1], points[after]
-            low, high = slopes[after - 1], slopes[after]
+            logit = ((wanted - slopes[0]) / (slopes[-1] - slopes[0])).logit(least).clamp(-_LOGIT, _LOGIT)
+            cell = ((logit + _LOGIT) * (_CELLS / (2 * _LOGIT))).long().clamp(0, _CELLS - 1).flatten()
+            first, last, low, high = (
+                of.index_select(0, at).view_as(wanted) for of in (points, slopes) for at in (cell, cell + 1)
+            )
             share = ((wanted - low) / (high - low).clamp(min=torch.finfo(slope.dtype).tiny)).clamp(0, 1)
             inside = (wanted >= slopes[0]) & (wanted <= slopes[-1])
-            found.append((torch.lerp(first, last, share), (last - first).abs(), inside))
+            # rounding may miss the cell, where the derivative hardly varies: then nothing is known of its width
+            missed = torch.lt(wanted, low) | torch.gt(wanted, high)
+            found.append((torch.lerp(first, last, share), (last - first).abs().masked_fill_(missed, torch.inf), inside))
         return found
 
 
