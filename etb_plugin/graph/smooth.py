@@ -26,7 +26,8 @@ from etb_plugin.graph.activations import Curved
 _CELLS = 4096
 """Cells of the table of the derivative on each interval on which it is monotone."""
 _LOGIT = 36.0
-"""Up to which logit of its share of the derivative's range a table goes: float64 knows no share nearer to 0 and 1."""
+"""Tables go from minus this to this in the logit of the derivative's share of its range: float64 knows none nearer to 0
+or 1."""
 _SLOPES = 2**13
 """How many elements the slopes that are tried at once may hold: for few units a call costs more than its work."""
 _TANGENT = 0.01
@@ -212,13 +213,15 @@ class Smooth(Sloped):
 
     @cached_property
     def _tables(self) -> list[tuple[Tensor, Tensor]]:
-        """Points and derivatives, these ascending, of each interval on which the derivative is monotone and varies: at
-        even steps of the logit of its share of the range, so that a cell is found by arithmetic, and is small where the
-        derivative hardly varies as where it does most."""
+        """Points and derivatives, these ascending, of each interval on which the derivative is monotone and varies.
+
+        The logits of its shares of the range are evenly spaced: a cell is found by arithmetic, and none is wide where
+        the derivative has nearly its least or greatest value.
+        """
         ends, tables = (-self.reach, *self.turns, self.reach), []
         shares = torch.linspace(-_LOGIT, _LOGIT, _CELLS + 1, dtype=torch.float64).sigmoid()
         for low, high in itertools.pairwise(ends):
-            hair = 1e-9 * (high - low) if not self.tails else 1e-9  # at a kink the derivative of this side
+            hair = 1e-9 if self.tails else 1e-9 * (high - low)  # at a kink the derivative of this side
             outer = torch.tensor([low + hair, high - hair], dtype=torch.float64)
             first, last = self.derivative(outer).tolist()
             if first == last:
