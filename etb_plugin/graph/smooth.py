@@ -201,45 +201,42 @@ class Smooth(Sloped):
     @cached_property
     def _level(self) -> tuple[float, ...]:
         """Where the derivative goes from falling to rising: no function here has a greatest value inside."""
-        found = []
-        for points, slopes in self._tables:
-            if float(slopes[0]) < 0 < float(slopes[-1]):
-                low, high = points[0], points[-1]
-                for _ in range(80):
-                    middle = (low + high) / 2
-                    low, high = (middle, high) if float(self.derivative(middle)) < 0 else (low, middle)
-                found.append(float((low + high) / 2))
-        return tuple(found)
+        crossed = [points for points, slopes in self._tables[1] if float(slopes[0]) < 0 < float(slopes[-1])]
+        return tuple(float(self._reaching(torch.zeros(()), points[0], points[-1])) for points in crossed)
 
     @cached_property
-    def _tables(self) -> list[tuple[Tensor, Tensor]]:
-        """Points and derivatives, these ascending, of each interval on which the derivative is monotone and varies.
+    def _tables(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
+        """Points and derivatives, these ascending, of each interval on which the derivative is monotone and varies:
+        under 1 where the function bends up, under -1 where it bends down.
 
         The logits of its shares of the range are evenly spaced: a cell is found by arithmetic, and none is wide where
         the derivative has nearly its least or greatest value.
         """
-        ends, tables = (-self.reach, *self.turns, self.reach), []
+        ends = (-self.reach, *self.turns, self.reach)
+        tables: dict[int, list[tuple[Tensor, Tensor]]] = {1: [], -1: []}
         shares = torch.linspace(-_LOGIT, _LOGIT, _CELLS + 1, dtype=torch.float64).sigmoid()
         for low, high in itertools.pairwise(ends):
             hair = 1e-9 if self.tails else 1e-9 * (high - low)  # at a kink the derivative of this side
             outer = torch.tensor([low + hair, high - hair], dtype=torch.float64)
             first, last = self.derivative(outer).tolist()
-            if first == last:
-                continue
-            below, above = (end.expand_as(shares) for end in (outer if first < last else outer.flip(0)))
-            slopes = min(first, last) + abs(last - first) * shares
-            for _ in range(100):
-                middle = (below + above) / 2
-                less = self.derivative(middle) < slopes
-                below, above = torch.where(less, middle, below), torch.where(less, above, middle)
-            tables.append((below, self.derivative(below).cummax(0).values))
+            if first != last:
+                slopes = min(first, last) + abs(last - first) * shares
+                points = self._reaching(slopes, *(outer if first < last else outer.flip(0)))
+                tables[1 if first < last else -1].append((points, self.derivative(points).cummax(0).values))
         return tables
+
+    def _reaching(self, slopes: Tensor, below: Tensor, above: Tensor) -> Tensor:
+        """Return where the derivative reaches `slopes`, between a point with lesser ones and one with greater ones."""
+        for _ in range(100):
+            middle = (below + above) / 2
+            less = self.derivative(middle) < slopes
+            below, above = torch.where(less, middle, below), torch.where(less, above, middle)
+        return below
 
     def tables(self, like: Tensor, sign: int) -> list[tuple[Tensor, Tensor]]:
         """Return the tables where the function bends up, for `sign` 1, or down, for -1, in the dtype and on the device
         of `like`."""
-        bent = [table for table in self._tables if (table[0][-1] - table[0][0]) * sign > 0]
-        return [(points.to(like), slopes.to(like)) for points, slopes in bent]
+        return [(points.to(like), slopes.to(like)) for points, slopes in self._tables[sign]]
 
 
 _Near = Sequence[tuple[Tensor, Tensor, Tensor]]
@@ -272,12 +269,9 @@ class _Tabulated:
     def _touching(self, slope: Tensor, near: _Near) -> Tensor:
         point, value = self.fixed[0]
         point, best = point.expand_as(slope), value - slope * point
-        for other, value in self.fixed[1:]:
+        inner = [other.maximum(self.low).minimum(self.high) for other, _, _ in near]
+        for other, value in (*self.fixed[1:], *((other, self.sign * self.function.value(other)) for other in inner)):
             better = value - slope * other
-            point, best = torch.where(better < best, other, point), torch.minimum(better, best)
-        for other, _, _ in near:
-            other = other.maximum(self.low).minimum(self.high)
-            better = self.sign * self.function.value(other) - slope * other
             point, best = torch.where(better < best, other, point), torch.minimum(better, best)
         return point
 
@@ -287,15 +281,16 @@ class _Tabulated:
         wanted, found = self.sign * slope, []
         least = torch.finfo(slope.dtype).eps / 2  # logarithms of 0 take a hundred times as long
         for points, slopes in self.tables:
-            logit = ((wanted - slopes[0]) / (slopes[-1] - slopes[0])).logit(least).clamp(-_LOGIT, _LOGIT)
+            bottom, top = slopes[0], slopes[-1]
+            logit = ((wanted - bottom) / (top - bottom)).logit(least).clamp(-_LOGIT, _LOGIT)
             cell = ((logit + _LOGIT) * (_CELLS / (2 * _LOGIT))).long().clamp(0, _CELLS - 1).flatten()
             first, last, low, high = (
                 of.index_select(0, at).view_as(wanted) for of in (points, slopes) for at in (cell, cell + 1)
             )
             share = ((wanted - low) / (high - low).clamp(min=torch.finfo(slope.dtype).tiny)).clamp(0, 1)
-            inside = (wanted >= slopes[0]) & (wanted <= slopes[-1])
+            inside = (wanted >= bottom) & (wanted <= top)
             # rounding may miss the cell, where the derivative hardly varies: then nothing is known of its width
-            missed = torch.lt(wanted, low) | torch.gt(wanted, high)
+            missed = (wanted < low) | (wanted > high)
             found.append((torch.lerp(first, last, share), (last - first).abs().masked_fill_(missed, torch.inf), inside))
         return found
 
