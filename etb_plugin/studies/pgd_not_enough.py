@@ -120,8 +120,8 @@ def draw(rows: Sequence[Row], parameters: Parameters) -> Figure:
         right.contour(loss, levels=[0.0], extent=extent, colors="white")
         right.grid(visible=False)
         right.plot([0, 1], [0, 0], "o", color="white", markeredgecolor="black")
-        for name, place, height in (("image", 0, -10), ("counterexample", 1, 24)):
-            right.annotate(name, (place, 0), (0, height), textcoords="offset points", color="white", ha="center")
+        for name, place, height in (("image", 0, -14), ("counterexample", 1, 8)):
+            right.annotate(name, (place, 0), (0, height), textcoords="offset points", color="white", ha="right")
         made.colorbar(picture, ax=right, label="margin loss (white line: 0)")
         right.set(xlabel="towards the counterexample", ylabel="towards a random corner")
     return made
