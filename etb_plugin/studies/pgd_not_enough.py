@@ -18,7 +18,8 @@ from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, reg
 from etb_plugin.studies.trained_networks import dataset, trained
 from etb_plugin.verification import Cascade, Settings, Verdict, robustness
 
-_STAGES = ("pgd", "crown", "bab", "exact")
+_STAGES = ("ibp", "crown", "pgd", "bab", "exact")
+"""Proofs first: on networks trained by IBP they decide most images a thousand times as fast as the attack fails."""
 _GRID, _EXTENT = 61, (-1.5, 1.5)
 
 
