@@ -39,25 +39,28 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
     with torch.no_grad():
         right = cascade.network(images).argmax(1) == labels
 
-    def attacked(steps: int, restarts: int) -> list[bool]:
-        generator = torch.Generator().manual_seed(parameters["seed"])
-        broken: Tensor = right & pgd(cascade.network, box, labels, Pgd(steps, restarts), generator)[1]
-        return broken.tolist()
-
     def decided(image: int) -> tuple[str, list[float] | None]:
         one = cascade.decide(robustness(box[image : image + 1], int(labels[image]), data.classes))
         return one.verdict, None if one.witness is None else one.witness.flatten().tolist()
 
     kept = folder / "kept" / f"{case['eps']:g}"  # at full size a radius takes hours
-    broken = [once(kept / f"pgd-{s}-{r}.json", partial(attacked, s, r)) for s, r in parameters["attacks"]]
     found = {i: once(kept / f"{i}.json", partial(decided, i)) for i in right.nonzero()[:, 0].tolist()}
+    # Elsewhere an attack finds nothing.
+    left = torch.tensor([i for i, (verdict, _) in found.items() if verdict != Verdict.ROBUST], dtype=torch.long)
+
+    def attacked(steps: int, restarts: int) -> list[int]:
+        generator = torch.Generator().manual_seed(parameters["seed"])
+        changed = pgd(cascade.network, box[left], labels[left], Pgd(steps, restarts), generator)[1]
+        return left[changed].tolist()
+
+    broken = [once(kept / f"pgd-{s}-{r}.json", partial(attacked, s, r)) for s, r in parameters["attacks"]]
     breakable = [i for i, (verdict, _) in found.items() if verdict == Verdict.FALSIFIED]
-    missed = [i for i in breakable if not broken[0][i]]
+    missed = [i for i in breakable if i not in broken[0]]
     witness = torch.tensor(found[missed[0]][1], dtype=images.dtype).view_as(images[:1]) if missed else None
     return {
         "images": len(data.test),
         "right": int(right.sum()),
-        "broken": [sum(some) for some in broken],
+        "broken": [len(some) for some in broken],
         "breakable": len(breakable),
         "unknown": sum(verdict == Verdict.UNKNOWN for verdict, _ in found.values()),
         "missed": missed,
