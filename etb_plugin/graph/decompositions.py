@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from etb_plugin.errors import UnsupportedLayer
-from etb_plugin.graph.symbolic import CALLED, dependent
+from etb_plugin.graph.symbolic import CALLED, dependent, shapes
 
 _MOST_SORTED = 32
 """Elements that are sorted: the network of comparisons has half as many squared."""
@@ -30,12 +29,10 @@ def decomposed(module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
     found = [n for n in module.graph.nodes if n.op in CALLED and n.target in _FORMS and n in of_input]
     if not found:
         return module
-    shapes = _Shapes(module, len(example))
-    with torch.no_grad():
-        shapes.run(example.clone())
+    known = shapes(module, example)
     tracer = fx.proxy.GraphAppendingTracer(module.graph)
     # Asked for before anything is replaced; of several values none is known.
-    first = [shapes.known.get(node.all_input_nodes[0]) for node in found]
+    first = [known.get(node.all_input_nodes[0]) for node in found]
     for node, shape in zip(found, first, strict=True):
         if shape is None:
             continue
@@ -48,25 +45,6 @@ def decomposed(module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
         _put(node, made)
     module.recompile()
     return module
-
-
-class _Shapes(fx.Interpreter):
-    """Remembers the shape of each value. Raises UnsupportedLayer, naming it, for a layer that fails."""
-
-    def __init__(self, module: fx.GraphModule, batch: int) -> None:
-        super().__init__(module)
-        self._batch = batch
-        self.known: dict[fx.Node, torch.Size] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        try:
-            value = super().run_node(n)
-        except RuntimeError as error:
-            why = str(error).partition("\n")[0]
-            raise UnsupportedLayer(f"layer '{n.name}' fails on a batch of {self._batch}: {why}") from error
-        if isinstance(value, Tensor):
-            self.known[n] = value.shape
-        return value
 
 
 def _put(node: fx.Node, made: Any) -> None:

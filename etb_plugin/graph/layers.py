@@ -142,15 +142,29 @@ def _batch_norm(builder: "Builder", node: fx.Node, layer: Any) -> Affine:
 
 
 def _average(builder: "Builder", node: fx.Node, layer: Any) -> Affine:
+    divisor = getattr(layer, "divisor_override", None)
+    return _averaged(builder, node, layer.kernel_size, layer.stride, layer.padding, layer.count_include_pad, divisor)
+
+
+def _average_call(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
+    kernel, stride = _argument(node, 1, "kernel_size", None), _argument(node, 2, "stride", None)
+    padding, counted = _argument(node, 3, "padding", 0), _argument(node, 5, "count_include_pad", True)
+    return _averaged(builder, node, kernel, stride, padding, counted, _argument(node, 6, "divisor_override", None))
+
+
+def _averaged(
+    builder: "Builder", node: fx.Node, kernel: Any, stride: Any, padding: Any, counted: bool, override: int | None
+) -> Affine:
     """Average pooling: the convolution that it is, where every output has one divisor."""
     shape = builder.features(node.all_input_nodes[0])
     n = len(shape) - 1
-    kernel = _spread(layer.kernel_size, n)
-    stride, padding = _spread(layer.stride or kernel, n), _spread(layer.padding, n)
+    kernel = _spread(kernel, n)
+    stride, padding = _spread(stride or kernel, n), _spread(padding, n)
     plain = [(size + 2 * p - k) // s + 1 for size, k, s, p in zip(shape[1:], kernel, stride, padding, strict=True)]
-    override = getattr(layer, "divisor_override", None)
-    one_divisor = layer.count_include_pad or not any(padding) or override
-    if tuple(plain) != tuple(builder.features(node)[1:]) or not one_divisor:  # ceil_mode, or fewer elements at the rim
+    one_divisor = counted or not any(padding) or override
+    weightless = next(builder.module.parameters(), None) is None  # whose inputs may be of any precision
+    whole = tuple(plain) == tuple(builder.features(node)[1:]) and one_divisor  # no ceil_mode, no fewer at the rim
+    if weightless or not whole:
         return _gather(builder, node, None)
     divisor = override or torch.Size(kernel).numel()
     weight = torch.full((shape[0], 1, *kernel), 1 / divisor, dtype=builder.probe.dtype, device=builder.probe.device)
@@ -879,7 +893,8 @@ CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([F.fold, torch.cumsum, "cumsum"], _gather),
     **dict.fromkeys([torch.diff, "diff"], _dense),
     **dict.fromkeys(MOVES - {torch.squeeze, "squeeze"}, _rearrange),
-    **dict.fromkeys([torch.mean, "mean", torch.sum, "sum", F.avg_pool1d, F.avg_pool2d, F.avg_pool3d], _gather),
+    **dict.fromkeys([torch.mean, "mean", torch.sum, "sum"], _gather),
+    **dict.fromkeys([F.avg_pool1d, F.avg_pool2d, F.avg_pool3d], _average_call),
     **dict.fromkeys([F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d], _gather),
     **dict.fromkeys([operator.mul, operator.imul, torch.mul, "mul", "mul_", torch.multiply, "multiply"], _product),
     **dict.fromkeys([operator.truediv, operator.itruediv, torch.div, "div", "div_"], _quotient),

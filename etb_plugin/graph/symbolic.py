@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from etb_plugin.errors import UnsupportedLayer
@@ -31,6 +31,32 @@ def dependent(graph: fx.Graph) -> set[fx.Node]:
         if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
             found.add(node)
     return found
+
+
+@torch.no_grad()
+def shapes(module: fx.GraphModule, example: Tensor) -> dict[fx.Node, torch.Size]:
+    """Return the shape of each value for a batch of inputs. Raises UnsupportedLayer, naming it, for a layer that
+    fails."""
+    run = _Shapes(module, len(example))
+    run.run(example.clone())
+    return run.known
+
+
+class _Shapes(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, batch: int) -> None:
+        super().__init__(module)
+        self._batch = batch
+        self.known: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            value = super().run_node(n)
+        except RuntimeError as error:
+            why = str(error).partition("\n")[0]
+            raise UnsupportedLayer(f"layer '{n.name}' fails on a batch of {self._batch}: {why}") from error
+        if isinstance(value, Tensor):
+            self.known[n] = value.shape
+        return value
 
 
 @contextlib.contextmanager

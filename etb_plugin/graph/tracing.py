@@ -29,6 +29,7 @@ from etb_plugin.graph.expansions import Value
 from etb_plugin.graph.graph import Graph, Node
 from etb_plugin.graph.layers import CALLS, IN_PLACE, LAYERS, MOVES, SIZES, SPLITS, Operation, ends_in_softmax
 from etb_plugin.graph.symbolic import symbolic
+from etb_plugin.graph.unfolding import unfolded
 
 _PROBE_BATCH = 2  # batch norm refuses a batch of one in some layouts; two also tells batch from features
 _CHECKED_BATCH = 3  # not the probe's: a graph that has taken in the probe's batch is found out
@@ -59,10 +60,21 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
         raise UnsupportedLayer(
             f"{type(network).__name__} cannot be traced ({why}); its forward must not branch on values"
         ) from error
-    graph = Builder(module, example).graph()
+    graph = _graph(module, example)
     check_values(graph, network, example)
     _traced[network] = structure, graph
     return graph
+
+
+def _graph(module: fx.GraphModule, example: Tensor) -> Graph:
+    try:
+        return Builder(module, example).graph()
+    except _MixedBatch:
+        return Builder(unfolded(module, example), example).graph()
+
+
+class _MixedBatch(UnsupportedLayer):
+    """Of a value whose first dimension is not the batch alone."""
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -362,7 +374,7 @@ class Builder:
         """Return the shape of a node's value without the batch. Raises UnsupportedLayer where it has none."""
         shape = self.values[node].shape
         if not shape or shape[0] != _PROBE_BATCH or node in self.second:
-            raise UnsupportedLayer(f"layer {self.name(node)} mixes the batch into the features")
+            raise _MixedBatch(f"layer {self.name(node)} mixes the batch into the features")
         return shape[1:]
 
     def elementwise(self, node: fx.Node, argument: Any) -> Callable[[], Tensor]:

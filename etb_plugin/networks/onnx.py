@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from etb_plugin.errors import CheckpointError, ConfigError, UnsupportedLayer
 from etb_plugin.files import write_file
 from etb_plugin.graph.symbolic import symbolic
-from etb_plugin.networks.onnx_operations import OPERATIONS, Builder, Call, Operand, Value
+from etb_plugin.networks.onnx_operations import OPERATIONS, Builder, Call, Operand, Value, made
 from etb_plugin.networks.statistics import evaluating
 
 _OPSETS = range(7, 29)
@@ -201,10 +201,9 @@ def _outputs(
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     call = Call(builder, node.op_type, label, inputs, attributes, len(node.output))
     try:
-        found = make(call)
+        results = made(make, call)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         raise call.refused(str(error).partition("\n")[0]) from error
-    results = [found] if isinstance(found, Value | Tensor) else list(found)
     for result in results:
         if isinstance(result, Value) and result.probe.shape[:1] != (1,):
             raise call.refused("it mixes the batch into the features")

@@ -69,7 +69,7 @@ class Builder:
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.root, self.graph = nn.Module(), fx.Graph()
-        self.input = self._value(self.graph.placeholder("x"), torch.zeros(1, *shape, dtype=dtype))
+        self.input = self.value(self.graph.placeholder("x"), torch.zeros(1, *shape, dtype=dtype))
         self._held = 0
 
     def run(self, function: Callable[..., Tensor] | str, *arguments: Any, **keywords: Any) -> Value:
@@ -82,9 +82,10 @@ class Builder:
                 probe = getattr(values[0], function)(*values[1:], **named)
             else:
                 node, probe = self.graph.call_function(function, nodes[0], nodes[1]), function(*values, **named)
-        return self._value(node, probe)
+        return self.value(node, probe)
 
-    def _value(self, node: fx.Node, probe: Tensor) -> Value:
+    def value(self, node: fx.Node, probe: Tensor) -> Value:
+        """Return what stands for a node whose batch is its first dimension, and is what it is for an input of zeros."""
         node.meta["probe"] = probe  # which `onnx_exponentials` asks for shapes
         return Value(node, probe)
 
@@ -93,7 +94,7 @@ class Builder:
         name = self._name("layer")
         self.root.add_module(name, layer.eval())
         with torch.no_grad():
-            return self._value(self.graph.call_module(name, (x.node,)), layer(x.probe))
+            return self.value(self.graph.call_module(name, (x.node,)), layer(x.probe))
 
     def network(self, output: Value) -> nn.Module:
         """Return the network whose output is `output`, in eval mode."""
@@ -225,6 +226,40 @@ class Call:
 
 
 Results = Operand | Sequence[Operand]
+
+
+def made(make: Callable[[Call], Results], call: Call) -> list[Operand]:
+    """Return what an ONNX node gives. Where it does not take a value whose parts are examples in the file, it gets
+    them as examples."""
+    parts = {o.probe.shape[1] for o in call.operands if isinstance(o, Value) and o.batch == 0 and o.merged == (0, 1)}
+    try:
+        return _listed(make(call))
+    except UnsupportedLayer as refusal:
+        if len(parts) != 1 or any(isinstance(o, Value) and o.plain for o in call.operands):
+            raise
+        operands = [_as_examples(call.builder, o) if isinstance(o, Value) else o for o in call.operands]
+        try:
+            results = _listed(make(replace(call, operands=operands)))
+        except UnsupportedLayer:
+            raise refusal from None
+    (number,) = parts
+    return [_as_parts(call.builder, o, number) if isinstance(o, Value) else o for o in results]
+
+
+def _listed(results: Results) -> list[Operand]:
+    return [results] if isinstance(results, Value | Tensor) else list(results)
+
+
+def _as_examples(builder: Builder, x: Value) -> Value:
+    """Return a value whose parts, a dimension behind the batch, are examples; the probe is of one."""
+    node = builder.graph.call_method("reshape", (x.node, -1, *x.probe.shape[2:]))
+    return builder.value(node, x.probe[:, 0])
+
+
+def _as_parts(builder: Builder, x: Value, number: int) -> Value:
+    shape = x.probe.shape[1:]
+    node = builder.graph.call_method("reshape", (x.node, -1, number, *shape))
+    return replace(builder.value(node, x.probe.unsqueeze(1).expand(1, number, *shape)), merged=(0, 1))
 
 
 def _elementwise(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
@@ -541,8 +576,12 @@ def _reshape(call: Call) -> Results:
     shape, x = call.numbers(1, "shape"), call.any
     if shape is None or (0 in shape and call.get("allowzero", 0)):
         raise call.refused("needs a constant shape, and no empty one")
-    filed = x.filed
-    found = filed.reshape([filed.shape[i] if s == 0 else s for i, s in enumerate(shape)]).shape
+    return _as(call, x, [x.filed.shape[i] if s == 0 else s for i, s in enumerate(shape)])
+
+
+def _as(call: Call, x: Value, shape: Sequence[int]) -> Value:
+    """Return a value with the file's elements in another shape."""
+    found = x.filed.reshape(shape).shape
     before = math.prod(x.probe.shape[1 : 1 + x.batch + x.merged[0]])
     places = [
         (k, before // ahead, ahead * size // before)
@@ -561,9 +600,13 @@ def _reshape(call: Call) -> Results:
 
 
 def _flatten(call: Call) -> Results:
-    if call.get("axis", 1) % call.x.probe.ndim != 1:
-        raise call.refused("has an axis other than 1")
-    return call.run("flatten", call.x, 1)
+    """Two dimensions: of those before an axis, and of the others."""
+    if call.any.batch:
+        call.refuse_moved(call.any)
+    shape = call.any.filed.shape
+    axis = call.get("axis", 1)
+    axis += len(shape) if axis < 0 else 0
+    return _as(call, call.any, [math.prod(shape[:axis]), math.prod(shape[axis:])])
 
 
 def _transpose(call: Call) -> Results:
