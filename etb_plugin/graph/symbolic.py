@@ -3,6 +3,7 @@ recurrent layers."""
 
 import contextlib
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -14,11 +15,43 @@ from etb_plugin.graph.beside import ReluBeside
 from etb_plugin.graph.recurrent import stepped, written_out
 
 
-def symbolic(network: nn.Module) -> fx.GraphModule:
-    """Return `network` as a graph of calls that shares its weights. Raises what its forward raises where that branches
-    on values, and UnsupportedLayer for an attention with a mask, or whose batch is not first."""
-    with _lengths_recorded(network):
-        return fx.GraphModule(network, _Tracer().trace(network), type(network).__name__)
+def symbolic(network: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
+    """Return `network` as a graph of calls that shares its weights. With `example`, a batch of inputs, its forward may
+    ask for sizes, all but the batch's, and branch on them.
+
+    Raises what its forward raises where that branches on values, and UnsupportedLayer for an attention with a mask, or
+    whose batch is not first.
+    """
+    held = set(vars(network))
+    with _lengths_recorded(network), _filled_recorded():
+        graph = _recorded(network, example)
+        found = fx.GraphModule(network, graph, type(network).__name__)
+    for name in vars(network).keys() - held:  # constants, which fx puts there
+        delattr(network, name)
+    return found
+
+
+def _recorded(network: nn.Module, example: Tensor | None) -> fx.Graph:
+    try:
+        graph = _Tracer().trace(network)
+        if example is None or not any(_is_kept_whole(node.op, node.target) for node in graph.nodes):
+            return graph
+    except (fx.proxy.TraceError, TypeError, RuntimeError):  # a size that Python asks for, as likely as not
+        if example is None:
+            raise
+    graph = _SizedTracer(example).trace(network)
+    for node in graph.nodes:  # what a function kept whole came to would be kept whole itself, in all of torch
+        node.meta.pop("is_wrapped", None)
+    return graph
+
+
+def _is_kept_whole(op: str, target: Any) -> bool:
+    """Whether a call is of a function that torch.fx was told to keep whole (`torch.fx.wrap`)."""
+    return op == "call_function" and isinstance(target, FunctionType) and not _is_known(target.__module__ or "")
+
+
+def _is_known(module: str) -> bool:
+    return module.split(".")[0] in ("torch", "etb_plugin", "_operator", "math")
 
 
 CALLED = ("call_function", "call_method")
@@ -73,6 +106,30 @@ def _lengths_recorded(network: nn.Module) -> Iterator[None]:
             del names["len"]
 
 
+@contextlib.contextmanager
+def _filled_recorded() -> Iterator[None]:
+    """Let forwards fill tensors of as many rows as there are examples."""
+
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            proxies: list[fx.Proxy] = []
+            fx.node.map_aggregate((args, kwargs), lambda a: proxies.append(a) if isinstance(a, fx.Proxy) else None)
+            if not proxies:
+                return function(*args, **kwargs)
+            return proxies[0].tracer.create_proxy("call_function", function, args, kwargs)
+
+        return call
+
+    functions = {name: getattr(torch, name) for name in ("zeros", "ones", "full", "empty")}
+    for name, function in functions.items():
+        setattr(torch, name, recorded(function))
+    try:
+        yield
+    finally:
+        for name, function in functions.items():
+            setattr(torch, name, function)
+
+
 def _length(value: Any) -> Any:
     return value.size(0) if isinstance(value, fx.Proxy) else len(value)
 
@@ -88,6 +145,103 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         form = _FORMS.get(type(m))
         return super().call_module(m, forward, args, kwargs) if form is None else form(m, *args, **kwargs)
+
+
+class _Sized(fx.Proxy):
+    """A value whose sizes are known, all but the batch's."""
+
+    tracer: "_SizedTracer"
+
+    @property
+    def shape(self) -> Any:
+        return self.size()
+
+    @property
+    def ndim(self) -> Any:
+        return self.dim()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tracer.known[self.node][0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.tracer.known[self.node][0].device
+
+
+class _SizedTracer(_Tracer):
+    """Runs each call for batches of two sizes as it is recorded: what Python asks of sizes is told where both agree.
+    Calls kept whole are recorded as what they call. Takes two forward passes."""
+
+    def __init__(self, example: Tensor) -> None:
+        super().__init__()
+        self._batches = (example, torch.cat([example, example[:1]]))
+        self.known: dict[fx.Node, tuple[Any, Any]] = {}
+        self._running = False
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return forward(*args, **kwargs) if self._running else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Sized(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *others: Any, **named: Any) -> Any:
+        if _is_kept_whole(kind, target):
+            return target(*args, **kwargs)
+        if kind == "call_method" and target == "size":
+            return self._size(*args, **kwargs)
+        made = super().create_proxy(kind, target, args, kwargs, *others, **named)
+        if kind == "output":
+            return made
+        with torch.no_grad():
+            one, other = self.known[made.node] = (self._value(made.node, 0), self._value(made.node, 1))
+        asked = any(isinstance(self._value(n, 0), Tensor) for n in made.node.all_input_nodes)
+        told = isinstance(one, bool | int) and one == other and (target in _ASKED or not asked)
+        if told or (kind == "call_method" and target in _MADE_NEW and one.shape == other.shape):
+            self.graph.erase_node(made.node)
+            return one
+        return made
+
+    def _value(self, node: fx.Node, which: int) -> Any:
+        if node in self.known:
+            return self.known[node][which]
+        if node.op == "placeholder":
+            first = not any(known.op == "placeholder" for known in self.known)
+            return self._batches[which].clone() if first else node.args[0]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._value(n, which))
+        self._running = True
+        try:
+            return getattr(fx.Interpreter(self.root, graph=self.graph), node.op)(node.target, args, kwargs)
+        finally:
+            self._running = False
+
+    def _size(self, x: _Sized, dim: int | None = None) -> Any:
+        one, other = (value.shape for value in self.known[x.node])
+        if dim is None:
+            return tuple(self._size(x, d) for d in range(len(one)))
+        if one[dim] == other[dim]:
+            return one[dim]
+        made = super().create_proxy("call_method", "size", (x, dim), {})
+        self.known[made.node] = one[dim], other[dim]
+        return made
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        raise fx.proxy.TraceError("a branch that depends on values, or on the number of examples")
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        known = self.known[obj.node][0]
+        if not isinstance(known, list | tuple):
+            return super().iter(obj)
+        return iter([obj[i] for i in range(len(known))])
+
+
+_ASKED = {"dim", "numel", "ndimension", "is_floating_point", "is_complex", "is_contiguous", "element_size"}
+"""Methods that ask nothing of a value's elements."""
+_MADE_NEW = {"new_zeros", "new_ones", "new_full", "new_empty"}
+"""Methods whose value does not depend on what they are called on, and which Python may go on to fill."""
 
 
 def _attention(

@@ -52,7 +52,7 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
             check_values(known[1], network, example)
             return known[1]
     try:
-        module = decomposed(symbolic(network), example)
+        module = decomposed(symbolic(network, example), example)
     except UnsupportedLayer:
         raise
     except Exception as error:

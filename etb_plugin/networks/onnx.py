@@ -298,7 +298,7 @@ def write_onnx(network: nn.Module, input_shape: tuple[int, ...], path: Path) -> 
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         file = Path(folder) / "network.onnx"
         try:  # attention in operations, and lengths that are the batch's
-            written: nn.Module = symbolic(network).eval()
+            written: nn.Module = symbolic(network, example[:2]).eval()
         except Exception:  # the exporter has its own way to trace
             written = network
         torch.onnx.export(

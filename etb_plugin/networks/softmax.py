@@ -26,8 +26,9 @@ def before_softmax(network: nn.Module, input_shape: tuple[int, ...]) -> nn.Modul
     Which class has the largest output does not change, and bounds are of logits. Weights are shared. Raises
     UnsupportedLayer where what is left, and a softmax behind it, does not give the network's outputs.
     """
+    like = example_input(network, torch.Size(input_shape))
     try:
-        traced = symbolic(unwrapped(network))
+        traced = symbolic(unwrapped(network), like)
     except Exception:  # a bound that cannot trace it either says why
         return network
     end = next(node for node in reversed(traced.graph.nodes) if node.op == "output")
@@ -38,7 +39,6 @@ def before_softmax(network: nn.Module, input_shape: tuple[int, ...]) -> nn.Modul
     end.args = (last.all_input_nodes[0],)
     traced.graph.eliminate_dead_code()
     traced.recompile()
-    like = example_input(network, torch.Size(input_shape))
     points = torch.rand(like.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(like)
     with torch.no_grad():
         if not torch.allclose(form(traced(points)), network(points), equal_nan=True):

@@ -242,7 +242,7 @@ def test_a_network_is_traced_once_as_long_as_its_structure_stays(monkeypatch):
     network, box = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(0.1), nn.Linear(6, 3)), Box.around(torch.rand(2, 4), 0.1)
     traces = []
     original = tracing.symbolic
-    monkeypatch.setattr(tracing, "symbolic", lambda net: traces.append(net) or original(net))
+    monkeypatch.setattr(tracing, "symbolic", lambda net, x: traces.append(net) or original(net, x))
     first = bound("ibp", network, box).lower
     with torch.no_grad():
         network[0].weight.mul_(2)  # weights are read live

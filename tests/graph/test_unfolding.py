@@ -169,7 +169,9 @@ CASES = {
         SIGNALS,
         FLAT,
         frames,
-        lambda: convolutions(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.AvgPool1d(2), nn.MaxPool1d(2), size=12),
+        lambda: convolutions(
+            nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.AvgPool1d(2), nn.MaxPool1d(2), size=12
+        ),
     ),
     "images, then a recurrent layer": (
         IMAGES,

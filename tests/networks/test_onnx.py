@@ -258,6 +258,40 @@ def test_exponentials_over_another_sum_are_no_softmax(tmp_path):
     assert torch.exp in [node.target for node in network.graph.nodes]
 
 
+class Frames(nn.Module):
+    """Convolutions and attention over what is in the batch, and a way back."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.tokens, self.last = nn.Linear(9, 12), nn.Linear(3 * 4 * 4, 3)
+        nn.init.uniform_(self.norm.running_mean, -0.2, 0.2)
+
+    def forward(self, x):
+        h = torch.nn.functional.max_pool2d(torch.relu(self.norm(self.conv(x.flatten(0, 1)))), 2)
+        q, k, v = self.tokens(h.flatten(2)).chunk(3, -1)
+        h = torch.softmax(q @ k.transpose(1, 2), -1) @ v
+        return self.last(h.reshape(x.shape[0], -1))
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_layers_of_what_a_network_puts_into_the_batch_are_read(free, tmp_path):
+    network, file = Frames().eval(), tmp_path / "n.onnx"
+    names = {
+        "input_names": ["x"],
+        "output_names": ["y"],
+        "dynamic_axes": {"x": {0: "n"}, "y": {0: "n"}} if free else None,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (torch.rand(1, 3, 1, 6, 6),), str(file), dynamo=False, opset_version=17, **names)
+    read, shape = read_onnx(file)
+    box = Box.around(torch.rand(2, *shape), 0.01)
+    for method in ("ibp", "crown"):
+        ours, theirs = (bound(method, one, box) for one in (network, read))
+        torch.testing.assert_close((ours.lower, ours.upper), (theirs.lower, theirs.upper), rtol=1e-4, atol=1e-5)
+
+
 def test_tokens_that_stay_in_the_batch_are_refused(tmp_path):
     constants = {"flat": i(-1, 6), "w": f(6, 4), "k": i(0)}
     for after in ([("Flatten", "1", "y", {})], [("Gather", "1 k", "y", {"axis": 0})], [("Transpose", "1", "y", {})]):
