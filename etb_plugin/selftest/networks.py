@@ -21,11 +21,11 @@ Block = tuple[str, int]
 
 IMAGE = (
     *("conv", "conv", "conv", "activation", "activation", "norm", "average", "largest"),
-    *("residual", "shift", "join", "transposed", "padded", "mirrored", "own-norm", "gate"),
+    *("residual", "shift", "join", "transposed", "padded", "mirrored", "own-norm", "gate", "parts"),
 )
 FLAT = (
     *("linear", "linear", "linear", "activation", "activation", "activation", "norm", "residual", "shift", "join"),
-    *("product", "own-norm", "gate", "curve", "attention", "recurrent", "twin"),
+    *("product", "own-norm", "gate", "curve", "attention", "recurrent", "twin", "parts"),
 )
 PIECEWISE = (
     *("relu", "relu", "relu", "leaky", "falling", "prelu", "hardtanh", "relu6", "abs", "clamp"),
@@ -226,6 +226,28 @@ class Recurrent(nn.Module):
         return (outputs if self.layer.batch_first else outputs.transpose(0, 1)).flatten(1)
 
 
+class Parts(nn.Module):
+    """Channels, or features three by three, as examples of their own through a few layers, and together again."""
+
+    def __init__(self, size: int | None, draw: random.Random) -> None:
+        super().__init__()
+        self.size, wide = size, draw.choice([1, 2])
+        layers = [nn.Conv2d(1, wide, draw.choice([1, 2, 3]), draw.choice([1, 2]), 1), nn.BatchNorm2d(wide)]
+        if size is not None:
+            layers = [nn.Linear(size, 2 * wide), draw.choice([nn.LayerNorm, nn.BatchNorm1d])(2 * wide)]
+        elif draw.random() < 0.5:
+            layers[1:] = [nn.MaxPool2d(2, 1), nn.GroupNorm(1, wide)]
+        self.layers = nn.Sequential(
+            layers[0], draw.choice([nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Softplus])(), *layers[1:]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.size is None:
+            found = self.layers(x.flatten(0, 1).unsqueeze(1))
+            return found.view(x.size(0), -1, *found.shape[2:])
+        return self.layers(x.reshape(-1, self.size)).view(x.size(0), -1)
+
+
 def made(block: Block, shape: torch.Size) -> nn.Module | None:
     """Return the layer of a block for inputs of `shape`, or None where it does not fit."""
     kind, seed = block
@@ -293,6 +315,8 @@ def made(block: Block, shape: torch.Size) -> nn.Module | None:
         layer = Attention(3, channels // 3, draw.choice(["layer", "fused", "einsum", "plain", "causal", "filled"]))
     elif kind == "recurrent" and not image and channels % 3 == 0:
         layer = Recurrent(3, channels // 3, draw)
+    elif kind == "parts" and (image or channels % 3 == 0):
+        layer = Parts(None if image else 3, draw)
     return layer
 
 
