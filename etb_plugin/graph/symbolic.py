@@ -19,8 +19,8 @@ def symbolic(network: nn.Module, example: Tensor | None = None) -> fx.GraphModul
     """Return `network` as a graph of calls that shares its weights. With `example`, a batch of inputs, its forward may
     ask for sizes, all but the batch's, and branch on them.
 
-    Raises what its forward raises where that branches on values, and UnsupportedLayer for an attention with a mask, or
-    whose batch is not first.
+    Raises what its forward raises where that branches on values, and UnsupportedLayer for an attention with a padding
+    mask, or whose batch is not first.
     """
     held = set(vars(network))
     with _lengths_recorded(network), _filled_recorded():
@@ -198,12 +198,19 @@ class _SizedTracer(_Tracer):
             return made
         with torch.no_grad():
             one, other = self.known[made.node] = (self._value(made.node, 0), self._value(made.node, 1))
-        asked = any(isinstance(self._value(n, 0), Tensor) for n in made.node.all_input_nodes)
-        told = isinstance(one, bool | int) and one == other and (target in _ASKED or not asked)
-        if told or (kind == "call_method" and target in _MADE_NEW and one.shape == other.shape):
+        filled = kind == "call_method" and target in _MADE_NEW and one.shape == other.shape
+        if filled or self._is_told(made.node, one, other):
             self.graph.erase_node(made.node)
             return one
         return made
+
+    def _is_told(self, node: fx.Node, one: Any, other: Any) -> bool:
+        """Whether Python may have what a call gives: a number that is neither the batch's nor of a value's elements. A
+        comparison of the batch's with another may come out otherwise for a batch of a third size."""
+        if not isinstance(one, bool | int) or one != other:
+            return False
+        of_value = any(isinstance(self._value(n, 0), Tensor) for n in node.all_input_nodes)
+        return node.target in _ASKED or not (of_value or isinstance(one, bool))
 
     def _value(self, node: fx.Node, which: int) -> Any:
         if node in self.known:

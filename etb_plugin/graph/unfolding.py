@@ -143,7 +143,7 @@ class _Call:
 
     @property
     def given(self) -> _Layout:
-        """How the first folded input is laid out. All agree, and with the call's value, in where the parts are."""
+        """How the first folded input is laid out; all agree in where the parts are, and how many."""
         if not self.folded:
             raise _NotTaken
         first = self.layout(self.folded[0])
@@ -237,11 +237,10 @@ def _joined(call: _Call, *args: Any, **kwargs: Any) -> Any:
 
 def _multiplied(call: _Call, x: Any, y: Any) -> Any:
     """A product of matrices: of parts each, or with one constant on the right."""
-    given = [call.layout(n) for n in call.node.all_input_nodes]
-    one, *others = given
-    if one.place != 0 or any(other.place != 0 and len(other.shape) != 2 for other in others):
+    one, *others = (call.layout(n) for n in call.node.all_input_nodes)
+    if call.given.place or not one.folded or any(not o.folded and len(o.shape) != 2 for o in others):
         raise _NotTaken
-    if any(len(call.layout(n).shape) < 3 for n in call.folded[1:]) or not one.folded:
+    if any(o.folded and len(o.shape) < 3 for o in others):
         raise _NotTaken
     return torch.matmul(x, y)
 
@@ -277,6 +276,8 @@ def _taken(call: _Call, x: Any, index: Any) -> Any:
     if source not in call.unfolding.layouts:
         return call.again(x, index)
     layout, indices = call.given, list(index) if isinstance(index, tuple) else [index]
+    if any(isinstance(one, fx.Proxy) for one in indices):
+        raise _NotTaken  # several of them together put their dimension elsewhere
     if ... in indices:
         rest = len(layout.shape) - sum(i is not None and i is not ... for i in indices)
         at = indices.index(...)
@@ -289,8 +290,6 @@ def _taken(call: _Call, x: Any, index: Any) -> Any:
             indices.insert(n, one)
             break
         dimension += one is not None
-    if any(isinstance(one, fx.Proxy) for one in indices):
-        raise _NotTaken  # several of them together put their dimension elsewhere
     return operator.getitem(x, tuple(indices))
 
 

@@ -92,6 +92,7 @@ def test_sizes_that_python_asks_for_are_told(forward):
     [
         lambda x: x.sum() > 0,
         lambda x: x.shape[0] > 2,  # true of one of the two batches
+        lambda x: x.shape[0] > 1,  # true of both
         lambda x: bool(x.amax() > 0.5),
         lambda x: int(x.sum().item()) > 0,
     ],

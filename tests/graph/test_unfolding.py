@@ -267,7 +267,8 @@ def test_parts_in_another_order_are_refused(fold):
         bound("ibp", network, Box.around(torch.rand(2, *ROWS), 0.1))
 
 
-def test_a_mean_over_the_batch_is_refused():
-    network = Network(4, lambda n, x: back((y := n.first(x.flatten(0, 1))) - y.mean(0), x).flatten(1), None, linear(12))
+@pytest.mark.parametrize("mix", [lambda y: y - y.mean(0), lambda y: torch.softmax(y, 0), lambda y: y.flip(0)])
+def test_a_layer_that_mixes_examples_is_refused(mix):
+    network = Network(4, lambda n, x: back(mix(n.first(x.flatten(0, 1))), x).flatten(1), None, linear(12))
     with pytest.raises(UnsupportedLayer):
         bound("ibp", network, Box.around(torch.rand(2, *ROWS), 0.1))
