@@ -21,6 +21,9 @@ from etb_plugin.stopping import check_time
 class Affine(ABC):
     """An affine map of one or several inputs."""
 
+    gathering = True
+    """Whether an output may take several elements of one input."""
+
     @abstractmethod
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the value, [batch, *out]."""
@@ -268,8 +271,7 @@ class Coherent(Dense):
 
     Reshaping, slicing, padding, concatenation, sums and differences, averages, and any elementwise scale and
     shift are such maps: |A| r is then |f(r) - f(0)|, input by input, and A^T comes from f's own derivative.
-    `homogeneous` says that f(0) = 0; `gathering` that an output may take several elements of one input,
-    `opaque` that f(0) may be what is left of larger terms.
+    `homogeneous` says that f(0) = 0, `opaque` that f(0) may be what is left of larger terms.
     """
 
     homogeneous: bool = False
@@ -308,6 +310,8 @@ class Coherent(Dense):
 @dataclass(frozen=True)
 class Reshape(Affine):
     """A change of shape that keeps the order of the elements; `shape` is without the batch."""
+
+    gathering = False
 
     shape: torch.Size
 
@@ -353,6 +357,8 @@ class Scale(Affine):
     between channels only, and are [1, channels, 1, ...]. `terms()` is the sum of the sizes of what the offset was
     computed from, where that is more than its own.
     """
+
+    gathering = False
 
     factor: Callable[[], Tensor]
     offset: Callable[[], Tensor | None]

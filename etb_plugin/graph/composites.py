@@ -7,7 +7,7 @@ SiLU so, and JAX nearly all. What it is, is told by its values, where it is not 
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from etb_plugin.graph.smooth import (
     elu,
     softplus,
 )
-from etb_plugin.graph.symbolic import CALLED, dependent
+from etb_plugin.graph.symbolic import CALLED, called, dependent
 
 _KNOWN = (SILU, GELU, GELU_TANH, MISH, HARD_SWISH, QUICK_GELU, SIGMOID, TANH, softplus(), LOG_SIGMOID)
 _PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_", operator.truediv, torch.div, "div"}
@@ -199,13 +199,3 @@ def _constant(module: fx.GraphModule, node: fx.Node) -> Tensor:
     if not isinstance(constant, Tensor) or not bool((constant == constant.flatten()[:1]).all()):
         raise ValueError("it differs between features")
     return constant.detach().flatten()[0].clone()
-
-
-def called(module: nn.Module, node: fx.Node, read: Callable[[fx.Node], Any]) -> Any:
-    """Return what a node computes from what `read` gives for the nodes that it names."""
-    args, kwargs = fx.map_arg(node.args, read), fx.map_arg(node.kwargs, read)
-    if node.op == "call_module":
-        return module.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from etb_plugin.graph.activations import Activation, Curved
-from etb_plugin.graph.affine import Affine, Coherent, Reshape, Scale
+from etb_plugin.graph.affine import Affine
 from etb_plugin.graph.regions import Ball, Region
 from etb_plugin.graph.rounding import TINY, Sizes, Slack, are_rigorous, check_rigorous, gamma
 from etb_plugin.graph.rows import Rows
@@ -84,10 +84,7 @@ class Graph:
         found = {0: 0}
         for i, node in enumerate(self.nodes):
             if isinstance(node.operation, Affine) and all(j in found for j in node.inputs):
-                one_each = isinstance(node.operation, Reshape | Scale) or (
-                    isinstance(node.operation, Coherent) and not node.operation.gathering
-                )
-                mixing = not one_each or len(node.inputs) > 1
+                mixing = node.operation.gathering or len(node.inputs) > 1
                 found[i] = max(found[j] for j in node.inputs) + mixing
         return found
 

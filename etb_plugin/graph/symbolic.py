@@ -2,6 +2,7 @@
 recurrent layers."""
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
@@ -47,11 +48,9 @@ def _recorded(network: nn.Module, example: Tensor | None) -> fx.Graph:
 
 def _is_kept_whole(op: str, target: Any) -> bool:
     """Whether a call is of a function that torch.fx was told to keep whole (`torch.fx.wrap`)."""
-    return op == "call_function" and isinstance(target, FunctionType) and not _is_known(target.__module__ or "")
-
-
-def _is_known(module: str) -> bool:
-    return module.split(".")[0] in ("torch", "etb_plugin", "_operator", "math")
+    if op != "call_function" or not isinstance(target, FunctionType):
+        return False
+    return (target.__module__ or "").split(".")[0] not in ("torch", "etb_plugin")
 
 
 CALLED = ("call_function", "call_method")
@@ -64,6 +63,16 @@ def dependent(graph: fx.Graph) -> set[fx.Node]:
         if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
             found.add(node)
     return found
+
+
+def called(module: nn.Module, node: fx.Node, read: Callable[[fx.Node], Any]) -> Any:
+    """Return what a node computes from what `read` gives for the nodes that it names."""
+    args, kwargs = fx.map_arg(node.args, read), fx.map_arg(node.kwargs, read)
+    if node.op == "call_module":
+        return module.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 @torch.no_grad()
@@ -218,10 +227,12 @@ class _SizedTracer(_Tracer):
         if node.op == "placeholder":
             first = not any(known.op == "placeholder" for known in self.known)
             return self._batches[which].clone() if first else node.args[0]
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self._value(n, which))
+        given = {n: self._value(n, which) for n in node.all_input_nodes}
         self._running = True
         try:
-            return getattr(fx.Interpreter(self.root, graph=self.graph), node.op)(node.target, args, kwargs)
+            if node.op == "get_attr":
+                return operator.attrgetter(str(node.target))(self.root)
+            return called(self.root, node, given.__getitem__)
         finally:
             self._running = False
 

@@ -23,12 +23,12 @@ from torch import Tensor, fx, nn
 from etb_plugin.errors import ConfigError, UnsupportedLayer
 from etb_plugin.graph.activations import Activation
 from etb_plugin.graph.affine import Coherent, Conv, Linear, Scale
-from etb_plugin.graph.composites import called, composites
+from etb_plugin.graph.composites import composites
 from etb_plugin.graph.decompositions import decomposed
 from etb_plugin.graph.expansions import Value
 from etb_plugin.graph.graph import Graph, Node
 from etb_plugin.graph.layers import CALLS, IN_PLACE, LAYERS, MOVES, SIZES, SPLITS, Operation, ends_in_softmax
-from etb_plugin.graph.symbolic import symbolic
+from etb_plugin.graph.symbolic import called, symbolic
 from etb_plugin.graph.unfolding import unfolded
 
 _PROBE_BATCH = 2  # batch norm refuses a batch of one in some layouts; two also tells batch from features
@@ -290,7 +290,7 @@ class Builder:
         elif (kind_of := CALLS.get(node.target)) is not None:
             return kind_of(self, node, inputs)
         elif isinstance(node.target, FunctionType) and self.values[node] is self.values[inputs[0]]:
-            return None  # what gives its input back in eval mode, such as stochastic depth
+            return None  # what gives its input back in eval mode, such as dropout of channels
         raise self.unknown(node)
 
     def unknown(self, node: fx.Node) -> UnsupportedLayer:

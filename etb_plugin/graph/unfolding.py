@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from etb_plugin.errors import UnsupportedLayer
-from etb_plugin.graph.symbolic import CALLED, dependent, shapes
+from etb_plugin.graph.symbolic import called, dependent, shapes
 
 _MOST_PARTS = 64
 """Parts that a call is made for one by one."""
@@ -100,14 +100,10 @@ class _Unfolding:
             return self.new.node_copy(node, self.env.__getitem__)
         if node not in self.of_input:
             return self.proxy(self.new.node_copy(node, self.env.__getitem__)).reshape(self.layouts[node].here).node
-        form: Callable[..., Any] = _each
+        call, form = _Call(self, node), _FORMS.get(node.target)
         if node.op == "call_module":
-            layer = self.module.get_submodule(str(node.target))
-            form = next((form for kind, form in _LAYERS.items() if isinstance(layer, kind)), _each)
-        elif node.op in CALLED:
-            form = _FORMS.get(node.target, _each)
-        for one in (form, _each):
-            call = _Call(self, node)
+            form = next((form for kind, form in _LAYERS.items() if isinstance(call.layer, kind)), None)
+        for one in filter(None, (form, _each)):
             with contextlib.suppress(_NotTaken):
                 return _nodes(call.by(one))
         raise UnsupportedLayer(f"layer '{node.name}' mixes the batch into the features")
@@ -222,11 +218,9 @@ def _joined(call: _Call, *args: Any, **kwargs: Any) -> Any:
     first = (layout.place or 0) - len(layout.shape)
 
     def fitting(value: Any, node: Any) -> Any:
-        if not isinstance(node, fx.Node) or node in call.folded or not isinstance(value, fx.Proxy):
+        known = call.unfolding.layouts.get(node) if isinstance(node, fx.Node) else None
+        if known is None or node in call.folded:  # a number, or what has the dimension
             return value
-        if node not in call.unfolding.layouts:  # a number
-            return value
-        known = call.layout(node)
         place = first + len(known.shape)
         if known.place is not None or (place >= 0 and known.shape[place] != 1):
             raise _NotTaken
@@ -238,9 +232,8 @@ def _joined(call: _Call, *args: Any, **kwargs: Any) -> Any:
 def _multiplied(call: _Call, x: Any, y: Any) -> Any:
     """A product of matrices: of parts each, or with one constant on the right."""
     one, *others = (call.layout(n) for n in call.node.all_input_nodes)
-    if call.given.place or not one.folded or any(not o.folded and len(o.shape) != 2 for o in others):
-        raise _NotTaken
-    if any(o.folded and len(o.shape) < 3 for o in others):
+    fit = (len(o.shape) >= 3 if o.folded else len(o.shape) == 2 for o in others)
+    if call.given.place or not one.folded or not all(fit):
         raise _NotTaken
     return torch.matmul(x, y)
 
@@ -258,12 +251,10 @@ def _reshaped(call: _Call, x: Any, *_: Any, **__: Any) -> Any:
 def _moved(call: _Call, x: Any, *_: Any, **__: Any) -> Any:
     """What puts dimensions into another order."""
     layout = call.given
-    sizes = torch.empty(tuple(range(2, 2 + len(layout.shape))), device="meta")
-    node = call.node
-    if any(isinstance(a, fx.Node) for a in node.args[1:]):
+    if len(call.node.all_input_nodes) > 1:
         raise _NotTaken
-    found = getattr(fx.Interpreter(call.unfolding.module), node.op)(node.target, (sizes, *node.args[1:]), node.kwargs)
-    order = [size - 2 for size in found.shape]
+    sizes = torch.empty(tuple(range(2, 2 + len(layout.shape))), device="meta")
+    order = [size - 2 for size in called(call.unfolding.module, call.node, lambda _: sizes).shape]
     assert layout.place is not None
     here = [layout.dim(d, more=1) if d > layout.place else d for d in order]
     at = order.index(layout.place)
@@ -396,6 +387,11 @@ def _conv_call(n: int) -> Callable[..., Any]:
     return form
 
 
+def _windows(n: int, kernel: Any, stride: Any, padding: Any) -> tuple[Any, Any, Any]:
+    kernel = _more(kernel, n, 1)
+    return kernel, kernel if stride is None or stride == [] else _more(stride, n, 1), _more(padding, n, 0)
+
+
 def _max_pool(n: int) -> Callable[..., Any]:
     def form(
         call: _Call, input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
@@ -403,17 +399,10 @@ def _max_pool(n: int) -> Callable[..., Any]:
     ) -> Any:  # fmt: skip
         if return_indices:
             raise _NotTaken
-        x, kernel = _behind_channels(call, input, n), _more(kernel_size, n, 1)
-        stride = kernel if stride is None or stride == [] else _more(stride, n, 1)
-        return _LARGEST[n](x, kernel, stride, _more(padding, n, 0), _more(dilation, n, 1), ceil_mode).transpose(1, 2)
+        windows = _windows(n, kernel_size, stride, padding)
+        return _LARGEST[n](_behind_channels(call, input, n), *windows, _more(dilation, n, 1), ceil_mode).transpose(1, 2)
 
     return form
-
-
-def _max_pool_layer(call: _Call, x: Any) -> Any:
-    layer, n = call.layer, 2 if isinstance(call.layer, nn.MaxPool2d) else 1
-    settings = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode, layer.return_indices
-    return _max_pool(n)(call, x, *settings)
 
 
 def _average(n: int) -> Callable[..., Any]:
@@ -421,19 +410,10 @@ def _average(n: int) -> Callable[..., Any]:
         call: _Call, input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
         count_include_pad: bool = True, divisor_override: Any = None,
     ) -> Any:  # fmt: skip
-        x, kernel = _behind_channels(call, input, n), _more(kernel_size, n, 1)
-        stride = kernel if stride is None or stride == [] else _more(stride, n, 1)
-        settings = kernel, stride, _more(padding, n, 0), ceil_mode, count_include_pad, divisor_override
-        return _MEANS[n](x, *settings).transpose(1, 2)
+        settings = *_windows(n, kernel_size, stride, padding), ceil_mode, count_include_pad, divisor_override
+        return _MEANS[n](_behind_channels(call, input, n), *settings).transpose(1, 2)
 
     return form
-
-
-def _average_layer(call: _Call, x: Any) -> Any:
-    layer, n = call.layer, 2 if isinstance(call.layer, nn.AvgPool2d) else 1
-    divisor = getattr(layer, "divisor_override", None)
-    settings = layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad, divisor
-    return _average(n)(call, x, *settings)
 
 
 def _adaptive(n: int) -> Callable[..., Any]:
@@ -444,8 +424,9 @@ def _adaptive(n: int) -> Callable[..., Any]:
     return form
 
 
-def _adaptive_layer(call: _Call, x: Any) -> Any:
-    return _adaptive(2 if isinstance(call.layer, nn.AdaptiveAvgPool2d) else 1)(call, x, call.layer.output_size)
+def _of_layer(form: Callable[..., Any], *names: str) -> Callable[..., Any]:
+    """Return the form of a layer whose call has the attributes `names` for arguments."""
+    return lambda call, x: form(call, x, *(getattr(call.layer, name, None) for name in names))
 
 
 def _batch_norm(call: _Call, x: Any) -> Any:
@@ -462,6 +443,8 @@ def _softmax_layer(call: _Call, x: Any) -> Any:
     return F.softmax(x, call.given.dims(call.layer.dim))
 
 
+_LARGEST_BY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_MEANS_BY = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 _LAYERS: dict[Any, Callable[..., Any]] = {
     nn.Linear | nn.LayerNorm | nn.RMSNorm: _last,
     nn.ReLU | nn.LeakyReLU | nn.Hardtanh | nn.Sigmoid | nn.Tanh | nn.GELU | nn.SiLU | nn.Mish | nn.ELU: _elementwise,
@@ -469,9 +452,12 @@ _LAYERS: dict[Any, Callable[..., Any]] = {
     nn.Flatten | nn.Unflatten: _reshaped,
     nn.Conv1d | nn.Conv2d: _conv_layer,
     nn.modules.batchnorm._BatchNorm: _batch_norm,
-    nn.MaxPool1d | nn.MaxPool2d: _max_pool_layer,
-    nn.AvgPool1d | nn.AvgPool2d: _average_layer,
-    nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d: _adaptive_layer,
+    nn.MaxPool1d: _of_layer(_max_pool(1), *_LARGEST_BY),
+    nn.MaxPool2d: _of_layer(_max_pool(2), *_LARGEST_BY),
+    nn.AvgPool1d: _of_layer(_average(1), *_MEANS_BY),
+    nn.AvgPool2d: _of_layer(_average(2), *_MEANS_BY),
+    nn.AdaptiveAvgPool1d: _of_layer(_adaptive(1), "output_size"),
+    nn.AdaptiveAvgPool2d: _of_layer(_adaptive(2), "output_size"),
     nn.Softmax: _softmax_layer,
 }
 _FORMS: dict[Any, Callable[..., Any]] = {
@@ -489,7 +475,7 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys([torch.matmul, operator.matmul, "matmul", torch.bmm, "bmm"], _multiplied),
     **dict.fromkeys([torch.reshape, "reshape", "view", torch.flatten, "flatten", "unflatten", "view_as"], _reshaped),
     **dict.fromkeys([torch.unflatten, "reshape_as", torch.squeeze, "squeeze", torch.unsqueeze], _reshaped),
-    **dict.fromkeys(["unsqueeze"], _reshaped),
+    "unsqueeze": _reshaped,
     **dict.fromkeys([torch.permute, "permute", torch.transpose, "transpose", torch.movedim, "movedim"], _moved),
     **dict.fromkeys([torch.swapaxes, "swapaxes"], _moved),
     operator.getitem: _taken,

@@ -572,7 +572,6 @@ def _global_average(call: Call) -> Results:
 
 
 def _reshape(call: Call) -> Results:
-    """The batch is found again by the number of elements before it and behind it."""
     shape, x = call.numbers(1, "shape"), call.any
     if shape is None or (0 in shape and call.get("allowzero", 0)):
         raise call.refused("needs a constant shape, and no empty one")
@@ -580,7 +579,8 @@ def _reshape(call: Call) -> Results:
 
 
 def _as(call: Call, x: Value, shape: Sequence[int]) -> Value:
-    """Return a value with the file's elements in another shape."""
+    """Return a value with the file's elements in another shape. The batch is found again by the number of elements
+    before it and behind it."""
     found = x.filed.reshape(shape).shape
     before = math.prod(x.probe.shape[1 : 1 + x.batch + x.merged[0]])
     places = [

@@ -15,11 +15,9 @@ from etb_plugin.files import once
 from etb_plugin.objectives import get_method
 from etb_plugin.report.plots import figure, line
 from etb_plugin.studies.registry import Case, Claim, Parameters, Row, Study, register_study
-from etb_plugin.studies.trained_networks import dataset, trained
+from etb_plugin.studies.trained_networks import PROOFS_FIRST, dataset, trained
 from etb_plugin.verification import Cascade, Settings, Verdict, robustness
 
-_STAGES = ("ibp", "crown", "pgd", "bab", "exact")
-"""Proofs first: on networks trained by IBP they decide most images a thousand times as fast as the attack fails."""
 _GRID, _EXTENT = 61, (-1.5, 1.5)
 
 
@@ -33,7 +31,7 @@ def measure(case: Case, parameters: Parameters, folder: Path) -> Row:
     and the loss around one that the weakest PGD leaves standing."""
     data = dataset(parameters)
     network = trained(get_method(parameters["method"]), data, parameters, folder, seed=parameters["seed"])
-    cascade = Cascade(network, data.input_shape, Settings(_STAGES, Pgd(200, 5), parameters["seconds"]))
+    cascade = Cascade(network, data.input_shape, Settings(PROOFS_FIRST, Pgd(200, 5), parameters["seconds"]))
     images, labels = pixels(data.test.images).double(), data.test.labels
     box = Box.around(images, case["eps"])
     with torch.no_grad():

@@ -12,6 +12,9 @@ from etb_plugin.results.networks import untrained
 from etb_plugin.studies.registry import Parameters
 from etb_plugin.training import Epoch, Settings, train
 
+PROOFS_FIRST = ("ibp", "crown", "pgd", "bab", "exact")
+"""Stages for networks trained by IBP: proofs decide most images a thousand times as fast as the attack fails."""
+
 
 def dataset(parameters: Parameters) -> Dataset:
     """Return the data set that the parameters name, on the CPU."""

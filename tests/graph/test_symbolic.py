@@ -13,6 +13,7 @@ class Forward(nn.Module):
     def __init__(self, forward):
         super().__init__()
         self.call, self.first, self.wide, self.flat = forward, nn.Linear(6, 3), nn.Linear(6, 9), nn.Linear(24, 3)
+        self.table = torch.rand(4, 6)
 
     def forward(self, x):
         return self.call(self, x)
@@ -61,6 +62,11 @@ def by_iterated_chunks(n, x):
     return (one * other + last).flatten(1)
 
 
+def with_a_layer_of_a_constant(n, x):
+    assert x.shape[1] == 4
+    return (n.first(x) + n.first(n.table)).flatten(1)
+
+
 def by_a_function_kept_whole(n, x):
     return kept_whole(x, n.first.weight.T).flatten(1)
 
@@ -69,7 +75,7 @@ def by_a_function_kept_whole(n, x):
     "forward",
     [
         *(over_steps, from_zeros, by_branches, by_a_filled_mask, by_starred_sizes, by_iterated_chunks),
-        by_a_function_kept_whole,
+        *(with_a_layer_of_a_constant, by_a_function_kept_whole),
     ],
 )
 def test_sizes_that_python_asks_for_are_told(forward):
