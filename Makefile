@@ -1,6 +1,7 @@
 # Needs Python 3.11 or newer and make; everything else lands in .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
-# pip fetches torch, so that a mirror or a CPU-only wheel that pip is configured for is used; uv does the rest.
+# pip fetches torch, so that a mirror or a CPU-only wheel that pip is configured for is used; uv does the rest, and
+# compiles all of it, on all cores.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
@@ -14,7 +15,7 @@ $(READY): pyproject.toml Makefile
 	  { echo "etb_plugin needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try make PYTHON=python3.11"; exit 2; }
 	@echo "setting up .venv (the first time takes a minute or more: torch is large)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv '$(TORCH)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile uv '$(TORCH)'
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[lirpa,dev]'
 	@touch $@
 
@@ -59,7 +60,7 @@ docs: setup
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 format: setup
 	$(BIN)/ruff format .

@@ -1,7 +1,7 @@
-"""`etb` as a subprocess, without waiting for imports: a process that has torch and more forks for each command.
+"""`etb`, and scripts, as subprocesses without waiting for imports: a process that has torch and more forks for each.
 
-What is forked reads its arguments and ends as `python -m etb_plugin` does. Tests of the start itself, of signals and of
-what libraries say as they are imported start a Python of their own.
+What is forked reads its arguments and ends as `python -m etb_plugin` does, or as `python SCRIPT`. Tests of the start
+itself, of signals and of what libraries say as they are imported start a Python of their own.
 """
 
 import atexit
@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -32,12 +32,21 @@ def etb(
     command = [sys.executable, "-m", "etb_plugin", *map(str, arguments)]
     if env is not None:
         return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+    return _forked(command, cwd, timeout)
+
+
+def python(script: Path, *, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run a script in a folder."""
+    return _forked([sys.executable, str(script)], cwd, timeout)
+
+
+def _forked(command: Sequence[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
     server = _server()
     assert server.stdin is not None
     assert server.stdout is not None
     with tempfile.TemporaryDirectory() as place:
         outputs = [Path(place, name) for name in ("out", "err")]
-        request = {"arguments": command[3:], "cwd": str(cwd), "env": dict(os.environ), "to": [*map(str, outputs)]}
+        request = {"command": command[1:], "cwd": str(cwd), "env": dict(os.environ), "to": [*map(str, outputs)]}
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
         process = int(server.stdout.readline())
@@ -88,6 +97,10 @@ if __name__ == "__main__":
             os.close(opened)
         sys.stdin = os.fdopen(0, closefd=False)
         sys.stdout, sys.stderr = (os.fdopen(i, "w", closefd=False) for i in (1, 2))
-        sys.argv = ["etb", *request["arguments"]]
-        sys.path[0] = request["cwd"]
-        runpy.run_module("etb_plugin", run_name="__main__", alter_sys=True)
+        script, *arguments = request["command"]
+        if script == "-m":
+            sys.argv, sys.path[0] = arguments, request["cwd"]
+            runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv, sys.path[0] = [script, *arguments], str(Path(script).parent)
+            runpy.run_path(script, run_name="__main__")

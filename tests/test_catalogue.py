@@ -14,6 +14,7 @@ from etb_plugin.experiment import Experiment
 from etb_plugin.networks import networks
 from etb_plugin.objectives import methods
 from etb_plugin.studies import studies
+from tests.command import etb
 
 REGISTRIES = {"method": methods, "bound": bounds, "network": networks, "dataset": sources, "study": studies}
 
@@ -102,13 +103,8 @@ def test_what_other_packages_register_is_listed_trained_and_no_misspelling(tmp_p
         ("compare --certify their-bound --dry-run", "ibp"),
         ("compare --dataset their-data --methods their-method,ibp --epochs 1 --pgd-steps 2 --out mine", "their-method"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "etb_plugin", *arguments.split()],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        )
+        # With an environment it is a Python of its own, whose registries are not filled yet.
+        done = etb(*arguments.split(), cwd=tmp_path, env=os.environ)
         assert done.returncode == 0, done.stderr
         assert all(words in done.stdout for words in said)
 
@@ -118,13 +114,7 @@ def test_an_entry_point_that_fails_is_named_and_the_rest_goes_on(tmp_path):
     (tmp_path / "theirs-1.dist-info").mkdir()
     (tmp_path / "theirs-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
     (tmp_path / "theirs-1.dist-info/entry_points.txt").write_text("[etb_plugin.bounds]\ntheirs = broken_bound\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "etb_plugin", "methods"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-    )
+    done = etb("methods", cwd=tmp_path, env=os.environ)
     assert done.returncode == 0
     assert "left out: the bound 'theirs' of package 'broken_bound' cannot be loaded: division by zero" in done.stderr
     assert "crown-ibp" in done.stdout

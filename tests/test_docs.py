@@ -14,6 +14,7 @@ from etb_plugin.cli.main import COMMANDS
 from etb_plugin.experiment import read_experiment
 from etb_plugin.objectives import methods
 from etb_plugin.studies import studies
+from tests.command import python
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "compare/results/README.md"])
@@ -25,6 +26,7 @@ MARKS = {
     "compare_and_verify.sh": pytest.mark.slow,  # the tutorial runs much the same
     "inside_auto_lirpa.py": pytest.mark.lirpa,
     "lightning_module.py": pytest.mark.slow,
+    "train_evaluate_verify.py": pytest.mark.slow,  # test_api does the same
     "transformer.py": pytest.mark.slow,
     # An extra: its wheel has to be of the same build as torch's, which setting up for tests does not see to.
     "torchvision_network.py": pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is an extra"),
@@ -37,10 +39,14 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("script", EXAMPLES)
 def test_an_example_runs(script, tmp_path):
-    program = sys.executable if script.suffix == ".py" else "sh"
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run((program, script), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    if script.suffix == ".py":
+        done = python(script, cwd=tmp_path)
+    else:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            ("sh", script), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
     assert done.returncode == 0, done.stderr
     assert "expected" in done.stdout
 
@@ -97,11 +103,10 @@ def blocks(page):
     return found
 
 
-def read_aloud(script, folder, environment):
+def read_aloud(script, folder):
     """Run a script in a process of its own, and return what it printed."""
     (folder / "script.py").write_text(script)
-    command = (sys.executable, "script.py")
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    done = python(folder / "script.py", cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -134,17 +139,16 @@ etb_plugin.train(network, (images, labels), method="mine", eps=0.1, epochs=1)
 @pytest.mark.lirpa
 @pytest.mark.parametrize("page", AFTER)
 def test_every_block_runs_with_the_network_and_images_that_it_takes_for_granted(page, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     text = "\n".join(text for _, _, text in blocks(page))
     shorter = re.sub(r"(?<=compare\()", "epochs=1, ", text)
-    read_aloud(f"{BEFORE}\n{shorter}\n{AFTER[page]}", tmp_path, environment)
+    read_aloud(f"{BEFORE}\n{shorter}\n{AFTER[page]}", tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/python.md"])
 def test_every_block_of_code_runs(page, tmp_path):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    environment |= {"PYTHONPATH": f"{ROOT}:{tmp_path}", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = f"{ROOT}:{tmp_path}"
     script = []
     for language, title, text in blocks(page):
         if title:
@@ -155,4 +159,4 @@ def test_every_block_of_code_runs(page, tmp_path):
             command = ("sh", "-c", text)
             done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, done.stderr
-    assert "crown" in read_aloud("\n".join(script), tmp_path, environment)
+    assert "crown" in read_aloud("\n".join(script), tmp_path)
