@@ -23,7 +23,7 @@ _REFUSALS = (ConfigError, DataError, UnsupportedLayer, CheckpointError)
 
 COMMANDS = (
     *("compare", "status", "train", "evaluate", "verify", "bounds", "study", "bench"),
-    *("report", "leaderboard", "experiment", "export", "methods", "models", "new", "selftest", "cell"),
+    *("report", "leaderboard", "experiment", "export", "methods", "models", "new", "supports", "selftest", "cell"),
 )
 _FOR_MACHINES = ("cell", "status")
 """Subcommands that the list leaves out: for schedulers, and said as `etb compare status`."""
@@ -43,7 +43,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
         callback=_root,
     )
     asked = next((a for a in arguments if not a.startswith("-")), None)
-    for name in (asked,) if asked in COMMANDS else () if "--version" in arguments else COMMANDS:
+    for name in (asked,) if asked in COMMANDS else () if {"--version", "--name"} & {*arguments} else COMMANDS:
         module = importlib.import_module(f"etb_plugin.cli.{name}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
@@ -66,10 +66,19 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _name(wanted: bool) -> None:
+    if wanted:
+        print("etb_plugin")
+        raise typer.Exit
+
+
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+    name: Annotated[
+        bool, typer.Option("--name", callback=_name, is_eager=True, help="Show the verifier's name and stop.")
     ] = False,
 ) -> None:
     """Train, attack, certify and compare neural networks: the expected tight bound beside IBP, CROWN and the dual.

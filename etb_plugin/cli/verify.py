@@ -41,6 +41,14 @@ def command(
             rich_help_panel="Verification",
         ),
     ] = None,
+    serialise_assignments: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write a property's counterexample there, a .pb for each tensor, and print the word alone.",
+            rich_help_panel="Verification",
+        ),
+    ] = None,
     instances: Annotated[
         Path | None,
         typer.Option(
@@ -126,6 +134,8 @@ def command(
         _run_instances(instances, out, workers or 1, share, request)
         return
     networks = _networks(weights, property_, network or [])
+    if serialise_assignments is not None and not networks and property_ is None:
+        raise ConfigError("--serialise-assignments is of a property's counterexample; images leave theirs in --out")
     o.check_there(weights, *networks.values(), *([property_] if property_ is not None else []))
     from etb_plugin.report.stoppable import StoppableLive
     from etb_plugin.report.table import radius_table, verification_table
@@ -151,7 +161,10 @@ def command(
             answer = check.run()
         for line in answer.failed:
             o.stderr().print(line, highlight=False, soft_wrap=True)
-        print(timeout if answer.word == "timeout" else answer.text)
+        if serialise_assignments is not None:
+            answer.save(serialise_assignments)
+        text = answer.text if serialise_assignments is None else answer.word
+        print(timeout if answer.word == "timeout" else text)
         return
     verification = Verification(weights, request, RADIUS_STAGES if minimum_radius else STAGES)
     _say_what_is_left_out(verification.left_out)

@@ -7,9 +7,11 @@ batch size that a file happens to hold, and hides what it does in modules of its
 """
 
 import gzip
+import math
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from etb_plugin.graph.symbolic import symbolic
 from etb_plugin.networks.onnx_operations import OPERATIONS, Builder, Call, Operand, Value, made
 from etb_plugin.networks.statistics import evaluating
 
-_OPSETS = range(7, 29)
+OPSETS = range(7, 29)
+"""Of ONNX, that are understood."""
 _OPSET_OUT = 17
 _DTYPES = {1: torch.float32, 11: torch.float64}
 """What an input may be, by ONNX's numbers of its types."""
@@ -37,14 +40,48 @@ _CHECKED = 3
 """Points in [0, 1], and as many around it, on which a file that was read is checked."""
 
 
-def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
-    """Return the network in an ONNX file, in eval mode, and the shape of one input, without the batch.
+Names = Sequence[str | None] | None
+"""Tensors of a file, by name; None among them stands for the next of the file's own inputs or outputs, None by itself
+for all of these."""
 
-    The first dimension of the input is the batch: 1, or any; an input of one dimension has none, and gets one. Of
-    several outputs the one of floats is read, as beside a classifier's labels. What was read is held against
-    onnxruntime on random points. Raises CheckpointError where the file is no ONNX, ConfigError where onnx is not
-    installed, and UnsupportedLayer for an operation that is not taken, by its name, for a dimension that is not fixed,
-    and for a network that came out differently.
+
+@dataclass(frozen=True)
+class Tensors:
+    """A network that takes and gives some tensors of a file: [batch, *shape] -> [batch, outputs], in eval mode.
+
+    Several inputs are one of [batch, elements], and several outputs too, one behind the other; `inputs` and `outputs`
+    are how many elements each has.
+    """
+
+    network: nn.Module
+    shape: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return the network in an ONNX file of one input, in eval mode, and the shape of that, without the batch.
+
+    Raises what `read_tensors` does, and UnsupportedLayer where there are several inputs, or outputs of floats.
+    """
+    read = read_tensors(path)
+    if (len(read.inputs), len(read.outputs)) != (1, 1):
+        raise UnsupportedLayer(
+            f"{path} has {len(read.inputs)} inputs and {len(read.outputs)} outputs of floats; a classifier has one of "
+            f"each, and VNN-LIB properties alone may be about more"
+        )
+    return read.network, read.shape
+
+
+def read_tensors(path: Path, inputs: Names = None, outputs: Names = None) -> Tensors:
+    """Return the network from an ONNX file's inputs, in this order, to some of its tensors.
+
+    `outputs` may name any tensor that depends on the inputs, or a node that gives one; the file's own outputs are those
+    of floats, without a classifier's labels. The first dimension of an input is the batch: 1, or any; an input of one
+    dimension has none, and gets one. What was read is held against onnxruntime on random points. Raises CheckpointError
+    where the file is no ONNX, ConfigError where onnx is not installed or the file has no such tensors, and
+    UnsupportedLayer for an operation that is not taken, by its name, for a dimension that is not fixed, and for a
+    network that came out differently.
     """
     onnx = _package("onnx")
     try:
@@ -53,37 +90,44 @@ def read_onnx(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     except Exception as error:  # protobuf's and onnx's own kinds
         raise CheckpointError(f"{path} is no ONNX file: {str(error).partition(chr(10))[0]}") from error
     version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    if version not in _OPSETS:
-        raise UnsupportedLayer(f"{path} is of opset {version}; {_OPSETS[0]} to {_OPSETS[-1]} are understood")
-    inputs, outputs = _inputs(model.graph), _outputs_of_floats(model.graph)
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise UnsupportedLayer(
-            f"{path} has {len(inputs)} inputs and {len(outputs)} outputs of floats; networks have one of each here"
-        )
-    shape = _fixed_shape(path, inputs[0])
-    kind = inputs[0].type.tensor_type.elem_type
-    if kind not in _DTYPES:
-        raise UnsupportedLayer(f"{path}: input {inputs[0].name!r} is neither float nor double")
-    builder = Builder(shape, _DTYPES[kind])
-    known = {"": None, inputs[0].name: builder.input}
-    (output,) = _walked(onnx, builder, model.graph, outputs, known, version)
-    if not isinstance(output, Value) or not output.plain or output.probe.ndim < 2:
-        raise UnsupportedLayer(f"{path}: the network must return one tensor of outputs, [batch, outputs]")
-    if output.probe.ndim > 2:
-        output = builder.run("flatten", output, 1)
-    network = builder.network(output)
-    _check(path, model, network, builder.input.probe)
-    return network, shape
+    if version not in OPSETS:
+        raise UnsupportedLayer(f"{path} is of opset {version}; {OPSETS[0]} to {OPSETS[-1]} are understood")
+    given, names = _given(path, model.graph, inputs), _wanted(path, model.graph, outputs)
+    kinds = [value.type.tensor_type.elem_type for value in given]
+    for value, kind in zip(given, kinds, strict=True):
+        if kind not in _DTYPES or kind != kinds[0]:
+            raise UnsupportedLayer(f"{path}: input {value.name!r} is neither float nor double, or not what others are")
+    shapes = [_fixed_shape(path, value) for value in given]
+    sizes = tuple(math.prod(shape) for shape in shapes)
+    whole = shapes[0] if len(shapes) == 1 else (sum(sizes),)
+    builder = Builder(whole, _DTYPES[kinds[0]])
+    known: dict[str, Operand | None] = {"": None}
+    for k, (value, shape) in enumerate(zip(given, shapes, strict=True)):
+        own = builder.input
+        if len(given) > 1:
+            own = builder.run(torch.narrow, own, 1, sum(sizes[:k]), sizes[k])
+        known[value.name] = own if own.probe.shape[1:] == shape else builder.run("unflatten", own, 1, shape)
+    found: list[Value] = []
+    for name, output in zip(names, _walked(onnx, builder, model.graph, names, known, version), strict=True):
+        if not isinstance(output, Value) or not output.plain or output.probe.ndim < 2:
+            raise UnsupportedLayer(f"{path}: {name!r} has to be a tensor that depends on the input, [batch, outputs]")
+        found.append(builder.run("flatten", output, 1) if output.probe.ndim > 2 else output)
+    network = builder.network(found[0] if len(found) == 1 else builder.run(torch.cat, found, 1))
+    _check(path, _running(model, given, names), network, builder.input.probe)
+    return Tensors(network, whole, sizes, tuple(output.probe.shape[1] for output in found))
 
 
-def file_outputs(path: Path, points: Tensor) -> Tensor:
-    """Return what onnxruntime, or onnx itself where that is missing, computes with the file at `path`.
+def file_outputs(path: Path, points: Tensor, inputs: Names = None, outputs: Names = None) -> Tensor:
+    """Return what onnxruntime, or onnx itself where that is missing, computes with the file at `path`, from and to
+    these of its tensors.
 
     Shapes: points [points, *input], rounded to the file's own dtype -> [points, outputs], in float64. Raises
     CheckpointError where the file cannot be run.
     """
     try:
-        return _running(_loaded(path))[0](points).double()
+        model = _loaded(path)
+        given, names = _given(path, model.graph, inputs), _wanted(path, model.graph, outputs)
+        return _running(model, given, names)[0](points).double()
     except Exception as error:  # of either runtime
         raise CheckpointError(f"{path} cannot be run: {str(error).partition(chr(10))[0]}") from error
 
@@ -94,14 +138,40 @@ def _loaded(path: Path) -> Any:
     return onnx.load_from_string(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else onnx.load(str(path))
 
 
-def _inputs(graph: Any) -> list[Any]:
-    """Return what a graph is given: older files list their constants among its inputs."""
+def _given(path: Path, graph: Any, names: Names) -> list[Any]:
+    """Return what a graph is given, in the order of `names`: older files list their constants among its inputs."""
     constants = {tensor.name for tensor in graph.initializer}
-    return [value for value in graph.input if value.name not in constants]
+    own = {value.name: value for value in graph.input if value.name not in constants}
+    found = _named(path, "input", names, list(own))
+    if sorted(found) != sorted(own):
+        raise ConfigError(f"{path} has inputs {_listed(own)}: each has to be declared once; declared: {_listed(found)}")
+    return [own[name] for name in found]
 
 
-def _outputs_of_floats(graph: Any) -> list[str]:
-    return [value.name for value in graph.output if value.type.tensor_type.elem_type in _DTYPES]
+def _wanted(path: Path, graph: Any, names: Names) -> list[str]:
+    """Return the names of tensors that `names` stand for, some of which may be of nodes."""
+    of_nodes = {node.name: node.output[0] for node in graph.node if node.name and len(node.output) == 1}
+    tensors = of_nodes | {name: name for node in graph.node for name in node.output}
+    own = [value.name for value in graph.output if value.type.tensor_type.elem_type in _DTYPES]
+    found = _named(path, "output", names, own)
+    for name in found:
+        if name not in tensors:
+            raise ConfigError(f"{path} has no tensor and no node {name!r}; its outputs are {_listed(own)}")
+    return [tensors[name] for name in found]
+
+
+def _named(path: Path, kind: str, names: Names, own: list[str]) -> list[str]:
+    if names is None:
+        return own
+    missing = sum(name is None for name in names)
+    if missing not in (0, len(own)):
+        raise ConfigError(f"{path} has {len(own)} {kind}s, {_listed(own)}; without a name {missing} are declared")
+    following = iter(own)
+    return [next(following) if name is None else name for name in names]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _walked(
@@ -233,12 +303,14 @@ def _folded(onnx: Any, node: Any, inputs: Sequence[Tensor | None], version: int)
     }
 
 
-def _running(model: Any) -> tuple[Callable[[Tensor], Tensor], str]:
+def _running(model: Any, given: Sequence[Any], names: Sequence[str]) -> tuple[Callable[[Tensor], Tensor], str]:
     """Return points [points, *input] -> outputs [points, outputs] of a file's contents, one point at a time and in the
-    file's dtype, by onnxruntime, or by onnx where that is missing; and by whom."""
-    (given,) = _inputs(model.graph)
-    kind = given.type.tensor_type
-    dtype, batched, names = _DTYPES[kind.elem_type], len(kind.shape.dim) > 1, _outputs_of_floats(model.graph)
+    file's dtype, by onnxruntime, or by onnx where that is missing; and by whom. Adds to the model's outputs."""
+    kinds = [value.type.tensor_type for value in given]
+    shapes = [[dimension.dim_value or 1 for dimension in kind.shape.dim] for kind in kinds]
+    listed = {value.name for value in model.graph.output}
+    for name in dict.fromkeys(name for name in names if name not in listed):
+        model.graph.output.append(_package("onnx").helper.make_empty_tensor_value_info(name))
     try:
         runtime = __import__("onnxruntime")
         options = runtime.SessionOptions()
@@ -250,18 +322,22 @@ def _running(model: Any) -> tuple[Callable[[Tensor], Tensor], str]:
         session = ReferenceEvaluator(model)
 
     def outputs(points: Tensor) -> Tensor:
-        rounded = points.detach().cpu().to(dtype).split(1)
-        inputs = [x.numpy() if batched else x.numpy()[0] for x in rounded]
-        found = [torch.from_numpy(session.run(names, {given.name: x})[0]) for x in inputs]
-        return torch.cat([output.reshape(1, -1) for output in found])
+        found = []
+        for point in points.detach().cpu().to(_DTYPES[kinds[0].elem_type]):
+            parts = point.flatten().split([math.prod(shape) for shape in shapes])
+            values = [part.reshape(shape).numpy() for part, shape in zip(parts, shapes, strict=True)]
+            inputs = {one.name: value for one, value in zip(given, values, strict=True)}
+            found.append(torch.cat([torch.from_numpy(one).flatten() for one in session.run(list(names), inputs)]))
+        return torch.stack(found)
 
     return outputs, f"{type(session).__name__} of {type(session).__module__.partition('.')[0]}"
 
 
 @torch.no_grad()
-def _check(path: Path, model: Any, network: nn.Module, like: Tensor) -> None:
+def _check(path: Path, running: tuple[Callable[[Tensor], Tensor], str], network: nn.Module, like: Tensor) -> None:
     """Raise UnsupportedLayer where onnxruntime, or onnx itself where that is missing, finds other outputs than
     `network` on points in [0, 1] and around it."""
+    outputs, who = running
     generator = torch.Generator().manual_seed(0)
     shape = (_CHECKED, *like.shape[1:])
     points = torch.cat(
@@ -269,7 +345,6 @@ def _check(path: Path, model: Any, network: nn.Module, like: Tensor) -> None:
     ).to(like.dtype)  # fmt: skip
     try:
         ours = network(points)
-        outputs, who = _running(model)
         theirs = outputs(points)
     except Exception as error:  # of torch and of either runtime
         raise UnsupportedLayer(f"{path} cannot be run: {str(error).partition(chr(10))[0]}") from error
@@ -281,6 +356,12 @@ def _check(path: Path, model: Any, network: nn.Module, like: Tensor) -> None:
             f"{path} was read wrongly: outputs are up to {float(largest):.3g}, and {who} differs by "
             f"{float(difference):.3g}"
         )
+
+
+def tensor_proto(name: str, values: Tensor) -> bytes:
+    """Return a tensor as ONNX has it in files of their own."""
+    content: bytes = _package("onnx").numpy_helper.from_array(values.numpy(), name).SerializeToString()
+    return content
 
 
 def write_onnx(network: nn.Module, input_shape: tuple[int, ...], path: Path) -> float:

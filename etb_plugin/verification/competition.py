@@ -4,7 +4,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box, prepare_lower
 from etb_plugin.errors import ConfigError, OutOfTime, UnsupportedLayer
+from etb_plugin.files import write_file
 from etb_plugin.graph.tracing import example_input
 from etb_plugin.networks import before_softmax
-from etb_plugin.networks.onnx import file_outputs, read_onnx
+from etb_plugin.networks.onnx import Names, Tensors, file_outputs, read_tensors, tensor_proto
 from etb_plugin.stopping import until
 from etb_plugin.verification.cascade import Cascade, Case, Settings, takers
 from etb_plugin.verification.posed import Posed
 from etb_plugin.verification.problem import Problem, Verdict, stacked
-from etb_plugin.verification.vnnlib import DeclaredNetwork, Query, read_vnnlib
+from etb_plugin.verification.vnnlib import Declared, DeclaredNetwork, Query, read_vnnlib
 
 _FURTHER = Pgd(steps=50, step=0.05)
 """How a counterexample is moved further into the unsafe outputs where rounding hides it."""
@@ -30,12 +31,13 @@ _FURTHER = Pgd(steps=50, step=0.05)
 @dataclass(frozen=True)
 class Answer:
     """The competition's word, the counterexample [1, *input] and all networks' outputs [1, outputs] where it is sat,
-    how the property's version writes these, the stage that decided, the seconds it took, and what failed on the way, a
-    line for each."""
+    these as the tensors that the property declares, and as its version writes them, the stage that decided, the seconds
+    it took, and what failed on the way, a line for each."""
 
     word: str
     point: Tensor | None
     outputs: Tensor | None
+    assignment: Sequence[tuple[Declared, Tensor]]
     written: str
     by: str | None
     seconds: float
@@ -45,6 +47,13 @@ class Answer:
     def text(self) -> str:
         """The word, and below it the counterexample in the property's format."""
         return f"{self.word}\n{self.written}" if self.written else self.word
+
+    def save(self, folder: Path) -> None:
+        """Write each tensor of a counterexample to NAME.pb, as an ONNX TensorProto of the declared type; a real is of
+        float64."""
+        for declared, values in self.assignment:
+            dtype = torch.float32 if declared.element_type.lower() == "float32" else torch.float64
+            write_file(folder / f"{declared.name}.pb", tensor_proto(declared.name, values.to(dtype)))
 
 
 class PropertyCheck:
@@ -62,12 +71,11 @@ class PropertyCheck:
                 raise ConfigError(f"{file}: a property is about an ONNX network; etb export --onnx writes one")
         query = read_vnnlib(vnnlib)
         self._files = _files_of(query, networks)
-        read = {file: read_onnx(file) for file in dict.fromkeys(self._files)}
-        self._dtypes = [
-            _dtype_of(query, declared, file, *read[file])
-            for declared, file in zip(query.networks, self._files, strict=True)
-        ]
-        self._posed = Posed(query, *zip(*(read[file] for file in self._files), strict=True))
+        self._selected = [_selected(query, *one) for one in zip(query.networks, self._files, strict=True)]
+        read = {selected: read_tensors(*selected) for selected in dict.fromkeys(self._selected)}
+        every = [read[selected] for selected in self._selected]
+        self._dtypes = [_dtype_of(query, *one) for one in zip(query.networks, self._files, every, strict=True)]
+        self._posed = Posed(query, [one.network for one in every], [one.shape for one in every])
         shape, self.problems = self._posed.shape, self._posed.problems
         judged = self._posed.forms[0]
         if not _plain(settings, drop=drop):
@@ -98,16 +106,18 @@ class PropertyCheck:
                     inputs, outputs = self._replayed(problem, point)
                     replayed = self._posed.point(inputs)
                     if bool(problem.broken(self._posed.values(replayed, outputs))):
-                        text = self._posed.query.counterexample(inputs, outputs)
-                        seconds = time.monotonic() - begun
-                        return Answer("sat", replayed, torch.cat(outputs, 1), text, by, seconds, tuple(failed))
+                        found = self._posed.query.assignment(inputs, outputs)
+                        text, seconds = self._posed.query.counterexample(found), time.monotonic() - begun
+                        return Answer("sat", replayed, torch.cat(outputs, 1), found, text, by, seconds, tuple(failed))
                 failed.append(
                     f"{by} met a counterexample that {' and '.join(map(str, dict.fromkeys(self._files)))} itself, in "
                     f"its own precision, does not confirm"
                 )
             if case.verdict is not Verdict.ROBUST:
                 word = "timeout" if time.monotonic() >= deadline else "unknown"
-        return Answer(word, None, None, "", by if word == "unsat" else None, time.monotonic() - begun, tuple(failed))
+        return Answer(
+            word, None, None, (), "", by if word == "unsat" else None, time.monotonic() - begun, tuple(failed)
+        )
 
     def _near(self, problem: Problem, witness: Tensor) -> Iterator[Tensor]:
         """Yield a counterexample, and then the worst point that an attack meets from there: within rounding of the
@@ -120,7 +130,8 @@ class PropertyCheck:
         there."""
         lower, upper = (self._posed.inputs(end) for end in (problem.box.lower, problem.box.upper))
         inputs = [_within(*one) for one in zip(self._posed.inputs(point), lower, upper, self._dtypes, strict=True)]
-        return inputs, [file_outputs(file, x) for file, x in zip(self._files, inputs, strict=True)]
+        every = zip(self._selected, inputs, strict=True)
+        return inputs, [file_outputs(file, x, *names) for (file, *names), x in every]
 
 
 def _plain(settings: Settings, *, drop: bool) -> bool:
@@ -171,19 +182,31 @@ def _files_of(query: Query, networks: Path | Mapping[str, Path]) -> list[Path]:
     return list(files.values())
 
 
+def _selected(query: Query, declared: DeclaredNetwork, file: Path) -> tuple[Path, Names, Names]:
+    """Return a declared network's file, and which tensors of it are its inputs and outputs: all in version 1.0, which
+    has no tensors."""
+    if query.version == "1.0":
+        return file, None, None
+    return file, tuple(one.node for one in declared.inputs), tuple(one.node for one in declared.outputs)
+
+
 @torch.no_grad()
-def _dtype_of(
-    query: Query, declared: DeclaredNetwork, file: Path, network: nn.Module, shape: tuple[int, ...]
-) -> torch.dtype:
-    """Return the precision of a network's inputs. Raises ConfigError where the query declares another one."""
-    x = example_input(network, torch.Size(shape))
-    for tensor, value in ((declared.input, x), (declared.output, network(x))):
+def _dtype_of(query: Query, declared: DeclaredNetwork, file: Path, read: Tensors) -> torch.dtype:
+    """Return the precision of a network's inputs. Raises ConfigError where the query declares another one, or tensors
+    of other sizes."""
+    x = example_input(read.network, torch.Size(read.shape))
+    values = [(one, x) for one in declared.inputs] + [(one, read.network(x)) for one in declared.outputs]
+    for tensor, value in values:
         dtype = str(value.dtype).removeprefix("torch.")
         if tensor.element_type.lower() not in ("real", dtype):
             raise ConfigError(
                 f"{query.path} declares {tensor.name} as {tensor.element_type}, but {file} has {dtype}; real stands "
                 f"for any"
             )
+    if query.version != "1.0":  # which has no tensors
+        for (tensor, _), size in zip(values, (*read.inputs, *read.outputs), strict=True):
+            if tensor.size != size:
+                raise ConfigError(f"{query.path} declares {tensor.size} elements of {tensor.name}; {file} has {size}")
     return x.dtype
 
 

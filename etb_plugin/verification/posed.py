@@ -95,12 +95,13 @@ class Posed:
         for declared, network, shape in zip(query.networks, networks, shapes, strict=True):
             with torch.no_grad():
                 outputs = network(example_input(network, torch.Size(shape))).shape[1]
-            if (declared.input.size, declared.output.size) != (math.prod(shape), outputs):
+            x, y = (sum(one.size for one in tensors) for tensors in (declared.inputs, declared.outputs))
+            if (x, y) != (math.prod(shape), outputs):
                 raise ConfigError(
-                    f"{query.path} is about {declared.input.size} inputs and {declared.output.size} outputs; "
+                    f"{query.path} is about {x} inputs and {y} outputs; "
                     f"the network has {math.prod(shape)} inputs and {outputs} outputs"
                 )
-        self.outputs = sum(declared.output.size for declared in query.networks)
+        self.outputs = sum(one.size for declared in query.networks for one in declared.outputs)
         atoms = [*query.always, *(one for clause in query.clauses for one in clause)]
         self.products = sorted(
             {p for one in atoms if _end_of(one) is None for p, _ in one.terms if len(p) > 1 or p[0][0] == "X"},
@@ -163,7 +164,8 @@ class Posed:
         place = self._places[i]
         if self.query.version == "1.0":
             return f"X_{place}"
-        declared = next(n.input for n in reversed(self.query.networks) if n.input.first <= place)
+        inputs = [declared for network in self.query.networks for declared in network.inputs]
+        declared = next(one for one in reversed(inputs) if one.first <= place)
         if not declared.shape:
             return declared.name
         return f"{declared.name}{[int(at) for at in np.unravel_index(place - declared.first, declared.shape)]}"

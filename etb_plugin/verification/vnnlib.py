@@ -37,12 +37,14 @@ _Polynomial = Mapping[tuple[Place, ...], float]
 
 @dataclass(frozen=True)
 class Declared:
-    """A tensor that a file declares, and the numbers of its elements among all inputs, or all outputs."""
+    """A tensor that a file declares, the number of its first element among all inputs, or all outputs, and its name in
+    the network's own file, where the declaration says it."""
 
     name: str
     element_type: str
     shape: tuple[int, ...]
     first: int
+    node: str | None = None
 
     @property
     def size(self) -> int:
@@ -52,11 +54,12 @@ class Declared:
 
 @dataclass(frozen=True)
 class DeclaredNetwork:
-    """A network that a file declares; `same_as` names an earlier one that it is (equal-to)."""
+    """A network that a file declares, hidden values among its outputs; `same_as` names an earlier one that it is
+    (equal-to)."""
 
     name: str
-    input: Declared
-    output: Declared
+    inputs: tuple[Declared, ...]
+    outputs: tuple[Declared, ...]
     same_as: str | None = None
 
 
@@ -85,25 +88,30 @@ class Query:
     always: Clause
     clauses: tuple[Clause, ...]
 
-    def counterexample(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> str:
-        """Return a counterexample, a tensor for each network, as the file's version writes it: ((X_0 0.5) ... (Y_0
-        1.2)), or X float32 [1,1] and a number on each line below it."""
-        both = list(zip(self.networks, inputs, outputs, strict=True))
+    def assignment(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[tuple[Declared, Tensor]]:
+        """Return each declared tensor, in order, and its values, of what each network takes and gives."""
+        found: list[tuple[Declared, Tensor]] = []
+        for network, x, y in zip(self.networks, inputs, outputs, strict=True):
+            for tensors, values in ((network.inputs, x), (network.outputs, y)):
+                parts = values.flatten().split([declared.size for declared in tensors])
+                found += [(one, part.view(one.shape)) for one, part in zip(tensors, parts, strict=True)]
+        return found
+
+    def counterexample(self, assignment: Sequence[tuple[Declared, Tensor]]) -> str:
+        """Return an assignment as the file's version writes it: ((X_0 0.5) ... (Y_0 1.2)), or X float32 [1,1] and a
+        number on each line below it."""
         if self.version == "1.0":
-            kinds = [(kind, v) for _, x, y in both for kind, v in (("X", x), ("Y", y))]
-            pairs = [(kind, i, v) for kind, values in kinds for i, v in enumerate(values.flatten().tolist())]
-            return "(" + "\n ".join(f"({kind}_{i} {_decimal(v)})" for kind, i, v in pairs) + ")"
+            elements = [(one.name, i, v) for one, own in assignment for i, v in enumerate(own.tolist())]
+            return "(" + "\n ".join(f"({name}_{i} {_decimal(v)})" for name, i, v in elements) + ")"
         lines = []
-        for network, x, y in both:
-            for declared, values in ((network.input, x), (network.output, y)):
-                lines.append(f"{declared.name} {declared.element_type} [{','.join(map(str, declared.shape))}]")
-                lines += [_decimal(value) for value in values.flatten().tolist()]
+        for declared, values in assignment:
+            lines.append(f"{declared.name} {declared.element_type} [{','.join(map(str, declared.shape))}]")
+            lines += [_decimal(value) for value in values.flatten().tolist()]
         return "\n".join(lines)
 
 
 def read_vnnlib(path: Path) -> Query:
-    """Return what a file asks. Raises ConfigError with line and column where it is malformed, or says what is not
-    taken: several inputs or outputs of a network, and hidden values."""
+    """Return what a file asks. Raises ConfigError with line and column where it is malformed."""
     return _Reader(path).query(read_terms(path))
 
 
@@ -204,39 +212,53 @@ class _Reader:
                 raise ConfigError(f"{self.path} does not declare {kind}_{missing}")
             self.sizes[kind] = len(numbers)
         x, y = (Declared(kind, "real", (size,), 0) for kind, size in self.sizes.items())
-        self.networks.append(DeclaredNetwork("N", x, y))
+        self.networks.append(DeclaredNetwork("N", (x,), (y,)))
 
     def _declare_network(self, term: Term, rest: Sequence[Term]) -> None:
         name, same_as = self._word(rest[0]), None
-        found: dict[str, list[Declared]] = {"declare-input": [], "declare-output": []}
+        inputs: list[Declared] = []
+        outputs: list[Declared] = []
+        hidden: list[Declared] = []
         for part in rest[1:]:
             head, *words = self._list(part)
             word = self._word(head)
-            if word in found and len(words) in (2, 3):
-                found[word].append(self._declare_tensor(*words[:2], kind="X" if word == "declare-input" else "Y"))
+            if word == "declare-input" and len(words) in (2, 3):
+                inputs.append(self._declare_tensor("X", *words))
+            elif word == "declare-output" and len(words) in (2, 3):
+                outputs.append(self._declare_tensor("Y", *words))
+            elif word == "declare-hidden" and len(words) == 3:
+                hidden.append(self._declare_tensor("Y", *words))
             elif word in ("equal-to", "isomorphic-to") and len(words) == 1:
                 other = self._word(words[0])
                 if other not in [network.name for network in self.networks]:
                     raise self.wrong(words[0], f"no network {other!r} is declared before")
                 same_as = other if word == "equal-to" else None
             else:
-                raise self.wrong(part, f"{word!r} is not understood here; write declare-input or declare-output")
-        if any(len(tensors) != 1 for tensors in found.values()):
-            counts = " and ".join(f"{len(tensors)} {kind[8:]}s" for kind, tensors in found.items())
-            raise self.wrong(term, f"network {name!r} declares {counts}; networks have one of each here")
+                raise self.wrong(
+                    part,
+                    f"{word!r} is not understood here; write declare-input or declare-output and a name, a type and a "
+                    f"shape, or declare-hidden and behind these a tensor of the network's file in quotes",
+                )
+        if not inputs or not outputs:
+            raise self.wrong(term, f"network {name!r} declares {len(inputs)} inputs and {len(outputs)} outputs")
+        if len({one.node is None for one in (*inputs, *outputs)}) > 1:
+            raise self.wrong(term, f"network {name!r} has names in its file for some inputs and outputs: all, or none")
         if name in [network.name for network in self.networks]:
             raise self.wrong(rest[0], f"a network {name!r} is declared already")
-        (x,), (y,) = found.values()
-        self.networks.append(DeclaredNetwork(name, x, y, same_as))
+        values = sorted((*hidden, *outputs), key=lambda one: one.first)
+        self.networks.append(DeclaredNetwork(name, tuple(inputs), tuple(values), same_as))
 
-    def _declare_tensor(self, name: Term, kind_and_shape: Term, *, kind: str) -> Declared:
+    def _declare_tensor(self, kind: str, name: Term, kind_and_shape: Term, node: Term | None = None) -> Declared:
         word, found = self._word(name), _ELEMENT.fullmatch(self._word(kind_and_shape))
         if word in self.tensors or not re.fullmatch(r"[A-Za-z]\w*", word):
             raise self.wrong(name, f"{word!r} is no name, or one that is declared already")
         shape = () if found is None else tuple(int(size) for size in found[2].split(",") if size)
         if found is None or not all(shape):
             raise self.wrong(kind_and_shape, "a type and a shape belong here, such as float32 [1,10]")
-        declared = Declared(word, found[1], shape, self.sizes[kind])
+        quoted = re.fullmatch('"(.+)"', self._word(node)) if node is not None else None
+        if node is not None and quoted is None:
+            raise self.wrong(node, "a name in the network's file belongs here, in quotes")
+        declared = Declared(word, found[1], shape, self.sizes[kind], quoted[1] if quoted else None)
         self.sizes[kind] += declared.size
         if self.sizes[kind] > _MOST_ELEMENTS:
             raise self.wrong(kind_and_shape, f"more than {_MOST_ELEMENTS:,} elements")

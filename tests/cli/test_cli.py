@@ -39,7 +39,7 @@ COMMANDS = {
         "export",
         "methods",
     ),
-    *("models", "new", "selftest", "cell"),
+    *("models", "new", "supports", "selftest", "cell"),
 }
 QUICK = ("--model", "mlp-12x2", "--epochs", "2", "--train-limit", "200", "--test-limit", "30", "--pgd-steps", "3")
 
