@@ -110,7 +110,9 @@ def read_tensors(path: Path, inputs: Names = None, outputs: Names = None) -> Ten
     found: list[Value] = []
     for name, output in zip(names, _walked(onnx, builder, model.graph, names, known, version), strict=True):
         if not isinstance(output, Value) or not output.plain or output.probe.ndim < 2:
-            raise UnsupportedLayer(f"{path}: {name!r} has to be a tensor that depends on the input, [batch, outputs]")
+            raise UnsupportedLayer(
+                f"{path}: the network must return one tensor of outputs, [batch, outputs], as {name!r}"
+            )
         found.append(builder.run("flatten", output, 1) if output.probe.ndim > 2 else output)
     network = builder.network(found[0] if len(found) == 1 else builder.run(torch.cat, found, 1))
     _check(path, _running(model, given, names), network, builder.input.probe)
