@@ -156,10 +156,10 @@ def test_conjunctions_disjunctions_and_linear_terms_are_read(tmp_path):
     assert first.unsafe[0].rows.tolist() == [[1.0, -1.0]]
     assert second.unsafe[0].rows.tolist() == [[1.0, -2.0], [0.0, -1.0]]
     assert second.unsafe[0].most.tolist() == [5.0, 1.0]
-    point, outputs = torch.tensor([[0.5, 1e-7]], dtype=torch.float64), torch.tensor([[2.0]])
+    point, outputs = torch.tensor([[0.5, 1e-7]], dtype=torch.float64), torch.tensor([[2.0, -1.0]])
     query = read_vnnlib(tmp_path / "p.vnnlib")
     text = query.counterexample(query.assignment([point], [outputs]))
-    assert text == "((X_0 0.5)\n (X_1 0.0000001)\n (Y_0 2.0))"
+    assert text == "((X_0 0.5)\n (X_1 0.0000001)\n (Y_0 2.0)\n (Y_1 -1.0))"
 
 
 @pytest.mark.parametrize(
