@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from etb_plugin.attacks.jumps import ThroughJumps
 from etb_plugin.bounds import Box
 from etb_plugin.errors import ConfigError
 from etb_plugin.shapes import are_fixed
@@ -126,7 +127,7 @@ def perturb(network: nn.Module, box: Box, labels: Tensor, settings: Pgd, generat
     x = box.drawn(generator)
     for i in range(settings.steps):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.bfloat16):
-            gradient, _ = gradient_of(network, x, labels, LOSSES[settings.losses[0]])
+            gradient, _ = gradient_of(network, x, labels, LOSSES[settings.losses[0]], through_jumps=False)
         x = moved(x, gradient, box, settings.step_at(i))
     return x
 
@@ -237,12 +238,32 @@ def moved(x: Tensor, gradient: Tensor, box: Box, step: float | Tensor) -> Tensor
 
 
 def gradient_of(
-    network: nn.Module, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    network: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    through_jumps: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the loss at x, [batch, *input], and the logits. Weights take no gradient."""
+    """Return the gradient of the loss at x, [batch, *input], and the logits. Weights take no gradient.
+
+    Where it is 0 for the whole batch, as behind a sign, it is taken through jumps, unless told otherwise: to look at it
+    waits for the device.
+    """
     check_time()
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        logits = network(x)
-        (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), x)
-    return gradient, logits.detach()
+
+    def found() -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            inputs = x.detach().requires_grad_()
+            logits = network(inputs)
+            value = loss(logits, labels).sum()
+            if not value.requires_grad:  # nothing but comparisons
+                return torch.zeros_like(x), logits.detach()
+            (gradient,) = torch.autograd.grad(value, inputs)
+        return gradient, logits.detach()
+
+    gradient, logits = found()
+    if through_jumps and not bool(gradient.any()):
+        with ThroughJumps():
+            gradient, _ = found()
+    return gradient, logits

@@ -27,8 +27,9 @@ from torch.nn import functional as F
 from etb_plugin.bounds.masks import MASKS, Pieces, through_pieces, walk
 from etb_plugin.bounds.registry import BoundFunction, get_bound, register_bound
 from etb_plugin.bounds.types import check_spec
-from etb_plugin.errors import ConfigError, unknown_name
+from etb_plugin.errors import ConfigError, UnsupportedLayer, unknown_name
 from etb_plugin.graph.graph import Graph
+from etb_plugin.graph.jumps import Jumping
 from etb_plugin.graph.regions import Box, Region
 from etb_plugin.graph.rows import Rows
 from etb_plugin.graph.tracing import trace
@@ -79,6 +80,7 @@ def expected(
     """
     settings = Expected(masks, center, rows, scale, projections, seed, max_rows, bfloat16)
     graph = trace(network, input_shape)
+    settings.check(graph)
     return lambda region, spec: settings.interval(graph, region, spec)
 
 
@@ -93,6 +95,7 @@ def worst_corner(network: nn.Module, input_shape: torch.Size, **options: Any) ->
     """
     settings = Expected(**{**get_bound("expected").options, **options, "rows": "all"})
     graph = trace(network, input_shape)
+    settings.check(graph)
     return lambda box, labels: settings.corner(graph, box, labels)
 
 
@@ -128,6 +131,14 @@ class Expected:
     @property
     def _top(self) -> int | None:
         return None if self.rows == "all" else int(self.rows.removeprefix("top-"))
+
+    def check(self, graph: Graph) -> None:
+        """Raise UnsupportedLayer for a function that jumps: its pieces are flat, and say nothing of what it does."""
+        for i, activation in graph.activations.items():
+            if isinstance(activation, Jumping) and self.masks != "slope":
+                raise UnsupportedLayer(
+                    f"layer {graph.nodes[i].name} jumps, and expected follows slopes; masks='slope' counts jumps"
+                )
 
     def interval(self, graph: Graph, region: Region, spec: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return lower and upper, [batch, rows]. Raises ConfigError for a spec that is not over the graph's classes."""

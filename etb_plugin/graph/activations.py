@@ -1,6 +1,6 @@
-"""Activations: the continuous functions between affine maps; here the piecewise linear ones.
+"""Activations: the functions between affine maps; here the continuous piecewise linear ones.
 
-The others are `Curved`: elementwise in `smooth` (by tables) and `convex`, and functions of several values in `joint`.
+The others are `Curved`: elementwise in `smooth` (by tables), `convex` and `jumps`, of several values in `joint`.
 """
 
 import math
@@ -18,7 +18,7 @@ Number = float | Tensor
 
 
 class Activation(ABC):
-    """A continuous function, as a node of a graph: elementwise, or, where it `joins`, of all elements along the last
+    """A function, as a node of a graph: elementwise, or, where it `joins`, of all elements along the last
     axis, [batch, *features, n] -> [batch, *features]. Slopes are of the input's shape, intercepts of the value's."""
 
     joins: ClassVar[bool] = False
@@ -66,6 +66,18 @@ class Activation(ABC):
     @abstractmethod
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance of the function of a normal variable."""
+
+    def cut(self, low: Tensor, high: Tensor) -> Tensor:
+        """Return where a search cuts a range in two: at a knot inside, else in the middle."""
+        return self.cut_at([knot for knot, _ in self.hinges()], low, high)
+
+    @staticmethod
+    def cut_at(knots: Sequence[float], low: Tensor, high: Tensor) -> Tensor:
+        """Return which of some knots lies inside a range, the last one, else the middle."""
+        point = (low + high) / 2
+        for knot in knots:
+            point = torch.where((low < knot) & (high > knot), knot, point)
+        return point
 
 
 class Curved(Activation):

@@ -23,6 +23,7 @@ from etb_plugin.graph.affine import Affine, Coherent, Conv, Dense, LargerOf, Lin
 from etb_plugin.graph.beside import ReluBeside, ReluDifference
 from etb_plugin.graph.convex import EXP, LOG, RECIPROCAL, RSQRT, SQRT, SQUARE, Convex
 from etb_plugin.graph.expansions import Steps, Value, hidden_by, without_infinity
+from etb_plugin.graph.jumps import CEIL, FLOOR, ROUND, SIGN, Broken, Jumping, Rounded, hard_shrink, step
 from etb_plugin.graph.pieces import CONDITIONS
 from etb_plugin.graph.recurrent import recurrence, unrolled
 from etb_plugin.graph.smooth import (
@@ -284,11 +285,12 @@ def _constant_like(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...
     return Steps(builder, node).scaled(value, 0.0, lambda: filling[:1]).position
 
 
-def _chosen(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
-    """A choice by a constant condition. One by values is a known function (`composites`), or refused."""
+def _chosen(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
+    """A choice by a constant condition. One by values is a known function (`composites`), or else a sum of a value and
+    of what the other one is more, times the condition."""
     condition = _argument(node, *((0, "condition") if node.target is torch.where else (1, "mask")), None)
     if condition in builder.positions:
-        raise _no_choice(builder, node)
+        return _chosen_by_values(builder, node, condition)
     if bool(builder.values[node].isfinite().all()):
         return _rearrange(builder, node, inputs)
     if not _only_into_softmax(node):
@@ -298,18 +300,54 @@ def _chosen(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> A
     return Coherent(lambda *values: without_infinity(choice(*values)))
 
 
+def _chosen_by_values(builder: "Builder", node: fx.Node, condition: fx.Node) -> int:
+    steps, shape = Steps(builder, node), builder.features(node)
+    if node.target is torch.where:
+        taken, other = _argument(node, 1, "input", None), _argument(node, 2, "other", None)
+    else:
+        taken, other = _argument(node, 2, "value", None), _argument(node, 0, "input", None)
+    values = [one for one in (condition, taken, other) if one in builder.positions]
+    if any(builder.features(one) != shape for one in values):
+        raise _no_choice(builder, node)
+    chosen = builder.value(condition)
+    one, two = (None if side in builder.positions else builder.elementwise(node, side) for side in (taken, other))
+    if one and two:
+        return steps.scaled(chosen, lambda: one() - two(), two).position
+    first = builder.value(taken) if one is None else steps.scaled(chosen, 0.0, one)
+    second = builder.value(other) if two is None else steps.scaled(chosen, 0.0, two)
+    more = steps.product(chosen, steps.minus(first, second))
+    return steps.add(Sum(), shape, second, more).position
+
+
 def _only_into_softmax(node: fx.Node) -> bool:
     return all(CALLS.get(user.target) is _softmax for user in node.users)
 
 
-def _compared(builder: "Builder", node: fx.Node, _: Any) -> Operation:
-    raise _no_choice(builder, node)
+def _compared(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Broken | int:
+    """1 where a value is above another one, or above a constant, and 0 where not."""
+    word = node.target if isinstance(node.target, str) else node.target.__name__
+    if word not in ("gt", "ge", "lt", "le") or len(node.args) != 2:
+        raise _no_choice(builder, node)
+    falls, at = word in ("lt", "le"), float(word in ("ge", "le"))
+    if len(inputs) == 1 and node.args[0] is inputs[0] and isinstance(node.args[1], float | int):
+        return step(float(node.args[1]), at, falls=falls)
+    steps, shape = Steps(builder, node), builder.features(node)
+    if len(inputs) == 2:
+        if any(builder.features(n) != shape for n in inputs):
+            raise _no_choice(builder, node)
+        difference = steps.minus(builder.value(inputs[0]), builder.value(inputs[1]))
+    else:
+        constant = builder.elementwise(node, next(a for a in node.args if a is not inputs[0]))
+        first = node.args[0] is inputs[0]
+        difference = steps.scaled(builder.value(inputs[0]), 1.0, lambda: -constant())
+        falls = falls == first
+    return steps.add(step(0.0, at, falls=falls), shape, difference).position
 
 
 def _no_choice(builder: "Builder", node: fx.Node) -> UnsupportedLayer:
     return UnsupportedLayer(
-        f"layer {builder.name(node)} decides by values; taken is what comes to a continuous function of one value, "
-        f"piecewise linear or known, with numbers for constants that are not trained"
+        f"layer {builder.name(node)} decides by values; taken are comparisons (>, >=, <, <=) of two values of one "
+        f"shape, or with a constant, and choices between such values"
     )
 
 
@@ -356,14 +394,35 @@ def _soft_shrink(builder: "Builder", node: fx.Node, layer: Any) -> PiecewiseLine
     return PiecewiseLinear(lambda: 1.0, reach, lambda: ((-reach, -1.0), (reach, 1.0)))
 
 
-def _threshold(builder: "Builder", node: fx.Node, layer: Any) -> PiecewiseLinear:
+def _threshold(builder: "Builder", node: fx.Node, layer: Any) -> PiecewiseLinear | Broken:
     if node.op == "call_module":
         threshold, value = layer.threshold, layer.value
     else:
         threshold, value = _argument(node, 1, "threshold", None), _argument(node, 2, "value", None)
     if threshold != value:
-        raise UnsupportedLayer(f"layer {builder.name(node)} jumps at its threshold, {threshold}, to {value}")
+        return Broken((float(threshold),), ((0.0, float(value)), (1.0, 0.0)), (float(value),))
     return PiecewiseLinear(lambda: 0.0, float(value), lambda: ((float(threshold), 1.0),))
+
+
+def _hard_shrink(builder: "Builder", node: fx.Node, layer: Any) -> Broken:
+    return hard_shrink(float(layer.lambd if node.op == "call_module" else _argument(node, 1, "lambd", 0.5)))
+
+
+def _heaviside(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Broken:
+    at = builder.constant(_argument(node, 1, "values", None)) if len(inputs) == 1 else None
+    if at is None or at.numel() != 1:
+        raise builder.unknown(node)
+    return step(0.0, float(at))
+
+
+def _round(builder: "Builder", node: fx.Node, _: Any) -> Rounded:
+    if node.kwargs.get("decimals"):
+        raise UnsupportedLayer(f"layer {builder.name(node)} rounds to decimals; write round(10 * x) / 10")
+    return ROUND
+
+
+def _jump(function: Jumping) -> "_Maker":
+    return lambda builder, node, _: function
 
 
 def _hard_sigmoid(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
@@ -810,6 +869,7 @@ LAYERS: dict[Any, _Maker] = {
     nn.Softsign: _smooth(SOFTSIGN),
     nn.Tanhshrink: _smooth(TANHSHRINK),
     nn.Softshrink: _soft_shrink,
+    nn.Hardshrink: _hard_shrink,
     nn.Threshold: _threshold,
     nn.Hardswish: _smooth(HARD_SWISH),
     nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d: _max_pool,
@@ -853,6 +913,12 @@ CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([F.selu, torch.selu], _smooth(_SELU)),
     F.logsigmoid: _smooth(LOG_SIGMOID),
     F.softsign: _smooth(SOFTSIGN),
+    **dict.fromkeys([F.hardshrink, torch.hardshrink], _hard_shrink),
+    **dict.fromkeys([torch.sign, "sign", torch.sgn, "sgn"], _jump(SIGN)),
+    **dict.fromkeys([torch.floor, "floor"], _jump(FLOOR)),
+    **dict.fromkeys([torch.ceil, "ceil"], _jump(CEIL)),
+    **dict.fromkeys([torch.round, "round"], _round),
+    **dict.fromkeys([torch.heaviside, "heaviside"], _heaviside),
     F.tanhshrink: _smooth(TANHSHRINK),
     F.softshrink: _soft_shrink,
     F.threshold: _threshold,

@@ -1,5 +1,7 @@
 """Piecewise linear functions that a network writes out by conditions: x (x > 0), where(x > 0, x, x / 10), ...
 
+Where they jump they are `jumps.Broken`.
+
 Read from what is computed, not from values: knots and slopes are those of the constants that stand in the network.
 """
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from etb_plugin.graph.activations import PiecewiseLinear, Relu
+from etb_plugin.graph.jumps import Broken
 
 _MOST = 32
 """Knots of a function."""
@@ -21,11 +24,12 @@ _MOST = 32
 
 @dataclass(frozen=True)
 class Pieces:
-    """slope z + intercept on each of the intervals that ascending knots leave: `lines` has one more than `knots`. A
-    condition is 0 or 1. At a knot, where the function may jump, nothing is said."""
+    """slope z + intercept on each of the intervals that ascending knots leave, of which `lines` has one more, and the
+    values `at` the knots. A condition is 0 or 1."""
 
     knots: tuple[float, ...]
     lines: tuple[tuple[float, float], ...]
+    at: tuple[float, ...]
 
     def joined(self, other: "Pieces | float", join: Callable[[tuple[float, float], tuple[float, float]], Any]) -> Any:
         """Return what `join` makes of two functions' lines, interval by interval."""
@@ -34,10 +38,14 @@ class Pieces:
         if len(knots) > _MOST:
             raise ValueError("it has too many pieces")
         inside = _inside(knots)
-        return Pieces(knots, tuple(join(self._line(z), other._line(z)) for z in inside))
+        at = tuple(join((0.0, self._value(z)), (0.0, other._value(z)))[1] for z in knots)
+        return Pieces(knots, tuple(join(self._line(z), other._line(z)) for z in inside), at)
 
     def _line(self, z: float) -> tuple[float, float]:
         return self.lines[sum(knot < z for knot in self.knots)]
+
+    def _value(self, z: float) -> float:
+        return dict(zip(self.knots, self.at, strict=True)).get(z, _at(self._line(z), z))
 
     def __add__(self, other: "Pieces | float") -> "Pieces":
         return self.joined(other, lambda one, two: (one[0] + two[0], one[1] + two[1]))
@@ -45,25 +53,32 @@ class Pieces:
     def __mul__(self, other: "Pieces | float") -> "Pieces":
         return self.joined(other, _multiplied)
 
-    def above(self, other: "Pieces | float") -> "Pieces":
-        """Return where this function is above the other one, as 0 or 1."""
+    def above(self, other: "Pieces | float", *, or_equal: bool = False) -> "Pieces":
+        """Return where this function is above the other one, or meets it, as 0 or 1."""
         difference = self + _made(other) * -1.0
         knots, edges = list(difference.knots), (-math.inf, *difference.knots, math.inf)
         for (slope, intercept), low, high in zip(difference.lines, edges, edges[1:], strict=False):
             if slope and low < -intercept / slope < high:
                 knots.append(-intercept / slope)
         knots.sort()
-        signs = [_at(difference._line(z), z) > 0 for z in _inside(tuple(knots))]
-        return Pieces(tuple(knots), tuple((0.0, float(sign)) for sign in signs))
 
-    def activation(self, tolerance: float) -> PiecewiseLinear:
-        """Return the function. Raises ValueError where it jumps by more than `tolerance`, relative to its parts."""
+        def holds(value: float) -> float:
+            return float(value > 0 or (or_equal and value == 0))
+
+        lines = tuple((0.0, holds(_at(difference._line(z), z))) for z in _inside(tuple(knots)))
+        # Where the two cross they are equal, whatever rounding makes of it.
+        at = tuple(holds(difference._value(z) if z in difference.knots else 0.0) for z in knots)
+        return Pieces(tuple(knots), lines, at)
+
+    def activation(self, tolerance: float) -> PiecewiseLinear | Broken:
+        """Return the function. It jumps where it does so by more than `tolerance`, relative to its parts."""
         (first, offset), *_ = self.lines
         hinges = []
-        for knot, (before, behind) in zip(self.knots, itertools.pairwise(self.lines), strict=True):
+        for knot, own, (before, behind) in zip(self.knots, self.at, itertools.pairwise(self.lines), strict=True):
+            left, right = _at(before, knot), _at(behind, knot)
             size = max(abs(part) for slope, intercept in (before, behind) for part in (slope * knot, intercept))
-            if abs(_at(before, knot) - _at(behind, knot)) > tolerance * size:
-                raise ValueError(f"it jumps at {knot:g}")
+            if max(left, right, own) - min(left, right, own) > tolerance * size:
+                return Broken(self.knots, self.lines, self.at)
             if before[0] != behind[0]:
                 hinges.append((knot, behind[0] - before[0]))
         if (first, offset, hinges) == (0.0, 0.0, [(0.0, 1.0)]):
@@ -76,12 +91,12 @@ class Reader:
 
     def __init__(self, module: nn.Module, source: fx.Node, constants: Mapping[fx.Node, Tensor]) -> None:
         self._module = module
-        self._known: dict[fx.Node, Any] = {source: Pieces((), ((1.0, 0.0),))}
+        self._known: dict[fx.Node, Any] = {source: Pieces((), ((1.0, 0.0),), ())}
         self._known |= {node: float(constant) for node, constant in constants.items()}
 
-    def activation(self, node: fx.Node, tolerance: float) -> PiecewiseLinear | None:
-        """Return a node's function, or None where that is not piecewise linear, or jumps by more than `tolerance`
-        relative to its parts."""
+    def activation(self, node: fx.Node, tolerance: float) -> PiecewiseLinear | Broken | None:
+        """Return a node's function, or None where that is not piecewise linear; `tolerance` is that of
+        `Pieces.activation`."""
         try:
             return _made(self._read(node)).activation(tolerance)
         except (ValueError, TypeError):
@@ -119,7 +134,7 @@ def _made(value: Any) -> Pieces:
         return value
     if not math.isfinite(number := float(value)):
         raise ValueError("it is not finite")
-    return Pieces((), ((0.0, number),))
+    return Pieces((), ((0.0, number),), ())
 
 
 def _at(line: tuple[float, float], z: float) -> float:
@@ -144,7 +159,11 @@ def _divided(one: Any, two: Any) -> Pieces:
     divisors = _made(two).lines
     if any(slope or not value for slope, value in divisors):
         raise ValueError("it is a quotient")
-    return _made(one) * Pieces(_made(two).knots, tuple((0.0, 1 / value) for _, value in divisors))
+    below = _made(two)
+    if not all(below.at):
+        raise ValueError("it is a quotient")
+    lines = tuple((0.0, 1 / value) for _, value in divisors)
+    return _made(one) * Pieces(below.knots, lines, tuple(1 / value for value in below.at))
 
 
 def _chosen(condition: Any, one: Any, other: Any) -> Pieces:
@@ -196,8 +215,10 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "minimum": _smaller,
     "abs": _size,
     "sign": _sign,
-    **dict.fromkeys(("gt", "ge"), lambda x, other: _made(x).above(other)),
-    **dict.fromkeys(("lt", "le"), lambda x, other: _made(other).above(x)),
+    "gt": lambda x, other: _made(x).above(other),
+    "ge": lambda x, other: _made(x).above(other, or_equal=True),
+    "lt": lambda x, other: _made(other).above(x),
+    "le": lambda x, other: _made(other).above(x, or_equal=True),
     **dict.fromkeys(("and_", "logical_and"), lambda x, other: _made(x) * _made(other)),
     **dict.fromkeys(("or_", "logical_or"), _larger),
     **dict.fromkeys(("invert", "logical_not"), _not),

@@ -77,7 +77,7 @@ class Sloped(Curved):
             slope = self.derivative(z)
             return slope, self.value(z) - slope * z
         # By parts, E f' = E f x / deviation and E f' x = E f (x^2 - 1) / deviation: a kink costs little in f.
-        values = [(weight, at, self.value(z + at * deviation)) for weight, at in _normal_points()]
+        values = [(weight, at, self.value(z + at * deviation)) for weight, at in normal_points()]
         mean, tilt, bend = (
             torch.stack([weight * of(at) * value for weight, at, value in values]).sum(0)
             for of in (lambda at: 1.0, lambda at: at, lambda at: at * at - 1)
@@ -88,7 +88,7 @@ class Sloped(Curved):
 
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         deviation = variance.sqrt()
-        values = [(weight, self.value(mean + at * deviation)) for weight, at in _normal_points()]
+        values = [(weight, self.value(mean + at * deviation)) for weight, at in normal_points()]
         middle = torch.stack([weight * value for weight, value in values]).sum(0)
         square = torch.stack([weight * (value - middle).square() for weight, value in values]).sum(0)
         return middle, square
@@ -301,7 +301,7 @@ def _attached(point: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 @cache
-def _normal_points() -> tuple[tuple[float, float], ...]:
+def normal_points() -> tuple[tuple[float, float], ...]:
     """Return weights and points of the Gauss-Hermite quadrature of a standard normal variable."""
     points, weights = np.polynomial.hermite_e.hermegauss(_POINTS)
     return tuple((float(w) / math.sqrt(2 * math.pi), float(p)) for w, p in zip(weights, points, strict=True))

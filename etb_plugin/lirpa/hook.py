@@ -66,6 +66,7 @@ def _expected(
     source, region = _input_region(module)
     module.get_forward_value(module[module.final_name])
     graph = convert(module, source)
+    settings.check(graph)
     lower, upper = settings.interval(graph, region, C)
     return (lower if bound_lower else None), (upper if bound_upper else None)
 

@@ -1,7 +1,7 @@
 """ONNX operations as torch's: what `onnx` reads files with. A new operation is one function and its line in the table.
 
-Whatever is built here is held against onnxruntime before it is used; what has no bound (a sign, a sine) is read all the
-same, and refused by name by the bounds that cannot take it.
+Whatever is built here is held against onnxruntime before it is used; what has no bound is read all the same, and
+refused by name by the bounds that cannot take it.
 """
 
 import itertools
@@ -801,6 +801,36 @@ def _thresholded(call: Call) -> Results:
     return call.run(torch.where, call.run(torch.gt, call.x, float(call.get("alpha", 1.0))), call.x, 0.0)
 
 
+def _quantized(call: Call) -> Results:
+    """Whole numbers, which stay of the network's dtype: round(x / scale) + zero, within what their type holds."""
+    x, like = call.any, call.constant(2)
+    kind = torch.uint8 if like is None else like.dtype
+    if kind not in _QUANTIZED:
+        raise call.refused(f"quantizes to {str(kind).removeprefix('torch.')}")
+    scaled = call.builder.run(operator.truediv, x, _of_channels(call, 1))
+    moved = call.builder.run(operator.add, call.builder.run(torch.round, scaled), _of_channels(call, 2))
+    limits = torch.iinfo(kind)
+    return call.builder.run(torch.clamp, moved, float(limits.min), float(limits.max)).like(x)
+
+
+def _dequantized(call: Call) -> Results:
+    moved = call.builder.run(operator.sub, call.any, _of_channels(call, 2))
+    return call.builder.run(operator.mul, moved, _of_channels(call, 1)).like(call.any)
+
+
+def _of_channels(call: Call, place: int) -> Tensor:
+    """Return a scale or a zero point, in the network's dtype: one number, or one for each channel."""
+    constant, dtype = call.constant(place), call.builder.input.probe.dtype
+    if constant is None:
+        return torch.zeros((), dtype=dtype)
+    if constant.ndim > 1 or call.get("block_size", 0):
+        raise call.refused("quantizes in blocks")
+    if constant.numel() == 1:
+        return constant.to(dtype).reshape(())
+    behind = call.x.probe.ndim - 1 - call.axis(call.get("axis", 1))
+    return constant.to(dtype).view(-1, *[1] * behind)
+
+
 def _cast(call: Call) -> Results:
     """A condition becomes numbers; other casts are of indices and shapes, or to the precision of a network."""
     x = call.any
@@ -959,6 +989,7 @@ def _recurrent(call: Call) -> Results:
 
 
 _BOOL = 9
+_QUANTIZED = (torch.uint8, torch.int8, torch.uint16, torch.int16)
 """onnx' number of the type of conditions."""
 _GATES = {
     "RNN": ([0], ["tanh"]),
@@ -1064,6 +1095,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "BatchNormalization": _batch_norm,
     "And": _fold(torch.logical_and),
     "Cast": _cast,
+    "Ceil": _elementwise(torch.ceil),
     "Celu": lambda call: call.run(F.celu, call.x, call.get("alpha", 1.0)),
     "Clip": _clip,
     **dict.fromkeys(_COMPARISONS, _compare),
@@ -1074,6 +1106,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Cosh": _elementwise(torch.cosh),
     "CumSum": _cumulated,
     "DepthToSpace": _depth_to_space,
+    "DequantizeLinear": _dequantized,
     "Div": _unless_written_out(operator.truediv, onnx_exponentials.softmax, F.softmax),
     "Dropout": _same,
     "Einsum": _einsum,
@@ -1083,6 +1116,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Exp": _elementwise(torch.exp),
     "Expand": _expand,
     "Flatten": _flatten,
+    "Floor": _elementwise(torch.floor),
     "Gather": _gather,
     "Gelu": _gelu,
     "Gemm": _gemm,
@@ -1124,9 +1158,11 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "ReduceSum": _reduced(torch.sum),
     "ReduceSumSquare": _reduced(torch.sum, before=torch.square),
     "Relu": lambda call: call.layer_behind(nn.ReLU()),
+    "QuantizeLinear": _quantized,
     "RMSNormalization": _rms_norm,
     "Reshape": _reshape,
     "Resize": _resize,
+    "Round": _elementwise(torch.round),
     "Scaler": _scaler,
     "Selu": _elementwise(F.selu),
     "Shape": _shape,

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from etb_plugin import bound
+from etb_plugin.attacks.jumps import ThroughJumps
 from etb_plugin.errors import EtbError
 from etb_plugin.graph.activations import Known, PiecewiseLinear
 from etb_plugin.graph.affine import Affine
 from etb_plugin.graph.beside import ReluDifference
 from etb_plugin.graph.convex import Convex
 from etb_plugin.graph.joint import LogSumExp, Product
+from etb_plugin.graph.jumps import Jumping
 from etb_plugin.graph.regions import Ball, Box, Region
 from etb_plugin.graph.smooth import Sloped
 from etb_plugin.graph.tracing import trace
@@ -32,7 +34,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 def arithmetic(network: nn.Module, region: Region) -> Tensor:
     """Return how far rounding may move an output, [batch, outputs]: the sizes of all terms that are ever added up,
     through the network, times the unit roundoff and the number of roundings on the longest way (Higham 2002, section
-    3.1), and a factor for what a bound adds to a forward pass."""
+    3.1), and a factor for what a bound adds to a forward pass; without limit where it may take an end across a jump."""
     graph = trace(network, region.shape)
     sizes = [region.center.abs() + region.radius]
     ends = [(center - radius, center + radius) for center, radius in graph.intervals(region)]
@@ -58,6 +60,12 @@ def arithmetic(network: nn.Module, region: Region) -> Tensor:
         elif isinstance(node.operation, LogSumExp):
             sizes.append(inputs[0].amax(-1) + math.log(inputs[0].shape[-1]))
             longest += inputs[0].shape[-1]
+        elif isinstance(node.operation, Jumping):
+            low, high = ends[node.inputs[0]]
+            near = 16 * longest * torch.finfo(low.dtype).eps * inputs[0]
+            either = torch.minimum(node.operation.distance(low), node.operation.distance(high)) <= near
+            value = torch.stack([end.abs() for end in node.operation.range(low, high)]).amax(0)
+            sizes.append((2 * inputs[0] + value).masked_fill(either, torch.inf))
         elif isinstance(node.operation, Known):
             sizes.append(inputs[0])
         elif isinstance(node.operation, PiecewiseLinear):
@@ -104,7 +112,10 @@ def reached(network: nn.Module, region: Region, spec: Tensor, seed: int) -> tupl
             x = region.center.double()
             for _ in range(4):
                 x = x.detach().requires_grad_()
-                value = (spec[:, row] * network(x)).sum()
+                with ThroughJumps():
+                    value = (spec[:, row] * network(x)).sum()
+                if not value.requires_grad:  # comparisons have no slope
+                    break
                 (gradient,) = torch.autograd.grad(sign * value, x)
                 if box is not None:
                     step = torch.where(gradient > 0, box.upper, torch.where(gradient < 0, box.lower, x.detach()))

@@ -21,11 +21,11 @@ Block = tuple[str, int]
 
 IMAGE = (
     *("conv", "conv", "conv", "activation", "activation", "norm", "average", "largest"),
-    *("residual", "shift", "join", "transposed", "padded", "mirrored", "own-norm", "gate", "parts"),
+    *("residual", "shift", "join", "transposed", "padded", "mirrored", "own-norm", "gate", "parts", "jump"),
 )
 FLAT = (
     *("linear", "linear", "linear", "activation", "activation", "activation", "norm", "residual", "shift", "join"),
-    *("product", "own-norm", "gate", "curve", "attention", "recurrent", "twin", "parts"),
+    *("product", "own-norm", "gate", "curve", "attention", "recurrent", "twin", "parts", "jump"),
 )
 PIECEWISE = (
     *("relu", "relu", "relu", "leaky", "falling", "prelu", "hardtanh", "relu6", "abs", "clamp"),
@@ -51,6 +51,18 @@ SMOOTH = {
     "chosen-softplus": lambda x: torch.where(x > 15, x, torch.log1p(torch.exp(x.clamp(max=15)))),
     "sin": torch.sin,
     "cos": lambda x: torch.cos(3 * x),
+}
+
+JUMPS = {
+    "sign": torch.sign,
+    "round": lambda x: torch.round(4 * x) / 4,
+    "floor": lambda x: torch.floor(3 * x) / 3,
+    "ceil": lambda x: torch.ceil(x) - x,
+    "hardshrink": lambda x: F.hardshrink(x, 0.4),
+    "threshold": lambda x: F.threshold(x, 0.2, -0.3),
+    "compared": lambda x: (x > x.flip(1)).to(x.dtype) - (x <= 0.3).to(x.dtype),
+    "chosen-value": lambda x: torch.where(x >= -0.1, x * x, 1 - x),
+    "broken": lambda x: torch.where(x > 0.5, x + 1, torch.where(x < -0.2, 2 * x, 0.1)),
 }
 
 CURVES = {
@@ -94,6 +106,7 @@ class Activation(nn.Module):
             "shrunk": lambda x: torch.where(x.abs() > 0.2, x - torch.sign(x) * 0.2, torch.zeros_like(x)),
             **SMOOTH,
             **CURVES,
+            **JUMPS,
         }
         return calls[self.kind](x)
 
@@ -302,6 +315,8 @@ def made(block: Block, shape: torch.Size) -> nn.Module | None:
         layer = Product(channels)
     elif kind == "curve" and not image:
         layer = Activation(draw.choice(tuple(CURVES)), channels)
+    elif kind == "jump":
+        layer = Activation(draw.choice(tuple(JUMPS)), channels)
     elif kind == "twin" and not image:
         layer = Twin(channels, draw.choice([0.0, 1e-3, 0.1, 1.0]))
     elif kind == "gate":

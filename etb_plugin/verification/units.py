@@ -165,8 +165,9 @@ class UnitTree(Tree[_Cut]):
         for source, readers in self.readers.items():
             span = self.spans[source]
             low, high = branches.low[:, span], branches.high[:, span]
-            for knot in {knot for i in readers for knot, _ in self.relaxation.graph.activations[i].hinges()}:
-                points[:, span] = torch.where((low < knot) & (high > knot), knot, points[:, span])
+            for i in readers:
+                point = self.relaxation.graph.activations[i].cut(low, high)
+                points[:, span] = torch.where(point == (low + high) / 2, points[:, span], point)
         return points
 
     def losses(self, branches: _Cut, arriving: dict[int, Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from etb_plugin import Box, bound
+from etb_plugin.bounds import prepare
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.graph.activations import PiecewiseLinear, Relu
 from etb_plugin.graph.smooth import Smooth
@@ -91,33 +92,18 @@ def test_what_is_written_out_is_the_function_that_it_comes_to(name, dtype):
             assert (values.amax(0) <= found.upper + 1e-5 * scale).all(), method
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda x: torch.where(x > 0, x, 1.0),
-        lambda x: torch.where(x > 0.3, x, torch.zeros_like(x)),
-        lambda x: torch.where(x > 0.3, x - 0.2999, 0.0),
-        lambda x: x * (x > 1e-3),
-        lambda x: (x > 0).float(),
-        lambda x: torch.where(x > 0, x * x, x),
-        lambda x: torch.where((x > 0.011) & (x < 0.019), 1 + F.silu(x), F.silu(x)),
-        lambda x: torch.where((x > 500) & (x < 600), 0.0, F.silu(x)),
-        lambda x: torch.where((x >= 0) & (x <= 0), 5.0, torch.relu(x)),
-        lambda x: torch.where(torch.exp(x) > 1e50, 0.0, F.silu(x)),
-        lambda x: torch.where(x > x.mean(1, keepdim=True), x, 0.0),
-        lambda x: torch.where(x > torch.arange(8.0), x, torch.arange(8.0)),
-    ],
-)
-def test_a_choice_that_jumps_or_is_no_known_function_of_one_value_is_refused(function):
-    with pytest.raises(UnsupportedLayer, match="decides by values"):
-        trace(Written(function), torch.Size([6]))
-
-
-def test_a_slope_that_is_trained_is_not_taken_for_a_number():
+def test_a_slope_that_is_trained_is_no_number():
     network = Written(torch.relu)
     network.function = lambda x: torch.where(x > 0, x, network.slope * x)
-    with pytest.raises(UnsupportedLayer, match="not trained"):
-        trace(network, torch.Size([6]))
+    box = Box.around(torch.rand(2, 6), 0.1)
+    points = box.lower + (box.upper - box.lower) * torch.rand(200, 2, 6)
+    prepared = prepare("crown", network, torch.Size([6]))
+    for slope in (0.1, -0.7):
+        with torch.no_grad():
+            network.slope.fill_(slope)
+        found = prepared(box)
+        assert (found.lower <= network(points).amin(0) + 1e-6).all()
+        assert (network(points).amax(0) <= found.upper + 1e-6).all()
 
 
 def test_a_choice_by_a_constant_is_affine_and_may_not_put_in_infinity():
