@@ -167,6 +167,31 @@ def _median(shape: torch.Size, x: Any, dim: Any = None, keepdim: bool = False) -
     return [ordered.narrow(dim, place, 1) if keepdim else ordered.select(dim, place)]
 
 
+def _smallest(shape: torch.Size, x: Any, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    ordered = _sorted(shape, x, dim)[0]
+    return [ordered.narrow(dim, k - 1, 1) if keepdim else ordered.select(dim, k - 1)]
+
+
+def _truncated(shape: torch.Size, x: Any) -> Any:
+    return torch.floor(torch.relu(x)) - torch.floor(torch.relu(-x))
+
+
+def _rest(round_down: Callable[..., Any]) -> Callable[..., Any]:
+    """What division by a number leaves."""
+
+    def form(shape: torch.Size, x: Any, divisor: Any) -> Any:
+        if not isinstance(divisor, int | float):
+            raise _NotTaken
+        return x - divisor * round_down(shape, x * (1 / divisor))
+
+    return form
+
+
+def _cross(shape: torch.Size, x: Any, y: Any, dim: int = -1) -> Any:
+    (dim,) = _dims(shape, dim)
+    return x.roll(-1, dim) * y.roll(-2, dim) - x.roll(-2, dim) * y.roll(-1, dim)
+
+
 def _variance_and_mean(root: bool) -> Callable[..., Any]:
     name = torch.std if root else torch.var
 
@@ -284,6 +309,14 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys([F.bilinear, torch.bilinear], _bilinear),
     **dict.fromkeys([torch.clamp, torch.clip, "clamp", "clip"], _clamped),
     **dict.fromkeys([torch.clamp_max, "clamp_max"], lambda shape, x, max: x.clamp(max=max)),
+    **dict.fromkeys([torch.kthvalue, "kthvalue"], _smallest),
+    **dict.fromkeys([torch.trunc, "trunc", torch.fix, "fix"], _truncated),
+    **dict.fromkeys([torch.frac, "frac"], lambda shape, x: x - _truncated(shape, x)),
+    **dict.fromkeys([torch.fmod, "fmod"], _rest(_truncated)),
+    **dict.fromkeys([torch.remainder, "remainder", operator.mod], _rest(lambda shape, x: torch.floor(x))),
+    torch.linalg.cross: _cross,
+    **dict.fromkeys([torch.deg2rad, "deg2rad"], lambda shape, x: x * (math.pi / 180)),
+    **dict.fromkeys([torch.rad2deg, "rad2deg"], lambda shape, x: x * (180 / math.pi)),
     **dict.fromkeys([torch.expm1, "expm1"], lambda shape, x: torch.exp(x) - 1),
     **dict.fromkeys([torch.log1p, "log1p"], lambda shape, x: torch.log(x + 1)),
     **dict.fromkeys([torch.exp2, "exp2"], lambda shape, x: torch.exp(x * math.log(2))),

@@ -957,6 +957,7 @@ CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([torch.repeat_interleave, "repeat_interleave", torch.triu, "triu", torch.tril, "tril"], _rearrange),
     **dict.fromkeys([torch.diagonal, "diagonal", F.unfold], _rearrange),
     **dict.fromkeys([F.fold, torch.cumsum, "cumsum"], _gather),
+    **dict.fromkeys([F.pixel_shuffle, F.pixel_unshuffle, torch.channel_shuffle], _gather),
     **dict.fromkeys([torch.diff, "diff"], _dense),
     **dict.fromkeys(MOVES - {torch.squeeze, "squeeze"}, _rearrange),
     **dict.fromkeys([torch.mean, "mean", torch.sum, "sum"], _gather),

@@ -145,14 +145,14 @@ def check_values(graph: Graph, network: Callable[[Tensor], Tensor], like: Tensor
         error, scale = (got - want).abs().max(), want.abs().max()
         if bool(error <= 100 * torch.finfo(want.dtype).eps ** 0.75 * (scale + 1)) or not bool(want.isfinite().all()):
             continue
-        if not bool(error <= 1000 * _shaken(network, x, want, generator)):
+        if not bool(error <= 1000 * shaken(network, x, want, generator)):
             raise UnsupportedLayer(
                 f"{type(network).__name__} was read wrongly: its outputs are up to {float(scale):.3g}, and the graph's "
                 f"differ by {float(error):.3g}; look for a view that is changed in place, or for random numbers"
             )
 
 
-def _shaken(network: Callable[[Tensor], Tensor], x: Tensor, values: Tensor, generator: torch.Generator) -> Tensor:
+def shaken(network: Callable[[Tensor], Tensor], x: Tensor, values: Tensor, generator: torch.Generator) -> Tensor:
     """Return by how much the network's `values` at x change where x is rounded otherwise: waves of steep waves turn
     rounding into anything. 0 where it gives other values for the same x."""
     if not torch.equal(network(x.clone()), values):

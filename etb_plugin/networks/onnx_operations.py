@@ -804,9 +804,9 @@ def _thresholded(call: Call) -> Results:
 def _quantized(call: Call) -> Results:
     """Whole numbers, which stay of the network's dtype: round(x / scale) + zero, within what their type holds."""
     x, like = call.any, call.constant(2)
-    kind = torch.uint8 if like is None else like.dtype
-    if kind not in _QUANTIZED:
-        raise call.refused(f"quantizes to {str(kind).removeprefix('torch.')}")
+    kind = _QUANTIZED.get(call.get("output_dtype", 0)) if like is None else like.dtype
+    if kind is None or kind not in _QUANTIZED.values():
+        raise call.refused("quantizes to another type than 8 or 16 bits")
     scaled = call.builder.run(operator.truediv, x, _of_channels(call, 1))
     moved = call.builder.run(operator.add, call.builder.run(torch.round, scaled), _of_channels(call, 2))
     limits = torch.iinfo(kind)
@@ -989,7 +989,8 @@ def _recurrent(call: Call) -> Results:
 
 
 _BOOL = 9
-_QUANTIZED = (torch.uint8, torch.int8, torch.uint16, torch.int16)
+_QUANTIZED = {0: torch.uint8, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16}
+"""Types of whole numbers, by ONNX's numbers of them; 0 is said of none."""
 """onnx' number of the type of conditions."""
 _GATES = {
     "RNN": ([0], ["tanh"]),

@@ -51,6 +51,14 @@ FORMS = {
     "distances": (FLAT, lambda s, x: torch.cdist(x, s.w[:3, :1].expand(3, 6) + 2)),
     "bilinear": (FLAT, lambda s, x: F.bilinear(x, x, s.cube, s.w[0])),
     "clamped to tensors": (FLAT, lambda s, x: torch.clamp(s.a(x), min=-s.w[:, 0].abs(), max=s.w[1].abs())),
+    "the second": (FLAT, lambda s, x: beside(s.a(x).kthvalue(2, 1)[0], x)),
+    "the second, kept": (FLAT, lambda s, x: x - s.a(x).kthvalue(2, dim=1, keepdim=True).values),
+    "whole numbers": (FLAT, lambda s, x: torch.trunc(3 * s.a(x)) + (4 * s.b(x)).fix()),
+    "what is behind the point": (FLAT, lambda s, x: torch.frac(3 * s.a(x))),
+    "rests": (FLAT, lambda s, x: torch.fmod(s.a(x), 0.3) + torch.remainder(s.b(x), 0.25) + s.a(x) % 2),
+    "cross product": (FLAT, lambda s, x: torch.linalg.cross(x[:, :3], x[:, 3:])),
+    "degrees": (FLAT, lambda s, x: torch.deg2rad(100 * x) + torch.rad2deg(x) / 10),
+    "pixels": (IMAGE, lambda s, x: F.pixel_shuffle(F.pixel_unshuffle(x, 3)[:, :16], 2)),
     "clamp_max": (FLAT, lambda s, x: s.a(x).clamp_max(0.1)),
     **{
         name: (FLAT, lambda s, x, name=name: getattr(torch, name)(x + 0.2))

@@ -199,11 +199,22 @@ LATER = {
     "attention of heads": ([("Attention", "x x x", "0", {"is_causal": 1}), ("Attention", "0 x x m", "1", {"scale": 0.5}), ("Flatten", "1", "y", {})], {"m": f(3, 3)}, [1, 2, 3, 4], 23),
     "attention with a mask": ([("Attention", "x x x m", "0", {}), ("Flatten", "0", "y", {})], {"m": np.tri(3, dtype=bool)}, [1, 2, 3, 4], 23),
 }  # fmt: skip
-CORPUS |= CHOSEN | JAX | SUMMED | LATER
+JUMPS = {
+    "signs": ([("Sign", "x", "0", {}), ("Mul", "0 c", "y", {})], {"c": f(1, 6)}, FLAT, 13),
+    "rounding": ([("Mul", "x c", "0", {}), ("Round", "0", "1", {}), ("Floor", "0", "2", {}), ("Ceil", "0", "3", {}), ("Sum", "1 2 3 3", "y", {})], {"c": 5 * f(1, 6)}, FLAT, 13),
+    "a hard shrink": ([("Shrink", "x", "y", {"lambd": 0.3})], {}, FLAT, 13),
+    "a threshold": ([("ThresholdedRelu", "x", "y", {"alpha": 0.7})], {}, FLAT, 13),
+    "which is larger": ([("Split", "x", "0 1", {"axis": 1}), ("Greater", "0 1", "2", {}), ("Where", "2 0 c", "y", {})], {"c": f(1, 3)}, FLAT, 13),
+    "quantized": ([("QuantizeLinear", "x s z", "0", {}), ("DequantizeLinear", "0 s z", "y", {})], {"s": np.float32(0.01), "z": np.uint8(100)}, FLAT, 13),
+    "quantized, of 8 bits with a sign": ([("QuantizeLinear", "x s z", "0", {}), ("DequantizeLinear", "0 s z", "y", {})], {"s": np.float32(0.02), "z": np.int8(-3)}, FLAT, 13),
+    "quantized by channels": ([("QuantizeLinear", "x s z", "0", {"axis": 1}), ("DequantizeLinear", "0 s z", "1", {"axis": 1}), ("Flatten", "1", "y", {})], {"s": np.array([0.01, 0.05], np.float32), "z": np.array([7, 120], np.uint8)}, IMAGE, 13),
+    "quantized to 16 bits": ([("QuantizeLinear", "x s", "0", {"output_dtype": 4}), ("DequantizeLinear", "0 s", "y", {})], {"s": np.float32(0.001)}, FLAT, 21),
+}  # fmt: skip
+CORPUS |= CHOSEN | JAX | SUMMED | LATER | JUMPS
 REFUSED = {
-    name: ([(name, "x", "y", attributes)], {}, FLAT, 13)
-    for name, attributes in (("Softmax", {"axis": 1}), ("Sign", {}), ("Shrink", {}), ("ThresholdedRelu", {}))
-}
+    "conditions joined": ([("Greater", "x c", "0", {}), ("Less", "x d", "1", {}), ("And", "0 1", "2", {}), ("Where", "2 d x", "y", {})], {"c": f(1, 6), "d": f(1, 6)}, FLAT, 13),
+    "one of two conditions": ([("Greater", "x c", "0", {}), ("Less", "x d", "1", {}), ("Or", "0 1", "2", {}), ("Cast", "2", "y", {"to": 1})], {"c": f(1, 6), "d": f(1, 6)}, FLAT, 13),
+}  # fmt: skip
 
 
 def file_of(case, folder):
