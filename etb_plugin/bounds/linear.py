@@ -13,7 +13,7 @@ from etb_plugin.graph.regions import Region
 from etb_plugin.graph.relaxation import Relaxation
 from etb_plugin.stopping import check_time
 
-TAKES = "affine layers, activations (ReLU to GELU), jumps, max pooling, products, softmax, attention, in any graph; boxes, balls"
+TAKES = "affine layers, ReLU to GELU, jumps, max pooling, products, softmax, attention, in any graph; boxes, balls"
 
 
 def by_rows(
