@@ -60,6 +60,13 @@ def refused(tmp_path, monkeypatch, capsys):
     return call
 
 
+class Bessel(nn.Module):
+    """A function that no bound knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.i0(x)
+
+
 class Branching(nn.Module):
     """Batch norm, subtraction of a constant, a skip, concatenation, a slice and average pooling with overlap."""
 

@@ -21,6 +21,7 @@ from etb_plugin.errors import ConfigError, SoundnessError, TrainingError, Unsupp
 from etb_plugin.experiment import read_evaluation, read_experiment
 from etb_plugin.report.table import cost_table
 from etb_plugin.results import Result
+from tests.conftest import Bessel
 from tests.training.test_training import Killed
 
 FLAGS = {
@@ -211,10 +212,10 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_a_method_that_cannot_take_the_network_is_named_with_the_layer(tmp_path, monkeypatch):
-    def with_hardshrink(*_, **__):
-        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Hardshrink(), nn.Flatten(), nn.Linear(72, 10))
+    def with_bessel(*_, **__):
+        return nn.Sequential(nn.Conv2d(1, 2, 3), Bessel(), nn.Flatten(), nn.Linear(72, 10))
 
-    monkeypatch.setattr(networks, "build", with_hardshrink)
+    monkeypatch.setattr(networks, "build", with_bessel)
     with pytest.raises(UnsupportedLayer, match=r"method 'ibp' cannot take network 'mlp-12x2': layer \S+"):
         comparison(tmp_path, methods="ibp,dual")
 

@@ -103,7 +103,7 @@ class CapturedPgd:
 
     def _step(self, name: str) -> None:
         """Keep the points of what is not broken yet, look which are now, and climb: a step of `pgd`."""
-        gradient, outputs = gradient_of(self._network, self._x, self._labels, LOSSES[name], through_jumps=False)
+        gradient, outputs = gradient_of(self._network, self._x, self._labels, LOSSES[name])
         self._points.copy_(torch.where(like(self._hit, self._x), self._points, self._x))
         self._hit.logical_or_(outputs.argmax(1) != self._labels)
         self._x.copy_(moved(self._x, gradient, self._box, self._size))

@@ -247,8 +247,8 @@ def gradient_of(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of the loss at x, [batch, *input], and the logits. Weights take no gradient.
 
-    Where it is 0 for the whole batch, as behind a sign, it is taken through jumps, unless told otherwise: to look at it
-    waits for the device.
+    Where it is 0 for the whole batch, as behind a sign, it is taken through jumps, unless told otherwise or recorded:
+    to look at it waits for the device.
     """
     check_time()
 
@@ -263,7 +263,8 @@ def gradient_of(
         return gradient, logits.detach()
 
     gradient, logits = found()
-    if through_jumps and not bool(gradient.any()):
+    recorded = are_fixed() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    if through_jumps and not recorded and not bool(gradient.any()):
         with ThroughJumps():
             gradient, _ = found()
     return gradient, logits

@@ -333,13 +333,14 @@ def _running(model: Any, given: Sequence[Any], names: Sequence[str]) -> tuple[Ca
         session = ReferenceEvaluator(model)
 
     def outputs(points: Tensor) -> Tensor:
-        found = []
-        for point in points.detach().cpu().to(_DTYPES[kinds[0].elem_type]):
-            parts = point.flatten().split([math.prod(shape) for shape in shapes])
-            values = [part.reshape(shape).numpy() for part, shape in zip(parts, shapes, strict=True)]
-            inputs = {one.name: value for one, value in zip(given, values, strict=True)}
-            found.append(torch.cat([torch.from_numpy(one).flatten() for one in session.run(list(names), inputs)]))
-        return torch.stack(found)
+        flat = points.detach().cpu().to(_DTYPES[kinds[0].elem_type]).flatten(1)
+        parts = flat.split([math.prod(shape) for shape in shapes], 1)
+        values = [part.reshape(-1, *shape).numpy() for part, shape in zip(parts, shapes, strict=True)]
+        rows = [
+            session.run(list(names), {one.name: value[i] for one, value in zip(given, values, strict=True)})
+            for i in range(len(points))
+        ]
+        return torch.from_numpy(np.stack([np.concatenate([one.reshape(-1) for one in row]) for row in rows]))
 
     return outputs, f"{type(session).__name__} of {type(session).__module__.partition('.')[0]}"
 

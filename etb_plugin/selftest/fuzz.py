@@ -78,7 +78,8 @@ def arithmetic(network: nn.Module, region: Region) -> Tensor:
             zeros = [torch.zeros_like(value) for value in inputs]
             sizes.append(node.operation.spread(*inputs) + node.operation.forward(*zeros).abs())
             longest += max(value[0].numel() for value in inputs)
-    return 16 * longest * torch.finfo(region.center.dtype).eps * sizes[-1]
+    off = 16 * longest * torch.finfo(region.center.dtype).eps * sizes[-1]
+    return off.nan_to_num(torch.inf, torch.inf)  # where intervals are no numbers, rounding may have done anything
 
 
 def reached(network: nn.Module, region: Region, spec: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -152,7 +153,7 @@ class Referee:
     @cached_property
     def _slack(self) -> Tensor:
         off = torch.einsum("brk,bk->br", self._spec.abs(), arithmetic(self._network, self._region)).double()
-        return off.nan_to_num(torch.inf, torch.inf)  # where intervals are no numbers, rounding may have done anything
+        return off.nan_to_num(torch.inf, torch.inf)  # none of an output without limit
 
     @cached_property
     def _told(self) -> bool:

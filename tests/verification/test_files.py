@@ -77,7 +77,7 @@ def test_the_competitions_way_of_writing_networks_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("node", "shape", "opset", "words"),
     [
-        (("Sign", ["x"], ["y"]), [1, 4], 13, r"'sign' \(sign\) is neither affine nor"),
+        (("Sign", ["x"], ["y"]), [1, 4], 13, r"'sign' \(sign\) is not piecewise linear"),
         (("Relu", ["x"], ["y"]), [1, "n"], 13, r"has shape \[1, 'n'\].*all others fixed"),
         (("Relu", ["x"], ["y"]), [3, 4], 13, r"the first dimension has to be the batch"),
         (("Relu", ["x"], ["y"]), [1, 4], 6, "is of opset 6; 7 to 28"),
