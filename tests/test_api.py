@@ -201,6 +201,7 @@ def test_results_go_to_pandas_and_to_files(trained, tmp_path):
         one.save(tmp_path / "one.txt")
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_tables_plots_and_bars(tmp_path):
     cells = [
         "import etb_plugin\netb_plugin.compare(dataset='digits', model='tiny', methods=['ibp', 'expected'], epochs=3, "
