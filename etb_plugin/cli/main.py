@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -60,25 +60,25 @@ def _flowing(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(__version__)
-        raise typer.Exit
+def _says(text: str) -> Callable[[bool], None]:
+    """Return what prints a text and stops, for a flag."""
 
+    def say(wanted: bool) -> None:
+        if wanted:
+            print(text)
+            raise typer.Exit
 
-def _name(wanted: bool) -> None:
-    if wanted:
-        print("etb_plugin")
-        raise typer.Exit
+    return say
 
 
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+        bool, typer.Option("--version", callback=_says(__version__), is_eager=True, help="Show the version and stop.")
     ] = False,
     name: Annotated[
-        bool, typer.Option("--name", callback=_name, is_eager=True, help="Show the verifier's name and stop.")
+        bool,
+        typer.Option("--name", callback=_says("etb_plugin"), is_eager=True, help="Show our name and stop."),
     ] = False,
 ) -> None:
     """Train, attack, certify and compare neural networks: the expected tight bound beside IBP, CROWN and the dual.

@@ -162,9 +162,7 @@ def _largest_some(shape: torch.Size, x: Any, k: int, dim: int = -1, largest: boo
 def _median(shape: torch.Size, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
     if not isinstance(dim, int):
         raise _NotTaken
-    place = (shape[dim] - 1) // 2
-    ordered = _sorted(shape, x, dim)[0]
-    return [ordered.narrow(dim, place, 1) if keepdim else ordered.select(dim, place)]
+    return _smallest(shape, x, (shape[dim] - 1) // 2 + 1, dim, keepdim)
 
 
 def _smallest(shape: torch.Size, x: Any, k: int, dim: int = -1, keepdim: bool = False) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from etb_plugin.graph.activations import Curved
-from etb_plugin.graph.smooth import normal_points
+from etb_plugin.graph.smooth import normal_means, normal_moments
 
 _ROUNDINGS = 8
 """Of an end's size, by which it may be off."""
@@ -42,15 +42,12 @@ class Jumping(Curved):
             slope = self.slope(z)
             return slope, self.forward(z) - slope * z
         wide = deviation.clamp(min=1e-3)
-        values = [(weight, at, self.forward(z + at * wide)) for weight, at in normal_points()]
-        slope = torch.stack([weight * at * value for weight, at, value in values]).sum(0) / wide
-        return slope, torch.stack([weight * value for weight, _, value in values]).sum(0) - slope * z
+        mean, tilt, _ = normal_means(self.forward, z, wide)
+        slope = tilt / wide
+        return slope, mean - slope * z
 
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        deviation = variance.sqrt()
-        values = [(weight, self.forward(mean + at * deviation)) for weight, at in normal_points()]
-        middle = torch.stack([weight * value for weight, value in values]).sum(0)
-        return middle, torch.stack([weight * (value - middle).square() for weight, value in values]).sum(0)
+        return normal_moments(self.forward, mean, variance)
 
     @abstractmethod
     def slope(self, z: Tensor) -> Tensor:

@@ -18,12 +18,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from etb_plugin.errors import UnsupportedLayer
-from etb_plugin.graph.activations import Activation, PiecewiseLinear, Relu, clipped, leaky
+from etb_plugin.graph.activations import Activation, Curved, PiecewiseLinear, Relu, clipped, leaky
 from etb_plugin.graph.affine import Affine, Coherent, Conv, Dense, LargerOf, Linear, Reshape, Scale, Sum
 from etb_plugin.graph.beside import ReluBeside, ReluDifference
 from etb_plugin.graph.convex import EXP, LOG, RECIPROCAL, RSQRT, SQRT, SQUARE, Convex
 from etb_plugin.graph.expansions import Steps, Value, hidden_by, without_infinity
-from etb_plugin.graph.jumps import CEIL, FLOOR, ROUND, SIGN, Broken, Jumping, Rounded, hard_shrink, step
+from etb_plugin.graph.jumps import CEIL, FLOOR, ROUND, SIGN, Broken, Rounded, hard_shrink, step
 from etb_plugin.graph.pieces import CONDITIONS
 from etb_plugin.graph.recurrent import recurrence, unrolled
 from etb_plugin.graph.smooth import (
@@ -39,7 +39,6 @@ from etb_plugin.graph.smooth import (
     SOFTSIGN,
     TANH,
     TANHSHRINK,
-    Sloped,
     Smooth,
     elu,
     softplus,
@@ -421,10 +420,6 @@ def _round(builder: "Builder", node: fx.Node, _: Any) -> Rounded:
     return ROUND
 
 
-def _jump(function: Jumping) -> "_Maker":
-    return lambda builder, node, _: function
-
-
 def _hard_sigmoid(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
     return PiecewiseLinear(lambda: 0.0, 0.0, lambda: ((-3.0, 1 / 6), (3.0, -1 / 6)))
 
@@ -454,7 +449,7 @@ def _clamp(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear | None:
     return clipped(low, high)
 
 
-def _smooth(function: Sloped) -> "_Maker":
+def _elementwise(function: Curved) -> "_Maker":
     return lambda builder, node, _: function
 
 
@@ -856,22 +851,22 @@ LAYERS: dict[Any, _Maker] = {
     nn.PReLU: _prelu,
     nn.Hardtanh: _hardtanh,
     nn.Hardsigmoid: _hard_sigmoid,
-    nn.Sigmoid: _smooth(SIGMOID),
-    nn.Tanh: _smooth(TANH),
+    nn.Sigmoid: _elementwise(SIGMOID),
+    nn.Tanh: _elementwise(TANH),
     nn.Softplus: _softplus,
     nn.GELU: _gelu,
-    nn.SiLU: _smooth(SILU),
-    nn.Mish: _smooth(MISH),
+    nn.SiLU: _elementwise(SILU),
+    nn.Mish: _elementwise(MISH),
     nn.ELU: _elu,
     nn.CELU: _celu,
-    nn.SELU: _smooth(_SELU),
-    nn.LogSigmoid: _smooth(LOG_SIGMOID),
-    nn.Softsign: _smooth(SOFTSIGN),
-    nn.Tanhshrink: _smooth(TANHSHRINK),
+    nn.SELU: _elementwise(_SELU),
+    nn.LogSigmoid: _elementwise(LOG_SIGMOID),
+    nn.Softsign: _elementwise(SOFTSIGN),
+    nn.Tanhshrink: _elementwise(TANHSHRINK),
     nn.Softshrink: _soft_shrink,
     nn.Hardshrink: _hard_shrink,
     nn.Threshold: _threshold,
-    nn.Hardswish: _smooth(HARD_SWISH),
+    nn.Hardswish: _elementwise(HARD_SWISH),
     nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d: _max_pool,
     nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d: _average,
     nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d: _gather,
@@ -901,31 +896,31 @@ CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([torch.prelu, F.prelu, "prelu"], _prelu_call),
     F.hardtanh: _hardtanh_call,
     F.hardsigmoid: _hard_sigmoid,
-    **dict.fromkeys([torch.sigmoid, torch.sigmoid_, F.sigmoid, "sigmoid", "sigmoid_"], _smooth(SIGMOID)),
-    **dict.fromkeys([torch.tanh, torch.tanh_, F.tanh, "tanh", "tanh_"], _smooth(TANH)),
-    **dict.fromkeys([torch.erf, torch.special.erf, "erf"], _smooth(ERF)),
+    **dict.fromkeys([torch.sigmoid, torch.sigmoid_, F.sigmoid, "sigmoid", "sigmoid_"], _elementwise(SIGMOID)),
+    **dict.fromkeys([torch.tanh, torch.tanh_, F.tanh, "tanh", "tanh_"], _elementwise(TANH)),
+    **dict.fromkeys([torch.erf, torch.special.erf, "erf"], _elementwise(ERF)),
     F.softplus: _softplus,
     F.gelu: _gelu,
-    F.silu: _smooth(SILU),
-    F.mish: _smooth(MISH),
+    F.silu: _elementwise(SILU),
+    F.mish: _elementwise(MISH),
     F.elu: _elu,
     F.celu: _celu,
-    **dict.fromkeys([F.selu, torch.selu], _smooth(_SELU)),
-    F.logsigmoid: _smooth(LOG_SIGMOID),
-    F.softsign: _smooth(SOFTSIGN),
+    **dict.fromkeys([F.selu, torch.selu], _elementwise(_SELU)),
+    F.logsigmoid: _elementwise(LOG_SIGMOID),
+    F.softsign: _elementwise(SOFTSIGN),
     **dict.fromkeys([F.hardshrink, torch.hardshrink], _hard_shrink),
-    **dict.fromkeys([torch.sign, "sign", torch.sgn, "sgn"], _jump(SIGN)),
-    **dict.fromkeys([torch.floor, "floor"], _jump(FLOOR)),
-    **dict.fromkeys([torch.ceil, "ceil"], _jump(CEIL)),
+    **dict.fromkeys([torch.sign, "sign", torch.sgn, "sgn"], _elementwise(SIGN)),
+    **dict.fromkeys([torch.floor, "floor"], _elementwise(FLOOR)),
+    **dict.fromkeys([torch.ceil, "ceil"], _elementwise(CEIL)),
     **dict.fromkeys([torch.round, "round"], _round),
     **dict.fromkeys([torch.heaviside, "heaviside"], _heaviside),
-    F.tanhshrink: _smooth(TANHSHRINK),
+    F.tanhshrink: _elementwise(TANHSHRINK),
     F.softshrink: _soft_shrink,
     F.threshold: _threshold,
-    **dict.fromkeys([torch.sin, "sin"], _smooth(SIN)),
-    **dict.fromkeys([torch.cos, "cos"], _smooth(COS)),
-    **dict.fromkeys([torch.atan, torch.arctan, "atan", "arctan"], _smooth(ATAN)),
-    F.hardswish: _smooth(HARD_SWISH),
+    **dict.fromkeys([torch.sin, "sin"], _elementwise(SIN)),
+    **dict.fromkeys([torch.cos, "cos"], _elementwise(COS)),
+    **dict.fromkeys([torch.atan, torch.arctan, "atan", "arctan"], _elementwise(ATAN)),
+    F.hardswish: _elementwise(HARD_SWISH),
     F.relu6: lambda builder, node, _: clipped(0.0, 6.0),
     **dict.fromkeys([torch.clamp, torch.clip, "clamp", "clip", "clamp_", "clip_"], _clamp),
     **dict.fromkeys([torch.clamp_min, "clamp_min"], _clamp),

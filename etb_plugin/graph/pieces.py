@@ -156,13 +156,10 @@ def _multiplied(one: tuple[float, float], two: tuple[float, float]) -> tuple[flo
 
 
 def _divided(one: Any, two: Any) -> Pieces:
-    divisors = _made(two).lines
-    if any(slope or not value for slope, value in divisors):
-        raise ValueError("it is a quotient")
     below = _made(two)
-    if not all(below.at):
+    if any(slope or not value for slope, value in below.lines) or not all(below.at):
         raise ValueError("it is a quotient")
-    lines = tuple((0.0, 1 / value) for _, value in divisors)
+    lines = tuple((0.0, 1 / value) for _, value in below.lines)
     return _made(one) * Pieces(below.knots, lines, tuple(1 / value for value in below.at))
 
 

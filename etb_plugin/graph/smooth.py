@@ -77,21 +77,13 @@ class Sloped(Curved):
             slope = self.derivative(z)
             return slope, self.value(z) - slope * z
         # By parts, E f' = E f x / deviation and E f' x = E f (x^2 - 1) / deviation: a kink costs little in f.
-        values = [(weight, at, self.value(z + at * deviation)) for weight, at in normal_points()]
-        mean, tilt, bend = (
-            torch.stack([weight * of(at) * value for weight, at, value in values]).sum(0)
-            for of in (lambda at: 1.0, lambda at: at, lambda at: at * at - 1)
-        )
+        mean, tilt, bend = normal_means(self.value, z, deviation)
         narrow = deviation < 1e-3
         slope = torch.where(narrow, self.derivative(z), tilt / torch.where(narrow, torch.ones_like(z), deviation))
         return slope, mean - slope * z - torch.where(narrow, 0.0, bend)
 
     def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        deviation = variance.sqrt()
-        values = [(weight, self.value(mean + at * deviation)) for weight, at in normal_points()]
-        middle = torch.stack([weight * value for weight, value in values]).sum(0)
-        square = torch.stack([weight * (value - middle).square() for weight, value in values]).sum(0)
-        return middle, square
+        return normal_moments(self.value, mean, variance)
 
     def line(self, low: Tensor, high: Tensor, sign: int) -> tuple[Tensor, Tensor]:
         """Return the line that leaves the smallest area between itself and the function."""
@@ -300,8 +292,26 @@ def _attached(point: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(point == low, low, torch.where(point == high, high, point))
 
 
+def normal_means(function: Callable[[Tensor], Tensor], z: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return E f, E f x and E f (x^2 - 1) of f = function(z + x deviation), x standard normal."""
+    values = [(weight, at, function(z + at * deviation)) for weight, at in _normal_points()]
+    mean, tilt, bend = (
+        torch.stack([weight * of(at) * value for weight, at, value in values]).sum(0)
+        for of in (lambda at: 1.0, lambda at: at, lambda at: at * at - 1)
+    )
+    return mean, tilt, bend
+
+
+def normal_moments(function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of a function of a normal variable."""
+    deviation = variance.sqrt()
+    values = [(weight, function(mean + at * deviation)) for weight, at in _normal_points()]
+    middle = torch.stack([weight * value for weight, value in values]).sum(0)
+    return middle, torch.stack([weight * (value - middle).square() for weight, value in values]).sum(0)
+
+
 @cache
-def normal_points() -> tuple[tuple[float, float], ...]:
+def _normal_points() -> tuple[tuple[float, float], ...]:
     """Return weights and points of the Gauss-Hermite quadrature of a standard normal variable."""
     points, weights = np.polynomial.hermite_e.hermegauss(_POINTS)
     return tuple((float(w) / math.sqrt(2 * math.pi), float(p)) for w, p in zip(weights, points, strict=True))

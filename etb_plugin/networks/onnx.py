@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def read_tensors(path: Path, inputs: Names = None, outputs: Names = None) -> Ten
             )
         found.append(builder.run("flatten", output, 1) if output.probe.ndim > 2 else output)
     network = builder.network(found[0] if len(found) == 1 else builder.run(torch.cat, found, 1))
-    _check(path, _running(model, given, names), network, builder.input.probe)
+    _check(path, partial(_running, model, given, names), network, builder.input.probe)
     return Tensors(network, whole, sizes, tuple(output.probe.shape[1] for output in found))
 
 
@@ -346,10 +347,11 @@ def _running(model: Any, given: Sequence[Any], names: Sequence[str]) -> tuple[Ca
 
 
 @torch.no_grad()
-def _check(path: Path, running: tuple[Callable[[Tensor], Tensor], str], network: nn.Module, like: Tensor) -> None:
+def _check(
+    path: Path, running: Callable[[], tuple[Callable[[Tensor], Tensor], str]], network: fx.GraphModule, like: Tensor
+) -> None:
     """Raise UnsupportedLayer where onnxruntime, or onnx itself where that is missing, finds other outputs than
-    `network` on points in [0, 1] and around it."""
-    outputs, who = running
+    `network` on points in [0, 1] and around it, or cannot run the file at all."""
     generator = torch.Generator().manual_seed(0)
     shape = (_CHECKED, *like.shape[1:])
     points = torch.cat(
@@ -357,25 +359,21 @@ def _check(path: Path, running: tuple[Callable[[Tensor], Tensor], str], network:
     ).to(like.dtype)  # fmt: skip
     try:
         ours = network(points)
+        outputs, who = running()
         theirs = outputs(points)
     except Exception as error:  # of torch and of either runtime
         raise UnsupportedLayer(f"{path} cannot be run: {str(error).partition(chr(10))[0]}") from error
     known = ~(ours.isnan() & theirs.isnan()) if ours.shape == theirs.shape else torch.tensor(False)
     largest = ours[known].abs().max() if known.any() else torch.tensor(0.0)
     difference = (ours - theirs)[known].abs().max() if known.any() else torch.tensor(torch.inf)
+    jumps = any(node.target in _JUMPS for node in network.graph.nodes)  # which rounding may take a value across
     if not bool(difference <= _READ_AGREEMENT * (largest + 1e-6)) and not (
-        _jumps(network) and bool(difference <= 1000 * shaken(network, points, ours, generator))
+        jumps and bool(difference <= 1000 * shaken(network, points, ours, generator))
     ):
         raise UnsupportedLayer(
             f"{path} was read wrongly: outputs are up to {float(largest):.3g}, and {who} differs by "
             f"{float(difference):.3g}"
         )
-
-
-def _jumps(network: nn.Module) -> bool:
-    """Whether rounding may take a value across a jump."""
-    assert isinstance(network, fx.GraphModule)
-    return any(node.target in _JUMPS for node in network.graph.nodes)
 
 
 def tensor_proto(name: str, values: Tensor) -> bytes:

@@ -96,7 +96,7 @@ class Builder:
         with torch.no_grad():
             return self.value(self.graph.call_module(name, (x.node,)), layer(x.probe))
 
-    def network(self, output: Value) -> nn.Module:
+    def network(self, output: Value) -> fx.GraphModule:
         """Return the network whose output is `output`, in eval mode."""
         self.graph.output(output.node)
         network = fx.GraphModule(self.root, self.graph).eval()

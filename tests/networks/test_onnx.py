@@ -671,3 +671,13 @@ def test_a_transformer_is_written_read_and_bounded_alike(tmp_path):
         ours, read = (bound(method, one, box) for one in (network, again))
         torch.testing.assert_close(read.lower, ours.lower, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(read.upper, ours.upper, rtol=1e-3, atol=1e-3)
+
+
+def test_a_file_that_no_runtime_runs_is_refused_in_a_line(tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no kernel for it\nin any of them")
+
+    monkeypatch.setattr("etb_plugin.networks.onnx._running", fails)
+    file = written(tmp_path / "n.onnx", [("Relu", "x", "y", {})], {}, FLAT)
+    with pytest.raises(UnsupportedLayer, match=r"n\.onnx cannot be run: no kernel for it$"):
+        read_onnx(file)
