@@ -68,6 +68,14 @@ def _server() -> subprocess.Popen[str]:
     return server
 
 
+def _draw() -> None:
+    """Save a figure: what matplotlib looks up for its first is kept for all forks."""
+    from etb_plugin.report.plots import figure, save_figure
+
+    with tempfile.TemporaryDirectory() as place:
+        save_figure(figure()[0], Path(place, "drawn"))
+
+
 def _serve() -> dict[str, object] | None:
     """Fork for each line of the input, and say the fork's number and its status; in a fork, return the line."""
     for line in sys.stdin:
@@ -85,6 +93,7 @@ if __name__ == "__main__":
 
     for name in _IMPORTED:
         importlib.import_module(name)
+    _draw()
     gc.freeze()  # or the garbage collector of each fork copies all of it
     request = _serve()
     if request is not None:

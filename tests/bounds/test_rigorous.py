@@ -125,7 +125,7 @@ def test_networks_made_to_fool_by_rounding_are_not_certified():
 def test_branches_do_not_prove_that_a_value_is_not_met_which_a_corner_has(stage):
     """Networks of numbers that cancel: the margin is unsafe up to just what it is, exactly, at a corner of the box."""
     wrong, proved = dict.fromkeys((False, True), 0), dict.fromkeys((False, True), 0)
-    for seed in range(30):
+    for seed in range(16):
         network = cancelling(seed, 3, 6, 5, 2)
         center = torch.rand(1, 1, 1, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         box = Box.around(center, 2.0**-48 if seed % 2 else 2.0**-40)

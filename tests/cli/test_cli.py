@@ -150,13 +150,13 @@ def test_bounds_are_calibrated_and_never_called_certified(run, tmp_path):
 
 def test_kill_9_in_the_middle_costs_at_most_an_epoch(tmp_path):
     """The same command, killed once weights exist and given again, ends with the unbroken run's figures."""
-    flags = ("--methods", "ibp", "--model", "mlp-64x3", "--epochs", "24", "--test-limit", "50", "--pgd-steps", "2")
+    flags = ("--methods", "ibp", "--model", "mlp-64x3", "--epochs", "12", "--test-limit", "50", "--pgd-steps", "2")
     command = [sys.executable, "-c", "from etb_plugin.cli import main; main()", "compare", *flags, "--out", "r"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not list(tmp_path.glob("r/cells/*/state.pt")):
             assert process.poll() is None
             time.sleep(0.02)
-        time.sleep(0.3)
+        time.sleep(0.2)
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "r/results.json").exists()
     cells = []

@@ -18,7 +18,7 @@ dataset: digits
 model: mlp-40x2
 methods: [ibp, expected]
 eps: 0.1
-training: {epochs: 20, train_limit: 600}
+training: {epochs: 14, train_limit: 600}
 evaluation: {test_limit: 20, pgd_steps: 2}
 engine: {threads: 1}
 """

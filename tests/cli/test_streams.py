@@ -56,7 +56,7 @@ def test_a_property_is_answered_by_its_verdict_alone(said):
     [
         pytest.param(("compare", "--methods", "nominal,ibp", *QUICK, "--out", "both"), marks=pytest.mark.slow),
         ("verify", "mine", "--images", "0:4", "--time-limit", "2"),
-        ("study",),
+        pytest.param(("study",), marks=pytest.mark.slow),
         ("models",),
         ("methods", "crown"),
     ],

@@ -41,7 +41,8 @@ def test_every_sound_bound_goes_through_the_fuzz():
     assert {name for name, entry in bounds().items() if entry.sound} == {*OPTIONS, *by_programs}
 
 
-@pytest.mark.parametrize("first", range(0, 30, CASES_AT_ONCE))
+# 10 to 19 take longer than all others: attention and two recurrent layers, by alpha-CROWN.
+@pytest.mark.parametrize("first", [0, 20, 30, pytest.param(10, marks=pytest.mark.slow)])
 def test_150_pairs_of_networks_and_bounds(first):
     check(first, CASES_AT_ONCE)
 

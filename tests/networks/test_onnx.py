@@ -475,8 +475,10 @@ class Attending(nn.Module):
         return found.flatten(1)
 
 
-@pytest.mark.parametrize("kind", ["heads", "encoder", "masked encoder", "decoder"])
-@pytest.mark.parametrize("batch", ["fixed", "free"])
+@pytest.mark.parametrize(
+    "kind", ["heads", "masked encoder", "decoder", pytest.param("encoder", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("batch", ["free", pytest.param("fixed", marks=pytest.mark.slow)])
 def test_attention_that_torch_exports_is_read(kind, batch, tmp_path):
     """torch puts the batch into one dimension with heads, and with tokens."""
     network = Attending(kind).eval()

@@ -65,8 +65,8 @@ def test_every_study_has_a_small_run_here_and_a_file_of_its_full_size():
         assert written == {k: v for k, v in study.full.items() if k != "data_dir"}, name
 
 
-SLOW = {"masks", "pgd-not-enough", "weights", "ibp-ablation", "real-network"}
-"""Studies whose smallest run takes longest: three seconds and more."""
+SLOW = {"masks", "pgd-not-enough", "weights", "ibp-ablation", "real-network", "tightness", "depth", "violations"}
+"""Studies whose smallest run takes longest."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in TINY])
