@@ -153,7 +153,10 @@ class _Tracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         form = _FORMS.get(type(m))
-        return super().call_module(m, forward, args, kwargs) if form is None else form(m, *args, **kwargs)
+        if form is not None:
+            return form(m, *args, **kwargs)
+        # Made as the network is called, such as a slice of an nn.Sequential: it is what it calls.
+        return super().call_module(m, forward, args, kwargs) if m in self.submodule_paths else forward(*args, **kwargs)
 
 
 class _Sized(fx.Proxy):

@@ -18,7 +18,7 @@ from etb_plugin.networks.registry import (
     parameters,
     register_network,
 )
-from etb_plugin.networks.softmax import before_softmax
+from etb_plugin.networks.softmax import before_softmax, bounded_before_logarithm
 from etb_plugin.networks.statistics import (
     clean_statistics,
     evaluating,
@@ -34,6 +34,7 @@ __all__ = [
     "Pair",
     "Residual",
     "before_softmax",
+    "bounded_before_logarithm",
     "build",
     "check_network",
     "classes_of",

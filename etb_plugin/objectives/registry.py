@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from etb_plugin.bounds import get_bound
 from etb_plugin.errors import ConfigError, unknown_name
+from etb_plugin.networks import bounded_before_logarithm, evaluating
 from etb_plugin.objectives.recipe import Recipe
 from etb_plugin.objectives.terms import with_terms
 from etb_plugin.registry import Registry, named_options
@@ -119,6 +120,9 @@ class Method:
         """Return the objective's loss for `network`, with what the recipe adds to it. Raises as `Objective.prepare`."""
         if self.recipe.robust_weight is not None and getattr(self.objective, "form", "convex") != "convex":
             raise ConfigError(f"method {self.name!r} adds its parts up: it has kappa in place of robust_weight")
+        if not self.pair:
+            with evaluating(network):
+                network = bounded_before_logarithm(network, input_shape)
         loss = self.objective.prepare(network, input_shape, classes)
         return with_terms(loss, self.recipe, network, input_shape)
 

@@ -13,7 +13,7 @@ from etb_plugin.data import Dataset
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.graph.graph import Graph
 from etb_plugin.graph.tracing import trace
-from etb_plugin.networks import evaluating
+from etb_plugin.networks import before_softmax, evaluating
 
 _IMAGES = 100
 _ATTACK = Pgd(steps=10)
@@ -42,8 +42,9 @@ class Diagnosis:
         self._graph: Graph | None = None
         try:
             with evaluating(network):
-                self._graph = trace(network, torch.Size(data.input_shape))
-                self._ibp = prepare_lower("ibp", network, data.input_shape)
+                logits = before_softmax(network, data.input_shape)
+                self._graph = trace(logits, torch.Size(data.input_shape))
+                self._ibp = prepare_lower("ibp", logits, data.input_shape)
         except UnsupportedLayer:
             pass  # the network trains all the same; its logs lack these figures
 

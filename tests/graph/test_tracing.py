@@ -155,6 +155,11 @@ TAKEN = {
         p=nn.Conv2d(4, 2, (4, 3), padding="same"),
         w=weight(1, 2, 2, 2),
     ),
+    "layers made as it is called": lambda: image(
+        lambda s, x: s.out(nn.Flatten()(nn.MaxPool2d(2, 1)(s.p[:2](s.a(x)))) + nn.Tanh()(s.p[2:](s.a(x)))),
+        36,
+        p=nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 36)),
+    ),
     "shuffled": lambda: image(lambda s, x: s.out(s.p(torch.relu(s.a(x))).flatten(1)), 64, p=nn.PixelShuffle(2)),
 }
 
@@ -187,6 +192,7 @@ TAKEN["stochastic depth"] = lambda: dense(
 REFUSED = {
     "a view changed in place": (lambda: dense(lambda s, x: s.out((lambda h: (h.view(-1, 2, 4).relu_(), h)[1])(s.a(x)))),
                                 "Written was read wrongly: its outputs are up to"),
+    "weights made as it is called": (lambda: dense(lambda s, x: s.out(nn.Linear(8, 8)(s.a(x)))), "cannot be traced"),
     "random numbers": (lambda: dense(lambda s, x: s.out(s.a(x) + torch.rand(8))), "was read wrongly"),
     "a tangent": (lambda: dense(lambda s, x: s.out(torch.tan(s.a(x)))), r"'tan' \(tan\) is neither affine nor"),
     "softmax": (lambda: dense(lambda s, x: torch.softmax(s.a(x), 1)), r"'softmax' \(softmax\) is neither affine nor"),

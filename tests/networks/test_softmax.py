@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 import etb_plugin
 from etb_plugin.networks import before_softmax
+from etb_plugin.objectives import Point, get_method, methods
 from tests.conftest import fully_connected
 
 
@@ -82,3 +83,37 @@ def test_a_network_with_a_softmax_is_certified_and_verified_as_without():
 def test_training_by_a_bound_says_what_to_do_about_a_softmax():
     with pytest.raises(etb_plugin.errors.UnsupportedLayer, match="leave it out: methods take logits"):
         etb_plugin.objective("ibp", _Ending(nn.Softmax(1)), (6,), 3, eps=0.1)
+
+
+class _Dropping(nn.Module):
+    """The same layers, some outputs of the first dropped in training, with or without a logarithm of their softmax."""
+
+    def __init__(self, ended):
+        super().__init__()
+        self.layers, self.ended = fully_connected(6, 16, 3), ended
+
+    def forward(self, x):
+        x = F.dropout(self.layers[:3](x), 0.3, self.training)
+        return F.log_softmax(self.layers[3:](x), 1) if self.ended else self.layers[3:](x)
+
+
+def _layers(ended):
+    return nn.Sequential(*fully_connected(6, 16, 3), *([nn.LogSoftmax(1)] if ended else []))
+
+
+@pytest.mark.parametrize("make", [_Dropping, _layers])
+@pytest.mark.parametrize("name", sorted(name for name, method in methods().items() if not method.pair))
+def test_a_logarithm_of_a_softmax_trains_as_the_logits_do(name, make):
+    if name in ("taps", "staps") and make is _Dropping:
+        pytest.skip("taps splits an nn.Sequential")
+    x, labels = torch.rand(8, 6, dtype=torch.float64), torch.arange(8) % 3
+    found = []
+    for ended in (False, True):
+        torch.manual_seed(0)
+        network = make(ended).double()
+        loss = get_method(name).prepare(network, (6,), 3)
+        total = loss(x, labels, Point(0.1, 0.5), torch.Generator().manual_seed(0)).total
+        total.backward()
+        found.append([total.detach(), *(p.grad for p in network.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
