@@ -156,7 +156,8 @@ class _Tracer(fx.Tracer):
         if form is not None:
             return form(m, *args, **kwargs)
         # Made as the network is called, such as a slice of an nn.Sequential: it is what it calls.
-        return super().call_module(m, forward, args, kwargs) if m in self.submodule_paths else forward(*args, **kwargs)
+        installed = m in (self.submodule_paths or ())
+        return super().call_module(m, forward, args, kwargs) if installed else forward(*args, **kwargs)
 
 
 class _Sized(fx.Proxy):

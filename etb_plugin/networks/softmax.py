@@ -51,8 +51,9 @@ def before_softmax(
     """Return `network`, in eval mode, without the softmax over its classes, or its logarithm, that it ends with; itself
     where it ends with none.
 
-    `forms` are those that are left out. Which class has the largest output does not change, and bounds are of logits. Weights are shared. Raises
-    UnsupportedLayer where what is left, and a softmax behind it, does not give the network's outputs.
+    `forms` are those that are left out. Which class has the largest output does not change, and bounds are of logits.
+    Weights are shared. Raises UnsupportedLayer where what is left, and a softmax behind it, does not give the network's
+    outputs.
     """
     like = example_input(network, torch.Size(input_shape))
     try:
