@@ -221,7 +221,7 @@ class Builder:
             raise UnsupportedLayer(f"layer {self.name(node)} fails on a batch of {_PROBE_BATCH}: {why}") from error
         inputs = tuple(n for n in node.all_input_nodes if n in self.positions or n in self.several)
         if not inputs:  # a constant, or a size: part of the operations that use it
-            if any(n in self.sized for n in node.all_input_nodes) and not _size_of_features(node):
+            if any(n in self.sized for n in node.all_input_nodes) and not self._size_of_features(node):
                 self.sized.add(node)
                 if isinstance(value, Tensor) and value.shape[:1] == (_PROBE_BATCH,):
                     self.repeated.add(node)
@@ -230,11 +230,12 @@ class Builder:
             if node.target in SPLITS:
                 self.several.add(node)
             elif node.target in SIZES:
-                if not _size_of_features(node):
+                if not self._size_of_features(node):
                     self.sized.add(node)
             else:
                 raise UnsupportedLayer(f"layer {self.name(node)} takes a value out of the network; no bound can follow")
             return
+        self._tell_sizes(node)
         operation = self._operation(node, inputs) if node.target not in MOVES else self._moved(node, inputs)
         if node.target not in MOVES and any(n in self.second for n in inputs):
             if not (operation is None or isinstance(operation, Activation | Linear)):
@@ -249,6 +250,28 @@ class Builder:
         changed = node.args[0] if self._in_place(node) else None
         if isinstance(changed, fx.Node) and changed in self.positions:
             self.positions[changed] = self.positions[node]
+
+    def _size_of_features(self, node: fx.Node) -> bool:
+        """Whether a node asks for sizes of other dimensions than the batch's, of a value or of its shape."""
+        if node.target not in ("size", operator.getitem) or len(node.args) < 2:
+            return False
+        source, index = node.args[:2]
+        whole = self.values[source] if isinstance(source, fx.Node) else None
+        dimensions = range(whole.ndim if isinstance(whole, Tensor) else len(whole) if isinstance(whole, tuple) else 0)
+        if isinstance(index, slice):
+            return 0 not in dimensions[index]
+        return isinstance(index, int) and bool(dimensions) and dimensions[index] != 0
+
+    def _tell_sizes(self, node: fx.Node) -> None:
+        """Put numbers for the sizes that a call names, all but the batch's: kernels of pooling are read before it."""
+
+        def number(argument: fx.Node) -> Any:
+            value = self.values[argument]
+            sizes = value if isinstance(value, tuple) else (value,)
+            told = argument not in self.sized and all(isinstance(size, int) for size in sizes)
+            return value if told else argument
+
+        node.args, node.kwargs = fx.map_arg(node.args, number), fx.map_arg(node.kwargs, number)
 
     def emit(
         self, node: fx.Node, operation: Operation | None, inputs: tuple[int, ...], shape: torch.Size | None = None
@@ -310,7 +333,7 @@ class Builder:
         whole, index = self.closure(split, (source,)), node.args[1]
         if node.target is not operator.getitem or not isinstance(index, int):
             raise UnsupportedLayer(f"layer {self.name(node)} takes several values at once")
-        return self.emit(node, Coherent(lambda x: whole(x)[index], homogeneous=True), (self.positions[source],))
+        return self._move(node, source, lambda x: whole(x)[index])
 
     def _moved(self, node: fx.Node, inputs: tuple[fx.Node, ...]) -> Operation | int | None:
         """Return what puts dimensions in another order or takes some out, where the batch may become the second
@@ -318,12 +341,17 @@ class Builder:
         (source, *others) = inputs
         if others or source in self.several:
             return self._operation(node, inputs)
-        behind, function = source in self.second, self.closure(node, (source,))
-        dimension = _followed(function, self.values[source].shape, int(behind))
-        if not behind and dimension != 1:
+        function = self.closure(node, (source,))
+        if source not in self.second and _followed(function, self.values[source].shape, 0) != 1:
             return self._operation(node, inputs)
+        return self._move(node, source, function)
+
+    def _move(self, node: fx.Node, source: fx.Node, function: Callable[[Tensor], Tensor]) -> int:
+        """Return the position of what `function` makes of the value of `source`, whose batch it does not divide."""
+        behind = source in self.second
+        dimension = _followed(function, self.values[source].shape, int(behind))
         if dimension not in (0, 1):
-            raise UnsupportedLayer(f"layer {self.name(node)} mixes the batch into the features")
+            raise _MixedBatch(f"layer {self.name(node)} mixes the batch into the features")
         if dimension == 1:
             self.second.add(node)
 
@@ -409,12 +437,6 @@ def _followed(move: Callable[[Tensor], Tensor], shape: torch.Size, batch: int) -
         d for d, size in enumerate(found.shape) if size == shape[batch] and torch.equal(found, numbered(found.shape, d))
     ]
     return places[0] if places else None
-
-
-def _size_of_features(node: fx.Node) -> bool:
-    """Whether a node asks for the size of another dimension than the batch's, of a value or of its shape."""
-    asks = node.target in ("size", operator.getitem) and len(node.args) > 1
-    return asks and isinstance(node.args[1], int) and node.args[1] != 0
 
 
 def _folded(nodes: list[Node]) -> list[Node]:

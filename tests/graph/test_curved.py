@@ -150,6 +150,11 @@ def attended(s, x, by):
     return x + by(*heads(s, x)).transpose(1, 2).flatten(2)
 
 
+def attended_in_one(s, x, parts):
+    q, k, v = parts
+    return x + ((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
 def with_token(s, x, by_length: bool = False):
     return torch.cat([s.token.expand(len(x) if by_length else x.shape[0], -1, -1), x], 1)
 
@@ -180,6 +185,10 @@ TAKEN = {
     "broadcast": lambda: Written(lambda s, x: s.out(s.a(x).sum(1, keepdim=True) * s.b(x))),
     "along tokens": lambda: tokens(lambda s, x: x * x.softmax(1)),
     "matmul": lambda: tokens(lambda s, x: attended(s, x, lambda q, k, v: (q @ k.mT).softmax(-1) @ v), **projections()),
+    "heads in front of the batch": lambda: tokens(
+        lambda s, x: attended_in_one(s, x, s.qkv(x).reshape(len(x), 4, 3, 2, 3).permute(2, 0, 3, 1, 4).unbind(0)),
+        qkv=nn.Linear(6, 18),
+    ),
     "bmm": lambda: tokens(lambda s, x: torch.bmm(torch.bmm(x, x.transpose(1, 2)) / 6, x)),
     "einsum": lambda: tokens(
         lambda s, x: torch.einsum("bij,bjd->bid", torch.einsum("bid,bjd->bij", s.q(x), s.k(x)).softmax(2), s.v(x)),

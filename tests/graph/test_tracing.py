@@ -155,6 +155,12 @@ TAKEN = {
         p=nn.Conv2d(4, 2, (4, 3), padding="same"),
         w=weight(1, 2, 2, 2),
     ),
+    "pooled over its own size": lambda: image(
+        lambda s, x: s.out(
+            (F.avg_pool2d(s.a(x), s.a(x).size()[3]) + F.max_pool2d(s.a(x), kernel_size=s.a(x).shape[-2:])).flatten(1)
+        ),
+        4,
+    ),
     "layers made as it is called": lambda: image(
         lambda s, x: s.out(nn.Flatten()(nn.MaxPool2d(2, 1)(s.p[:2](s.a(x)))) + nn.Tanh()(s.p[2:](s.a(x)))),
         36,
