@@ -188,29 +188,30 @@ def _walked(
     """Return some of a graph's outputs, by the nodes that they depend on."""
     operands = dict(known)
     operands |= {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in graph.initializer}
-    for node in _needed(graph, outputs):
+    nodes, wanted = _needed(graph, outputs)
+    for node in nodes:
         inputs = [operands[name] for name in node.input]
         if node.op_type == "Loop":
             operands |= zip(node.output, _looped(onnx, builder, node, inputs, operands, version), strict=True)
             continue
         chosen = _chosen(node, inputs)
         if chosen is None:
-            operands |= _outputs(onnx, builder, node, inputs, version)
+            operands |= _outputs(onnx, builder, node, inputs, wanted, version)
             continue
         names = [value.name for value in chosen.output]
         operands |= dict(zip(node.output, _walked(onnx, builder, chosen, names, operands, version), strict=True))
     return [operands[name] for name in outputs]
 
 
-def _needed(graph: Any, outputs: list[str]) -> list[Any]:
-    """Return the nodes that some of a graph's outputs depend on, in their order."""
+def _needed(graph: Any, outputs: list[str]) -> tuple[list[Any], set[str]]:
+    """Return the nodes that some of a graph's outputs depend on, in their order, and the names that they take."""
     wanted, nodes = set(outputs), []
     for node in reversed(graph.node):
         if wanted & set(node.output):
             inner = [part for a in node.attribute for part in a.g.node]  # which take values from around them
             wanted |= {name for part in (node, *inner) for name in part.input}
             nodes.append(node)
-    return nodes[::-1]
+    return nodes[::-1], wanted
 
 
 def _chosen(node: Any, inputs: Sequence[Operand | None]) -> Any:
@@ -262,9 +263,10 @@ def _one_behind_the_other(call: Call, parts: list[Operand | None]) -> Operand:
 
 
 def _outputs(
-    onnx: Any, builder: Builder, node: Any, inputs: Sequence[Operand | None], version: int
+    onnx: Any, builder: Builder, node: Any, inputs: Sequence[Operand | None], wanted: set[str], version: int
 ) -> Mapping[str, Operand]:
-    """Return what an ONNX node gives, by name: constants from constants alone are what onnx itself computes."""
+    """Return what an ONNX node gives, by name: constants from constants alone are what onnx itself computes. Refuses
+    one that does not give all that is `wanted`."""
     constants = [operand for operand in inputs if not isinstance(operand, Value)]
     inner = any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute)  # which may take values
     if len(constants) == len(inputs) and not inner:
@@ -285,8 +287,8 @@ def _outputs(
     for result in results:
         if isinstance(result, Value) and result.probe.shape[:1] != (1,):
             raise call.refused("it mixes the batch into the features")
-    beyond = [name for name in node.output[len(results) :] if name]
-    if beyond and node.op_type != "Dropout":
+    beyond = [name for name in node.output[len(results) :] if name in wanted]
+    if beyond:
         raise call.refused(f"its output {beyond[0]!r} is not taken")
     return {name: result for name, result in zip(node.output, results, strict=False) if name}
 

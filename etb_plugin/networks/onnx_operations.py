@@ -620,9 +620,9 @@ def _transpose(call: Call) -> Results:
 
 def _squeezed(call: Call) -> Results:
     x, axes = call.first, call.numbers(1, "axes")
-    if axes is None:
-        raise call.refused("needs its axes")
     value, batch = x.filed, x.batch
+    if axes is None:  # all of size 1, but the batch's
+        axes = [axis for axis, size in enumerate(value.shape) if size == 1 and axis != batch]
     if call.kind == "Squeeze":
         for axis in sorted((axis % value.ndim for axis in axes), reverse=True):
             if axis == batch:
@@ -709,6 +709,17 @@ def _split(call: Call) -> Results:
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     parts = zip(starts, sizes, strict=True)
     return [call.run_at(x.batch, "narrow", x, dimension, start, size) for start, size in parts]
+
+
+def _top(call: Call) -> Results:
+    x, numbers = call.first, call.numbers(1, "k")
+    if numbers is None:
+        raise call.refused("needs a constant k")
+    dimension, largest = _of_features(call, x, call.get("axis", -1)), bool(call.get("largest", 1))
+    several = call.builder.graph.call_function(torch.topk, (x.node, int(numbers[0]), dimension, largest))
+    node = call.builder.graph.call_function(operator.getitem, (several, 0))
+    probe = x.probe.topk(int(numbers[0]), dimension, largest).values
+    return replace(call.builder.value(node, probe), batch=x.batch)  # and no indices, which jump
 
 
 def _pad(call: Call) -> Results:
@@ -1186,6 +1197,7 @@ OPERATIONS: dict[str, Callable[[Call], Results]] = {
     "Tanh": _elementwise(torch.tanh),
     "ThresholdedRelu": _thresholded,
     "Tile": _tile,
+    "TopK": _top,
     "Transpose": _transpose,
     "Trilu": _triangle,
     "Unsqueeze": _squeezed,

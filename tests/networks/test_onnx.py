@@ -98,6 +98,9 @@ CORPUS = {
     "upsample old": ([("Upsample", "x s", "0", {"mode": "nearest"}), ("Flatten", "0", "y", {})], {"s": np.array([1, 1, 2, 2], np.float32)}, IMAGE, 9),
     "depth to space": ([("DepthToSpace", "x", "0", {"blocksize": 2, "mode": "CRD"}), ("Flatten", "0", "y", {})], {}, [1, 8, 2, 2], 13),
     "space to depth": ([("SpaceToDepth", "x", "0", {"blocksize": 2}), ("Flatten", "0", "y", {})], {}, IMAGE, 13),
+    "squeeze all": ([("ReduceMean", "x", "0", {"axes": [2, 3]}), ("Squeeze", "0", "1", {}), ("Reshape", "1 r", "2", {}), ("Gemm", "2 w", "y", {})], {"w": f(2, 3), "r": i(1, 2)}, IMAGE, 13),
+    "largest": ([("TopK", "x k", "y j", {})], {"k": i(3)}, FLAT, 13),
+    "smallest, behind one another": ([("TopK", "x k", "0 j", {"axis": 1, "largest": 0}), ("Flatten", "0", "y", {})], {"k": i(2)}, [1, 4, 3], 13),
     "transpose squeeze": ([("Transpose", "x", "0", {"perm": [0, 2, 1]}), ("Squeeze", "0 a", "y", {})], {"a": i(1)}, [1, 6, 1], 13),
     "shape": ([("Shape", "x", "0", {}), ("Gather", "0 z", "1", {"axis": 0}), ("Unsqueeze", "1 z1", "2", {}), ("Concat", "2 m", "3", {"axis": 0}), ("Reshape", "x 3", "y", {})], {"z": np.int64(0), "z1": i(0), "m": i(-1)}, IMAGE, 13),
     "cast constant of shape": ([("ConstantOfShape", "s", "0", {}), ("Cast", "0", "1", {"to": 1}), ("Add", "x 1", "y", {})], {"s": i(1, 6)}, FLAT, 13),
@@ -212,6 +215,7 @@ JUMPS = {
 }  # fmt: skip
 CORPUS |= CHOSEN | JAX | SUMMED | LATER | JUMPS
 REFUSED = {
+    "places of the largest": ([("TopK", "x k", "v j", {}), ("Gather", "c j", "y", {})], {"k": i(3), "c": f(6)}, FLAT, 13),
     "conditions joined": ([("Greater", "x c", "0", {}), ("Less", "x d", "1", {}), ("And", "0 1", "2", {}), ("Where", "2 d x", "y", {})], {"c": f(1, 6), "d": f(1, 6)}, FLAT, 13),
     "one of two conditions": ([("Greater", "x c", "0", {}), ("Less", "x d", "1", {}), ("Or", "0 1", "2", {}), ("Cast", "2", "y", {"to": 1})], {"c": f(1, 6), "d": f(1, 6)}, FLAT, 13),
 }  # fmt: skip
