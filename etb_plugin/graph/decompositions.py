@@ -25,6 +25,7 @@ class _NotTaken(Exception):
 
 def decomposed(module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
     """Return the network with the calls of `_FORMS` written out that depend on its input, of which `example` is one."""
+    _stack_behind(module.graph)
     of_input = dependent(module.graph)
     found = [n for n in module.graph.nodes if n.op in CALLED and n.target in _FORMS and n in of_input]
     if not found:
@@ -47,6 +48,31 @@ def decomposed(module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
     return module
 
 
+def _stack_behind(graph: fx.Graph) -> None:
+    """Where values are stacked in front of the batch to be averaged, added up, ..., as of an ensemble, put the new
+    dimension last."""
+    for node in graph.nodes:
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        if node.target is torch.stack and dim == 0 and all(map(_reduces_first, node.users)):
+            node.args, node.kwargs = (node.kwargs.get("tensors", node.args[0] if node.args else None), -1), {}
+            for user in list(node.users):
+                by_name = "dim" in user.kwargs
+                user.args = user.args if by_name else (user.args[0], -1, *user.args[2:])
+                user.kwargs = user.kwargs | {"dim": -1} if by_name else user.kwargs
+
+
+def _reduces_first(node: fx.Node) -> bool:
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    kept = node.kwargs.get("keepdim", len(node.args) > 2)
+    return node.op in CALLED and node.target in _REDUCTIONS and dim in (0, (0,), [0]) and not kept
+
+
+_REDUCTIONS = {
+    *(torch.mean, torch.sum, torch.amax, torch.amin, torch.max, torch.min, torch.median, torch.logsumexp, torch.prod),
+    *("mean", "sum", "amax", "amin", "max", "min", "median", "logsumexp", "prod"),
+}
+
+
 def _put(node: fx.Node, made: Any) -> None:
     """Let what is made stand for the node; of several values, each where it is asked for."""
     if isinstance(made, fx.Proxy):
@@ -54,6 +80,9 @@ def _put(node: fx.Node, made: Any) -> None:
     for user in list(node.users):
         which = user.args[1] if user.target in (operator.getitem, getattr) else None
         place = {"values": 0}.get(which, which)  # type: ignore[call-overload]
+        if which is not None and not user.users:
+            node.graph.erase_node(user)
+            continue
         if isinstance(place, int) and place < len(made):
             user.replace_all_uses_with(made[place].node)
             node.graph.erase_node(user)

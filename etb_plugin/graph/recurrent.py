@@ -56,10 +56,8 @@ def _order(steps: int, backwards: bool) -> range:
 
 def written_out(layer: nn.RNNBase, x: Any, states: Any = None) -> tuple[Any, Any]:
     """Return what `layer` gives for the proxy `x`, in calls of `recurrence`: outputs, and the last states."""
-    if not isinstance(x, fx.Proxy) or states is not None or layer.proj_size:
-        raise UnsupportedLayer(
-            f"layer {type(layer).__name__} is taken from states of zeros that are not given, and without proj_size"
-        )
+    if not isinstance(x, fx.Proxy) or not _are_zeros(states) or layer.proj_size:
+        raise UnsupportedLayer(f"layer {type(layer).__name__} is taken from states of zeros, and without proj_size")
     if not layer.batch_first:
         x = x.transpose(0, 1)
     kind = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}.get(layer.mode, layer.mode.lower())
@@ -77,6 +75,30 @@ def written_out(layer: nn.RNNBase, x: Any, states: Any = None) -> tuple[Any, Any
         x = ways[0] if len(ways) == 1 else torch.cat(ways, 2)
     states = [torch.stack(ends, 1).transpose(0, 1) for ends in last]
     return (x if layer.batch_first else x.transpose(0, 1)), states[0] if kind != "lstm" else tuple(states)
+
+
+def _are_zeros(states: Any) -> bool:
+    """Whether states are none, or what `torch.zeros` and its like made."""
+    if isinstance(states, tuple | list):
+        return all(map(_are_zeros, states))
+    return states is None if not isinstance(states, fx.Proxy) else _is_zeros(states.node)
+
+
+def _is_zeros(node: fx.Node) -> bool:
+    if node.target in _ALIKE and isinstance(node.args[0], fx.Node):
+        return _is_zeros(node.args[0])
+    # By its name: while a network is recorded, torch's own stands behind another.
+    return getattr(node.target, "__name__", node.target) in ("zeros", "zeros_like", "new_zeros")
+
+
+def without_zeros(graph: fx.Graph) -> None:
+    """Take out the zeros that nothing needs: recurrent layers begin with them untold."""
+    for node in reversed(graph.nodes):
+        if not node.users and _is_zeros(node):
+            graph.erase_node(node)
+
+
+_ALIKE = ("to", "type_as", "type", "float", "double", "cuda", "cpu", "detach", "contiguous", "clone", "requires_grad_")
 
 
 def stepped(layer: nn.RNNCellBase, x: Any, state: Any = None) -> Any:

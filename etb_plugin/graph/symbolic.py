@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from etb_plugin.errors import UnsupportedLayer
 from etb_plugin.graph.beside import ReluBeside
-from etb_plugin.graph.recurrent import stepped, written_out
+from etb_plugin.graph.recurrent import stepped, without_zeros, written_out
 
 
 def symbolic(network: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
@@ -26,6 +26,7 @@ def symbolic(network: nn.Module, example: Tensor | None = None) -> fx.GraphModul
     held = set(vars(network))
     with _lengths_recorded(network), _filled_recorded():
         graph = _recorded(network, example)
+        without_zeros(graph)
         found = fx.GraphModule(network, graph, type(network).__name__)
     for name in vars(network).keys() - held:  # constants, which fx puts there
         delattr(network, name)

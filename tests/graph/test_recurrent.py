@@ -141,6 +141,33 @@ def test_what_is_not_taken_is_refused_in_a_line(layer, read, words):
     assert "\n" not in str(refused.value)
 
 
+class Begun(nn.Module):
+    """States of zeros as tutorials write them."""
+
+    def __init__(self, kind, begun):
+        super().__init__()
+        self.layer, self.begun = getattr(nn, kind)(3, 4, 2, batch_first=True), begun
+
+    def forward(self, x):
+        return self.layer(x, self.begun(x))[0][:, -1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "begun"),
+    [
+        ("GRU", lambda x: torch.zeros(2, x.size(0), 4).to(x.device)),
+        ("RNN", lambda x: torch.zeros(2, x.shape[0], 4, device=x.device).requires_grad_().detach()),
+        ("LSTM", lambda x: (x.new_zeros(2, len(x), 4), torch.zeros(2, len(x), 4, dtype=x.dtype))),
+    ],
+)
+def test_states_of_zeros_may_be_given(kind, begun):
+    given, left_out = Begun(kind, begun).eval(), Begun(kind, lambda x: None).eval()
+    left_out.load_state_dict(given.state_dict())
+    box = Box.around(torch.rand(2, 5, 3), 0.1)
+    for name in ("ibp", "crown"):
+        torch.testing.assert_close(bound(name, given, box).lower, bound(name, left_out, box).lower)
+
+
 def test_states_that_are_given_are_refused():
     class Given(nn.Module):
         def __init__(self):

@@ -40,6 +40,12 @@ def image(function, features, **parts):
     return Written(function, a=nn.Conv2d(1, 4, 3), out=nn.Linear(features, 3), **parts), (1, 6, 6)
 
 
+def largest(s, x):
+    h = s.a(x)
+    most, _ = torch.max(h, dim=1, keepdim=True)
+    return s.out(h - most)
+
+
 def weight(*shape):
     return nn.Parameter(torch.randn(*shape))
 
@@ -161,6 +167,14 @@ TAKEN = {
         ),
         4,
     ),
+    "an ensemble, stacked in front of the batch": lambda: dense(
+        lambda s, x: (
+            torch.stack([s.out(f(x)) for f in (s.a, s.b)]).mean(0)
+            + torch.stack([s.a(x), s.b(x)], dim=0).max(dim=0)[0][:, :3]
+            + torch.stack([s.a(x), s.b(x)]).median(0).values[:, :3]
+        )
+    ),
+    "the largest, and places that nothing needs": lambda: dense(largest),
     "layers made as it is called": lambda: image(
         lambda s, x: s.out(nn.Flatten()(nn.MaxPool2d(2, 1)(s.p[:2](s.a(x)))) + nn.Tanh()(s.p[2:](s.a(x)))),
         36,
