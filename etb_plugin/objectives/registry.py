@@ -120,7 +120,7 @@ class Method:
         """Return the objective's loss for `network`, with what the recipe adds to it. Raises as `Objective.prepare`."""
         if self.recipe.robust_weight is not None and getattr(self.objective, "form", "convex") != "convex":
             raise ConfigError(f"method {self.name!r} adds its parts up: it has kappa in place of robust_weight")
-        if not self.pair:
+        if not self.pair and (self.objective.bound is not None or self.recipe.regulariser):
             with evaluating(network):
                 network = bounded_before_logarithm(network, input_shape)
         loss = self.objective.prepare(network, input_shape, classes)
