@@ -279,8 +279,8 @@ def _attention(
     is_causal: bool = False,
 ) -> Any:
     """Return the outputs and, in place of the weights, None."""
-    if not layer.batch_first or key_padding_mask is not None:
-        raise UnsupportedLayer("layer MultiheadAttention is taken with batch_first=True, and without key_padding_mask")
+    if key_padding_mask is not None:
+        raise UnsupportedLayer("layer MultiheadAttention is taken without key_padding_mask")
     if layer.bias_k is not None or layer.add_zero_attn:
         raise UnsupportedLayer("layer MultiheadAttention is taken without add_bias_kv and add_zero_attn")
     size, heads, bias = layer.embed_dim, layer.num_heads, layer.in_proj_bias
@@ -289,11 +289,13 @@ def _attention(
     def projected(x: Any, part: int) -> Any:
         some = slice(part * size, (part + 1) * size)
         weight = separate[part] if layer.in_proj_weight is None else layer.in_proj_weight[some]
+        x = x if layer.batch_first else x.transpose(0, 1)
         return F.linear(x, weight, None if bias is None else bias[some]).unflatten(-1, (heads, -1)).transpose(1, 2)
 
     mask = None if attn_mask is None else _kept(attn_mask)
     found = F.scaled_dot_product_attention(projected(query, 0), projected(key, 1), projected(value, 2), mask)
-    return F.linear(found.transpose(1, 2).flatten(2), layer.out_proj.weight, layer.out_proj.bias), None
+    found = F.linear(found.transpose(1, 2).flatten(2), layer.out_proj.weight, layer.out_proj.bias)
+    return (found if layer.batch_first else found.transpose(0, 1)), None
 
 
 def _kept(mask: Any) -> Any:
@@ -311,10 +313,8 @@ def _encoder_layer(
     src_key_padding_mask: Any = None,
     is_causal: bool = False,
 ) -> Any:
-    if not layer.self_attn.batch_first or src_key_padding_mask is not None:
-        raise UnsupportedLayer(
-            "layer TransformerEncoderLayer is taken with batch_first=True, and without padding masks"
-        )
+    if src_key_padding_mask is not None:
+        raise UnsupportedLayer("layer TransformerEncoderLayer is taken without padding masks")
 
     def attended(y: Any) -> Any:
         return layer.self_attn(y, y, y, attn_mask=src_mask)[0]
@@ -341,11 +341,8 @@ def _decoder_layer(
     tgt_is_causal: bool = False,
     memory_is_causal: bool = False,
 ) -> Any:
-    padded = tgt_key_padding_mask is not None or memory_key_padding_mask is not None
-    if not layer.self_attn.batch_first or padded:
-        raise UnsupportedLayer(
-            "layer TransformerDecoderLayer is taken with batch_first=True, and without padding masks"
-        )
+    if tgt_key_padding_mask is not None or memory_key_padding_mask is not None:
+        raise UnsupportedLayer("layer TransformerDecoderLayer is taken without padding masks")
     parts = (
         (layer.norm1, lambda y: layer.self_attn(y, y, y, attn_mask=tgt_mask)[0]),
         (layer.norm2, lambda y: layer.multihead_attn(y, memory, memory, attn_mask=memory_mask)[0]),

@@ -26,6 +26,7 @@ from etb_plugin.graph.affine import Coherent, Conv, Linear, Scale
 from etb_plugin.graph.composites import composites
 from etb_plugin.graph.decompositions import decomposed
 from etb_plugin.graph.expansions import Value
+from etb_plugin.graph.front import fronted
 from etb_plugin.graph.graph import Graph, Node
 from etb_plugin.graph.layers import CALLS, IN_PLACE, LAYERS, MOVES, SIZES, SPLITS, Operation, ends_in_softmax
 from etb_plugin.graph.symbolic import called, symbolic
@@ -67,10 +68,14 @@ def trace(network: nn.Module, input_shape: torch.Size) -> Graph:
 
 
 def _graph(module: fx.GraphModule, example: Tensor) -> Graph:
-    try:
-        return Builder(module, example).graph()
-    except _MixedBatch:
-        return Builder(unfolded(module, example), example).graph()
+    builder = Builder(module, example)
+    with contextlib.suppress(_MixedBatch):
+        return builder.graph()
+    if builder.second:
+        module = decomposed(fronted(module, example), example)
+        with contextlib.suppress(_MixedBatch):
+            return Builder(module, example).graph()
+    return Builder(unfolded(module, example), example).graph()
 
 
 class _MixedBatch(UnsupportedLayer):
@@ -219,6 +224,8 @@ class Builder:
         except RuntimeError as error:
             why = str(error).partition("\n")[0]
             raise UnsupportedLayer(f"layer {self.name(node)} fails on a batch of {_PROBE_BATCH}: {why}") from error
+        if node.target in ("to", "type_as") and node.args[0] not in self.positions and isinstance(value, Tensor):
+            node.target, node.args = "to", (node.args[0], value.device, value.dtype)  # of the input it takes no more
         inputs = tuple(n for n in node.all_input_nodes if n in self.positions or n in self.several)
         if not inputs:  # a constant, or a size: part of the operations that use it
             if any(n in self.sized for n in node.all_input_nodes) and not self._size_of_features(node):
@@ -239,7 +246,7 @@ class Builder:
         operation = self._operation(node, inputs) if node.target not in MOVES else self._moved(node, inputs)
         if node.target not in MOVES and any(n in self.second for n in inputs):
             if not (operation is None or isinstance(operation, Activation | Linear)):
-                raise UnsupportedLayer(f"layer {self.name(node)} takes a value whose batch is not the first dimension")
+                raise _MixedBatch(f"layer {self.name(node)} takes a value whose batch is not the first dimension")
             self.second.add(node)
         if operation is None:
             self.positions[node] = self.positions[inputs[0]]
@@ -256,11 +263,13 @@ class Builder:
         if node.target not in ("size", operator.getitem) or len(node.args) < 2:
             return False
         source, index = node.args[:2]
-        whole = self.values[source] if isinstance(source, fx.Node) else None
-        dimensions = range(whole.ndim if isinstance(whole, Tensor) else len(whole) if isinstance(whole, tuple) else 0)
-        if isinstance(index, slice):
-            return 0 not in dimensions[index]
-        return isinstance(index, int) and bool(dimensions) and dimensions[index] != 0
+        shape = self.values[source] if isinstance(source, fx.Node) else None
+        if isinstance(shape, Tensor) and node.target == "size":
+            shape = shape.shape
+        if not isinstance(shape, tuple) or not isinstance(index, int | slice):
+            return False
+        asked = range(len(shape))[index]
+        return asked != 0 if isinstance(asked, int) else 0 not in asked
 
     def _tell_sizes(self, node: fx.Node) -> None:
         """Put numbers for the sizes that a call names, all but the batch's: kernels of pooling are read before it."""

@@ -81,7 +81,7 @@ class _Unfolding:
         self.module, self.new = module, fx.Graph()
         self.tracer = fx.proxy.GraphAppendingTracer(self.new)
         self.env: dict[fx.Node, Any] = {}
-        self.layouts = _layouts(module, example)
+        self.layouts = layouts(module, example)
         self.of_input = dependent(module.graph)
 
     def done(self) -> fx.GraphModule:
@@ -160,7 +160,7 @@ class _Call:
         return self.unfolding.tracer.create_proxy(self.node.op, self.node.target, args, kwargs)
 
 
-def _layouts(module: fx.GraphModule, example: Tensor) -> dict[fx.Node, _Layout]:
+def layouts(module: fx.GraphModule, example: Tensor) -> dict[fx.Node, _Layout]:
     """Return how values are laid out, without those whose batch is in none of their dimensions, or in two."""
     more = torch.cat([example, example[:1]])
     found = {}
@@ -443,12 +443,28 @@ def _softmax_layer(call: _Call, x: Any) -> Any:
     return F.softmax(x, call.given.dims(call.layer.dim))
 
 
+ELEMENTWISE = (
+    *(torch.relu, F.relu, "relu", torch.sigmoid, F.sigmoid, "sigmoid", torch.tanh, F.tanh, "tanh", F.gelu, F.silu),
+    *(F.leaky_relu, F.elu, F.softplus, F.hardtanh, F.relu6, F.hardswish, F.mish, torch.exp, "exp", torch.log, "log"),
+    *(torch.sqrt, "sqrt", torch.square, "square", torch.abs, "abs", operator.neg, torch.neg, "neg"),
+    *("contiguous", "clone", torch.clone, "to", "float", "double", F.dropout, torch.clamp, "clamp"),
+)
+"""Calls about each element by itself."""
+ELEMENTWISE_LAYERS = (
+    nn.ReLU | nn.LeakyReLU | nn.Hardtanh | nn.Sigmoid | nn.Tanh | nn.GELU | nn.SiLU | nn.Mish | nn.ELU | nn.Softplus
+    | nn.Hardswish | nn.Hardsigmoid | nn.Identity | nn.modules.dropout._DropoutNd
+)  # fmt: skip
+JOINED = (
+    *(operator.add, torch.add, "add", "add_", operator.iadd, operator.sub, torch.sub, "sub", operator.isub),
+    *(operator.mul, torch.mul, "mul", operator.imul, operator.truediv, torch.div, "div", torch.maximum, torch.minimum),
+    *(operator.pow, torch.pow, "pow", torch.masked_fill, "masked_fill"),
+)
+"""Arithmetic of values."""
 _LARGEST_BY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _MEANS_BY = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 _LAYERS: dict[Any, Callable[..., Any]] = {
     nn.Linear | nn.LayerNorm | nn.RMSNorm: _last,
-    nn.ReLU | nn.LeakyReLU | nn.Hardtanh | nn.Sigmoid | nn.Tanh | nn.GELU | nn.SiLU | nn.Mish | nn.ELU: _elementwise,
-    nn.Softplus | nn.Hardswish | nn.Hardsigmoid | nn.Identity | nn.modules.dropout._DropoutNd: _elementwise,
+    ELEMENTWISE_LAYERS: _elementwise,
     nn.Flatten | nn.Unflatten: _reshaped,
     nn.Conv1d | nn.Conv2d: _conv_layer,
     nn.modules.batchnorm._BatchNorm: _batch_norm,
@@ -461,17 +477,9 @@ _LAYERS: dict[Any, Callable[..., Any]] = {
     nn.Softmax: _softmax_layer,
 }
 _FORMS: dict[Any, Callable[..., Any]] = {
-    **dict.fromkeys([torch.relu, F.relu, "relu", torch.sigmoid, F.sigmoid, "sigmoid", torch.tanh], _elementwise),
-    **dict.fromkeys([F.tanh, "tanh", F.gelu, F.silu, F.leaky_relu, F.elu, F.softplus, F.hardtanh], _elementwise),
-    **dict.fromkeys([F.relu6, F.hardswish, F.mish, torch.exp, "exp", torch.log, "log"], _elementwise),
-    **dict.fromkeys([torch.sqrt, "sqrt", torch.square, "square", torch.abs, "abs"], _elementwise),
-    **dict.fromkeys([operator.neg, torch.neg, "neg", "contiguous", "clone", torch.clone], _elementwise),
-    **dict.fromkeys(["to", "float", "double", F.dropout, torch.clamp, "clamp"], _elementwise),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys([F.linear, F.layer_norm, F.pad, F.scaled_dot_product_attention], _last),
-    **dict.fromkeys([operator.add, torch.add, "add", "add_", operator.iadd], _joined),
-    **dict.fromkeys([operator.sub, torch.sub, "sub", operator.mul, torch.mul, "mul", operator.isub], _joined),
-    **dict.fromkeys([operator.truediv, torch.div, "div", operator.imul, torch.maximum, torch.minimum], _joined),
-    **dict.fromkeys([operator.pow, torch.pow, "pow", torch.masked_fill, "masked_fill"], _joined),
+    **dict.fromkeys(JOINED, _joined),
     **dict.fromkeys([torch.matmul, operator.matmul, "matmul", torch.bmm, "bmm"], _multiplied),
     **dict.fromkeys([torch.reshape, "reshape", "view", torch.flatten, "flatten", "unflatten", "view_as"], _reshaped),
     **dict.fromkeys([torch.unflatten, "reshape_as", torch.squeeze, "squeeze", torch.unsqueeze], _reshaped),

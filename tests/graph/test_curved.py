@@ -150,6 +150,11 @@ def attended(s, x, by):
     return x + by(*heads(s, x)).transpose(1, 2).flatten(2)
 
 
+def behind(call):
+    """Return a call of tokens by one of them with the tokens in front of the batch."""
+    return lambda s, x: call(s, x.transpose(0, 1)).transpose(0, 1)
+
+
 def attended_in_one(s, x, parts):
     q, k, v = parts
     return x + ((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).flatten(2)
@@ -185,6 +190,17 @@ TAKEN = {
     "broadcast": lambda: Written(lambda s, x: s.out(s.a(x).sum(1, keepdim=True) * s.b(x))),
     "along tokens": lambda: tokens(lambda s, x: x * x.softmax(1)),
     "matmul": lambda: tokens(lambda s, x: attended(s, x, lambda q, k, v: (q @ k.mT).softmax(-1) @ v), **projections()),
+    "multi-head, the batch behind": lambda: tokens(
+        behind(lambda s, x: s.n(x + s.m(x, x, x)[0])), m=nn.MultiheadAttention(6, 2), n=nn.LayerNorm(6)
+    ),
+    "encoder, the batch behind": lambda: tokens(
+        behind(lambda s, x: s.e(x * 2 + s.places[: x.size(0)]).mean(0, keepdim=True)),
+        e=nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 8), 1, nn.LayerNorm(6), enable_nested_tensor=False),
+        places=nn.Parameter(torch.randn(7, 1, 6)),
+    ),
+    "decoder, the batch behind": lambda: tokens(
+        behind(lambda s, x: s.d(x, x.tanh()).amax(dim=0, keepdim=True)), d=nn.TransformerDecoderLayer(6, 2, 8)
+    ),
     "heads in front of the batch": lambda: tokens(
         lambda s, x: attended_in_one(s, x, s.qkv(x).reshape(len(x), 4, 3, 2, 3).permute(2, 0, 3, 1, 4).unbind(0)),
         qkv=nn.Linear(6, 18),
@@ -338,7 +354,7 @@ REFUSED = {
         "layer MultiheadAttention is taken without add_bias_kv and add_zero_attn",
     ),
     "the batch second": (
-        lambda: tokens(lambda s, x: s.m(x, x, x)[0], m=nn.MultiheadAttention(6, 2)), "is taken with batch_first=True"
+        lambda: tokens(lambda s, x: s.m(x, x, x)[0], m=nn.MultiheadAttention(6, 2)), "mixes the batch"
     ),
     "random attention": (
         lambda: tokens(lambda s, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)), "is taken without dropout"

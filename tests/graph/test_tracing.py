@@ -175,6 +175,13 @@ TAKEN = {
         )
     ),
     "the largest, and places that nothing needs": lambda: dense(largest),
+    "coordinates, put where the input is": lambda: image(
+        lambda s, x: s.out(
+            torch.cat([s.a(x), s.grid[:, : x.size(2) - 2].to(x).unsqueeze(0).repeat(len(x), 1, 1, 1)], 1).flatten(1)
+        ),
+        96,
+        grid=torch.rand(2, 6, 4),
+    ),
     "layers made as it is called": lambda: image(
         lambda s, x: s.out(nn.Flatten()(nn.MaxPool2d(2, 1)(s.p[:2](s.a(x)))) + nn.Tanh()(s.p[2:](s.a(x)))),
         36,
