@@ -215,7 +215,6 @@ JUMPS = {
 }  # fmt: skip
 CORPUS |= CHOSEN | JAX | SUMMED | LATER | JUMPS
 REFUSED = {
-    "places of the largest": ([("TopK", "x k", "v j", {}), ("Gather", "c j", "y", {})], {"k": i(3), "c": f(6)}, FLAT, 13),
     "conditions joined": ([("Greater", "x c", "0", {}), ("Less", "x d", "1", {}), ("And", "0 1", "2", {}), ("Where", "2 d x", "y", {})], {"c": f(1, 6), "d": f(1, 6)}, FLAT, 13),
     "one of two conditions": ([("Greater", "x c", "0", {}), ("Less", "x d", "1", {}), ("Or", "0 1", "2", {}), ("Cast", "2", "y", {"to": 1})], {"c": f(1, 6), "d": f(1, 6)}, FLAT, 13),
 }  # fmt: skip
@@ -399,6 +398,12 @@ def test_what_is_not_taken_is_refused_in_a_line(tmp_path, node, words):
     with pytest.raises(UnsupportedLayer, match=words) as refused:
         read_onnx(file)
     assert "\n" not in str(refused.value)
+
+
+def test_places_of_the_largest_are_refused_where_something_takes_them(tmp_path):
+    nodes = [("TopK", "x k", "v j", {}), ("Gather", "c j", "y", {})]
+    with pytest.raises(UnsupportedLayer, match=r"operation 'v' \(TopK\): its output 'j' is not taken"):
+        read_onnx(written(tmp_path / "n.onnx", nodes, {"k": i(3), "c": f(6)}, FLAT))
 
 
 class Steps(nn.Module):
