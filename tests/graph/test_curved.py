@@ -369,6 +369,23 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_bounds_with_the_batch_behind_are_those_with_it_in_front(norm_first: bool) -> None:
+    def encoder(first: bool) -> nn.Module:
+        layer = nn.TransformerEncoderLayer(6, 2, 8, norm_first=norm_first, batch_first=first)
+        return nn.TransformerEncoder(layer, 2, nn.LayerNorm(6), enable_nested_tensor=False)
+
+    places = torch.rand(7, 1, 6)
+    front = tokens(lambda s, x: s.e(x + places[:4].transpose(0, 1)), e=encoder(True))
+    back = tokens(behind(lambda s, x: s.e(x + places[: x.shape[0]])), e=encoder(False))
+    back.load_state_dict(front.state_dict())
+    box = Box.around(torch.rand(2, 24), 0.02)
+    for name in ("ibp", "crown-ibp", "crown", "expected"):
+        got, want = (bound(name, network.eval(), box) for network in (back, front))
+        torch.testing.assert_close(got.lower, want.lower)
+        torch.testing.assert_close(got.upper, want.upper)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_taken_is_refused_in_a_line(name: str) -> None:
     make, words = REFUSED[name]
