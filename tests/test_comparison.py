@@ -316,6 +316,7 @@ def test_verification_fills_its_own_column(tmp_path):
     assert Comparison(read_experiment(path, flags)).run(Log()) == [result]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_done_as_the_run_is_stopped_ends_with_it(tmp_path, monkeypatch):
     """Its answer is never read, and it waited for another task, for a minute, until it was killed."""
     killed, kill = [], multiprocessing.process.BaseProcess.kill

@@ -102,9 +102,8 @@ def test_a_worker_that_dies_is_replaced_and_a_second_comparison_is_refused_meanw
     assert figures(run) == figures(folder / "whole")
 
 
-@pytest.mark.parametrize(
-    "how", ["SIGTERM to the command", pytest.param("Ctrl-C to all of its processes", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGTERM to the command", "Ctrl-C to all of its processes"])
 def test_workers_stop_with_a_checkpoint_and_go_on(folder, how):
     run = folder / how.split()[0]
     with begun(folder, "--out", run.name, "--workers", "2") as process:

@@ -57,7 +57,7 @@ def test_a_property_is_answered_by_its_verdict_alone(said):
         pytest.param(("compare", "--methods", "nominal,ibp", *QUICK, "--out", "both"), marks=pytest.mark.slow),
         ("verify", "mine", "--images", "0:4", "--time-limit", "2"),
         pytest.param(("study",), marks=pytest.mark.slow),
-        ("models",),
+        pytest.param(("models",), marks=pytest.mark.slow),
         ("methods", "crown"),
     ],
     ids=lambda value: value[0],

@@ -41,7 +41,8 @@ def check(rows, kind):
             assert all(text.count("\n") <= 3 for text in errors), row
 
 
-@pytest.mark.parametrize(("kind", "stride"), [("kill", 151), pytest.param("full", 160, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "stride"), [("kill", 151), ("full", 160)])
 def test_a_fault_at_some_file_operations_loses_nothing(tmp_path, kind, stride):
     check(struck(tmp_path, kind, stride), kind)
 

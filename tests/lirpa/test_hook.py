@@ -132,7 +132,13 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(order, marks=[pytest.mark.slow] * (order in ("looked for first", "from within")))
+        for order in ORDERS
+    ],
+)
 def test_the_method_is_there_in_whichever_order_both_are_imported(order):
     code = ORDERS[order].format(compat=compat.__file__) + (
         "import torch\nfrom torch import nn\n"

@@ -202,7 +202,9 @@ def test_a_resumed_run_equals_an_unbroken_one_to_the_last_bit(digits, name, tmp_
 
 
 @pytest.mark.parametrize("name", ["ibp", "pgd", "dual-projected"])
-@pytest.mark.parametrize("steps", [(1,), (3,), (4, 5, 8, 15), (6, 7)])
+@pytest.mark.parametrize(
+    "steps", [(3,), (6, 7), *(pytest.param(s, marks=pytest.mark.slow) for s in ((1,), (4, 5, 8, 15)))]
+)
 def test_a_run_stopped_between_batches_goes_on_to_the_same_bits(digits, name, steps, tmp_path, monkeypatch):
     """Four batches an epoch; stops in the middle and at ends of epochs, and several times."""
     monkeypatch.setattr("etb_plugin.training.loop._WATCH_EVERY", 0.0)
