@@ -7,6 +7,7 @@ gives is moved. Where the batch is, is seen in two runs, of batches of two sizes
 import operator
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -157,11 +158,23 @@ def _along(name: str, call: _Call, *args: Any, **kwargs: Any) -> Any:
     return call.again(*args, **kwargs | {name: dims})
 
 
+def _reshaped(call: _Call, x: Any, *_: Any, **__: Any) -> Any:
+    """What keeps the batch a dimension of its own."""
+    shape, place = call.shapes[call.behind[0]]
+    made, stays = call.shapes.get(call.node, (shape, None))
+    if stays is None or prod(made[:stays]) != prod(shape[:place]):
+        raise _NotTaken
+    return x.reshape(-1, *made[:stays], *made[stays + 1 :])
+
+
 _FORMS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys([*ELEMENTWISE, F.linear, F.layer_norm], _last),
     **dict.fromkeys(JOINED, _joined),
     **dict.fromkeys(
         [torch.softmax, F.softmax, "softmax", torch.mean, "mean", torch.sum, "sum"], partial(_along, "dim")
+    ),
+    **dict.fromkeys(
+        [torch.reshape, "reshape", "view", torch.flatten, "flatten", torch.unflatten, "unflatten"], _reshaped
     ),
     **dict.fromkeys([torch.amax, "amax", torch.amin, "amin"], partial(_along, "dim")),
 }

@@ -263,13 +263,17 @@ class Builder:
         if node.target not in ("size", operator.getitem) or len(node.args) < 2:
             return False
         source, index = node.args[:2]
-        shape = self.values[source] if isinstance(source, fx.Node) else None
-        if isinstance(shape, Tensor) and node.target == "size":
-            shape = shape.shape
-        if not isinstance(shape, tuple) or not isinstance(index, int | slice):
+        if not isinstance(source, fx.Node) or not isinstance(index, int | slice):
             return False
-        asked = range(len(shape))[index]
-        return asked != 0 if isinstance(asked, int) else 0 not in asked
+        value, shape = source, self.values[source]
+        if node.target == "size":
+            shape = shape.shape
+        elif isinstance(shape, tuple) and source.all_input_nodes:
+            value = source.all_input_nodes[0]
+        else:
+            return False
+        asked, batch = range(len(shape))[index], int(value in self.second)
+        return asked != batch if isinstance(asked, int) else batch not in asked
 
     def _tell_sizes(self, node: fx.Node) -> None:
         """Put numbers for the sizes that a call names, all but the batch's: kernels of pooling are read before it."""

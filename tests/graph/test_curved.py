@@ -198,6 +198,12 @@ TAKEN = {
         e=nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 8), 1, nn.LayerNorm(6), enable_nested_tensor=False),
         places=nn.Parameter(torch.randn(7, 1, 6)),
     ),
+    "sizes, the batch behind": lambda: tokens(
+        behind(
+            lambda s, x: s.m(x, x, x)[0].reshape(x.size(0), x.size(1), -1, 2).flatten(2) + x.view(4, x.shape[1], 6)
+        ),
+        m=nn.MultiheadAttention(6, 2),
+    ),
     "decoder, the batch behind": lambda: tokens(
         behind(lambda s, x: s.d(x, x.tanh()).amax(dim=0, keepdim=True)), d=nn.TransformerDecoderLayer(6, 2, 8)
     ),
