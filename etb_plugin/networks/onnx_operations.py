@@ -271,8 +271,8 @@ def _fold(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
     """A function of two operands, or of several one after the other."""
 
     def make(call: Call) -> Results:
-        first, *others = call.operands
         like = _like(call)
+        first, *others = (_fitting(like, operand) for operand in call.operands)
         for other in others:
             first = call.builder.run(function, first, other).like(like)
         assert first is not None
@@ -283,15 +283,26 @@ def _fold(function: Callable[..., Tensor]) -> Callable[[Call], Results]:
 
 def _like(call: Call) -> Value:
     """Return an operand of an elementwise operation that has the batch where all have it: what is not constant has one
-    rank there, and constants are of the dimensions behind it."""
+    rank there, and constants do not differ along it."""
     values = [operand for operand in call.operands if isinstance(operand, Value)]
     like = max(values, key=lambda value: (value.merged, value.batch, value.probe.ndim))
     if not like.plain:
         alike = all((v.batch, v.merged, v.probe.ndim) == (like.batch, like.merged, like.probe.ndim) for v in values)
-        behind = like.filed.ndim - 1 - like.batch
-        if not alike or any(isinstance(o, Tensor) and o.ndim > behind for o in call.operands):
+        if not alike or any(_fitting(like, operand) is None for operand in call.operands):
             call.refuse_moved(values)
     return like
+
+
+def _fitting(like: Value, operand: Operand | None) -> Operand | None:
+    """Return an operand as the node of `like` has it: constants that reach to the batch's dimension with that in front.
+    None for a constant that cannot be had there."""
+    rank = like.filed.ndim
+    if not isinstance(operand, Tensor) or like.plain or operand.ndim < rank - like.batch:
+        return operand
+    whole = operand.reshape(*[1] * (rank - operand.ndim), *operand.shape)
+    return (
+        None if any(like.merged) or whole.ndim > rank or whole.shape[like.batch] != 1 else whole.movedim(like.batch, 0)
+    )
 
 
 def _limit(function: Callable[..., Tensor], side: str) -> Callable[[Call], Results]:
@@ -361,7 +372,7 @@ def _matmul(call: Call) -> Results:
     like = _like(call)
     if like.batch >= like.filed.ndim - 2 > 0:
         call.refuse_moved(like)
-    return call.builder.run(torch.matmul, *call.operands).like(like)
+    return call.builder.run(torch.matmul, *(_fitting(like, operand) for operand in call.operands)).like(like)
 
 
 def _pads(call: Call, kernel: Sequence[int], size: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -484,9 +495,13 @@ def _layer_norm(call: Call) -> Results:
     scale, shift = call.constant(1), call.constant(2)
     if scale is None or call.outputs > 1:
         raise call.refused("needs a constant scale, and gives no statistics")
-    shape = call.x.probe.shape[call.axis(call.get("axis", -1)) :]
+    x, axis = call.first, call.get("axis", -1)
+    dimension = _of_features(call, x, axis)
+    if axis % x.filed.ndim < x.batch:
+        call.refuse_moved(x)
+    shape = x.probe.shape[dimension:]
     terms = [None if term is None else term.expand(shape) for term in (scale, shift)]
-    return call.run(F.layer_norm, call.x, tuple(shape), terms[0], terms[1], call.get("epsilon", 1e-5))
+    return call.run_at(x.batch, F.layer_norm, x, tuple(shape), terms[0], terms[1], call.get("epsilon", 1e-5))
 
 
 def _group_norm(call: Call) -> Results:
@@ -538,13 +553,14 @@ def _max_pool(call: Call) -> Results:
 
 
 def _along(call: Call) -> tuple[list[int], bool]:
-    """Return the axes that a reduction works along, all but the batch's where none are named, and whether they stay."""
-    axes = call.numbers(1, "axes")
+    """Return the dimensions of its value's node that a reduction works along, all but the batch's where none are named,
+    and whether they stay."""
+    axes, x = call.numbers(1, "axes"), call.first
     if not axes:
         if axes is not None and call.get("noop_with_empty_axes", 0):
             return [], True
-        axes = list(range(call.x.probe.ndim))
-    return [call.axis(int(axis)) for axis in axes], bool(call.get("keepdims", 1))
+        axes = list(range(x.filed.ndim))
+    return [_of_features(call, x, int(axis)) for axis in axes], bool(call.get("keepdims", 1))
 
 
 def _reduced(
@@ -556,9 +572,11 @@ def _reduced(
 
     def make(call: Call) -> Results:
         axes, keep = _along(call)
-        x = call.x if before is None else call.run(before, call.x)
-        x = call.run(function, x, axes, keepdim=keep) if axes else x
-        return x if after is None else call.run(after, x)
+        x = call.first
+        batch = x.batch if keep else x.batch - sum(axis <= x.batch for axis in axes)  # the node has the batch first
+        x = x if before is None else call.run_at(x.batch, before, x)
+        x = call.run_at(batch, function, x, axes, keepdim=keep) if axes else x
+        return x if after is None else call.run_at(batch, after, x)
 
     return make
 

@@ -521,9 +521,11 @@ TIMED = {
     "states by step and way": of_recurrent("GRU", 3, ("Transpose", "h", "0", {"perm": [0, 2, 1, 3]}), ("Reshape", "0 s", "1", {}), ("Transpose", "1", "2", {"perm": [1, 0, 2]}), ("Flatten", "2", "y", {}), direction="bidirectional", linear_before_reset=1),
     "backwards, the last state": of_recurrent("RNN", 1, ("Squeeze", "l a", "y", {}), outputs=" l", direction="reverse", activations=["Relu"]),
     "a step of all": of_recurrent("RNN", 1, ("Squeeze", "h a1", "0", {}), ("Gather", "0 k", "1", {"axis": 0}), ("Relu", "1", "y", {})),
+    "shifted, normalized and averaged": (*of_recurrent("RNN", 1, ("Squeeze", "h a1", "0", {}), ("Add", "0 shift", "1", {}), ("LayerNormalization", "1 c", "2", {}), ("ReduceMean", "2", "3", {"axes": [0], "keepdims": 0}), ("Relu", "3", "y", {}))[:3], 17),
+    "the largest, kept, and scaled by step": of_recurrent("GRU", 3, ("Squeeze", "h a1", "0", {}), ("Mul", "shift 0", "1", {}), ("ReduceMax", "1", "2", {"axes": [0]}), ("Transpose", "2", "3", {"perm": [1, 0, 2]}), ("Flatten", "3", "y", {}), linear_before_reset=1),
     "steps cut, scaled and split": of_recurrent("LSTM", 4, ("Squeeze", "h a1", "0", {}), ("Slice", "0 one three a", "1", {}), ("Mul", "1 c", "2", {}), ("Split", "2", "3 4", {"axis": 0}), ("Concat", "4 3", "5", {"axis": 0}), ("MatMul", "5 m", "6", {}), ("Transpose", "6", "7", {"perm": [1, 2, 0]}), ("Flatten", "7", "y", {})),
 }  # fmt: skip
-EXTRA = {"k": np.int64(-2), "one": i(1), "three": i(3), "c": f(2), "m": f(2, 3), "s": i(0, 0, 4)}
+EXTRA = {"shift": f(4, 1, 1), "k": np.int64(-2), "one": i(1), "three": i(3), "c": f(2), "m": f(2, 3), "s": i(0, 0, 4)}
 
 
 @pytest.mark.parametrize("name", TIMED)
@@ -541,7 +543,8 @@ def test_values_whose_batch_comes_second_are_read(name, tmp_path):
     [
         ([("Flatten", "h", "y", {})], {}, "takes a value whose batch is dimension 2; it has to be the first"),
         ([("Squeeze", "h a1", "0", {}), ("Reshape", "0 r", "y", {})], {}, "must return one tensor of outputs"),
-        ([("Squeeze", "h a1", "0", {}), ("ReduceSum", "0 a", "y", {})], {}, "batch is dimension 1"),
+        ([("Squeeze", "h a1", "0", {}), ("ReduceSum", "0 a", "y", {})], {}, "must return one tensor of outputs"),
+        ([("Squeeze", "h a1", "0", {}), ("ReduceSum", "0 a1", "y", {})], {}, "works along the batch"),
         ([("Flatten", "h", "y", {})], {"activations": ["Relu", "Tanh", "Tanh"]}, "other activations than torch's"),
         ([("Flatten", "h", "y", {})], {"clip": 1.0}, "other activations than torch's"),
     ],
