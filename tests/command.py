@@ -35,9 +35,9 @@ def etb(
     return _forked(command, cwd, timeout)
 
 
-def python(script: Path, *, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def python(script: Path, *arguments: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run a script in a folder."""
-    return _forked([sys.executable, str(script)], cwd, timeout)
+    return _forked([sys.executable, str(script), *arguments], cwd, timeout)
 
 
 def _forked(command: Sequence[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:

@@ -65,7 +65,7 @@ def test_crown_is_auto_lirpas_on_the_other_networks(network):
 
 
 @pytest.mark.lirpa
-@pytest.mark.parametrize("network", FULL)
+@pytest.mark.parametrize("network", [pytest.param(n, marks=[pytest.mark.slow] * (n == "wk-small")) for n in FULL])
 def test_alpha_crown_is_no_looser_than_auto_lirpas_at_as_many_steps(network):
     if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14):
         with pytest.raises(ConfigError, match="turns auto_LiRPA's alpha-CROWN into CROWN"):

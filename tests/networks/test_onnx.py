@@ -453,7 +453,7 @@ READ = {
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("read", READ)
-@pytest.mark.parametrize("batch", ["fixed", "free"])
+@pytest.mark.parametrize("batch", ["free", pytest.param("fixed", marks=pytest.mark.slow)])
 def test_recurrent_layers_that_torch_exports_are_read(kind, read, batch, tmp_path):
     torch.manual_seed(0)
     options, taken = READ[read]

@@ -2,16 +2,15 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.command import python
 
 ROOT = Path(__file__).parents[2]
 
 
 def checked(root):
-    command = [sys.executable, "-W", "ignore", "compare/page.py", "--check"]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    return python(root / "compare/page.py", "--check", cwd=root)
 
 
 def test_the_page_of_results_is_what_the_files_say(tmp_path):
