@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from etb_plugin.graph.symbolic import CALLED, dependent, shapes
+from etb_plugin.graph.symbolic import CALLED, argument, dependent, shapes
 
 _MOST_SORTED = 32
 """Elements that are sorted: the network of comparisons has half as many squared."""
@@ -50,11 +50,10 @@ def decomposed(module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
 
 def _stack_behind(graph: fx.Graph) -> None:
     """Where values are stacked in front of the batch to be averaged, added up, ..., as of an ensemble, put the new
-    dimension last."""
+    dimension last. Not `front`'s: as many values as the builder's probe has examples would pass for its batch."""
     for node in graph.nodes:
-        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        if node.target is torch.stack and dim == 0 and all(map(_reduces_first, node.users)):
-            node.args, node.kwargs = (node.kwargs.get("tensors", node.args[0] if node.args else None), -1), {}
+        if node.target is torch.stack and argument(node, 1, "dim", 0) == 0 and all(map(_reduces_first, node.users)):
+            node.args, node.kwargs = (argument(node, 0, "tensors", None), -1), {}
             for user in list(node.users):
                 by_name = "dim" in user.kwargs
                 user.args = user.args if by_name else (user.args[0], -1, *user.args[2:])
@@ -62,8 +61,7 @@ def _stack_behind(graph: fx.Graph) -> None:
 
 
 def _reduces_first(node: fx.Node) -> bool:
-    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    kept = node.kwargs.get("keepdim", len(node.args) > 2)
+    dim, kept = argument(node, 1, "dim", None), node.kwargs.get("keepdim", len(node.args) > 2)
     return node.op in CALLED and node.target in _REDUCTIONS and dim in (0, (0,), [0]) and not kept
 
 

@@ -4,6 +4,7 @@ A call that has a form here is written for the batch in front; any other gets it
 gives is moved. Where the batch is, is seen in two runs, of batches of two sizes.
 """
 
+import contextlib
 import operator
 from collections.abc import Callable
 from functools import partial
@@ -14,20 +15,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from etb_plugin.graph.unfolding import ELEMENTWISE, ELEMENTWISE_LAYERS, JOINED, layouts
-
-
-class _NotTaken(Exception):
-    """Of a call with values or arguments that its form does not take."""
+from etb_plugin.graph.unfolding import ELEMENTWISE, ELEMENTWISE_LAYERS, JOINED, NotTaken, layouts
 
 
 def fronted(module: fx.GraphModule, example: Tensor) -> fx.GraphModule:
     """Return a network that computes what `module` does, of values whose batch is in front where there is a form;
     `example` is a batch of inputs."""
-    new = fx.Graph()
-    tracer = fx.proxy.GraphAppendingTracer(new)
     known = layouts(module, example)
     shapes = {node: (layout.shape, layout.place) for node, layout in known.items() if not layout.folded}
+    new = fx.Graph()
+    tracer = fx.proxy.GraphAppendingTracer(new)
     env: dict[fx.Node, Any] = {}
     for node in module.graph.nodes:
         env[node] = _Call(module, node, shapes, env, tracer).done()
@@ -51,7 +48,6 @@ class _Call:
     ) -> None:
         self.module, self.node, self.shapes, self.env, self.tracer = module, node, shapes, env, tracer
         self.behind = [n for n in node.all_input_nodes if self.place(n)]
-        self.first = self.behind[0] if self.behind else None
 
     def place(self, node: fx.Node) -> int:
         return (self.shapes[node][1] or 0) if node in self.shapes else 0
@@ -59,8 +55,7 @@ class _Call:
     @property
     def given(self) -> tuple[int, int]:
         """The number of dimensions of the first value whose batch is behind, and which that is."""
-        assert self.first is not None
-        return len(self.shapes[self.first][0]), self.place(self.first)
+        return len(self.shapes[self.behind[0]][0]), self.place(self.behind[0])
 
     def done(self) -> Any:
         """Return the node that stands for the call's value."""
@@ -78,21 +73,19 @@ class _Call:
         if node.op == "call_module":
             layer = self.module.get_submodule(str(node.target))
             form = _last if isinstance(layer, ELEMENTWISE_LAYERS | nn.Linear | nn.LayerNorm | nn.RMSNorm) else None
-        if form is not None and self.first is not None:
-            try:
-                given: Any = fx.map_arg((node.args, node.kwargs), self.proxy)
+        if form is not None and self.behind:
+            given: Any = fx.map_arg((node.args, node.kwargs), self.proxy)
+            with contextlib.suppress(NotTaken):
                 return form(self, *given[0], **given[1]).node
-            except _NotTaken:
-                pass
         copied = self.tracer.graph.node_copy(node, self.as_it_stood)
         place = self.place(node)
         return fx.Proxy(copied, self.tracer).movedim(place, 0).node if place else copied
 
     def sizes(self) -> tuple[Any, ...]:
         """Return the shape of the value as it stood: numbers, and a node for the batch's size."""
-        assert self.first is not None
-        shape, place = self.shapes[self.first][0], self.place(self.first)
-        batch = self.proxy(self.first).size(0).node
+        (value, *_) = self.behind
+        shape, place = self.shapes[value][0], self.place(value)
+        batch = self.proxy(value).size(0).node
         return (*shape[:place], batch, *shape[place + 1 :])
 
     def as_it_stood(self, node: fx.Node) -> Any:
@@ -111,7 +104,7 @@ class _Call:
         rank, place = self.given
         dim %= rank
         if dim == place:
-            raise _NotTaken
+            raise NotTaken
         return dim + (dim < place)
 
 
@@ -122,7 +115,7 @@ def _last(call: _Call, *args: Any, **kwargs: Any) -> Any:
     """What is about the last dimension alone, or about each element by itself."""
     rank, place = call.given
     if len(call.behind) > 1 or place == rank - 1:
-        raise _NotTaken
+        raise NotTaken
     return call.again(*args, **kwargs)
 
 
@@ -136,10 +129,10 @@ def _joined(call: _Call, *args: Any, **kwargs: Any) -> Any:
         shape, own = call.shapes[node]
         if own is not None:
             if (len(shape), own) != call.given:
-                raise _NotTaken
+                raise NotTaken
             return value
         if len(shape) > rank:
-            raise _NotTaken
+            raise NotTaken
         for _ in range(rank - len(shape)) if len(shape) >= rank - place else ():
             value = value.unsqueeze(0)
         return value.movedim(place, 0) if len(shape) >= rank - place else value
@@ -151,7 +144,7 @@ def _along(name: str, call: _Call, *args: Any, **kwargs: Any) -> Any:
     """What works along dimensions that its second argument, or one that is called `name`, says."""
     given = args[1] if len(args) > 1 else kwargs.get(name)
     if len(call.behind) > 1 or not isinstance(given, int | tuple | list):
-        raise _NotTaken
+        raise NotTaken
     dims = call.dim(given) if isinstance(given, int) else [call.dim(d) for d in given]
     if len(args) > 1:
         return call.again(args[0], dims, *args[2:], **kwargs)
@@ -163,7 +156,7 @@ def _reshaped(call: _Call, x: Any, *_: Any, **__: Any) -> Any:
     shape, place = call.shapes[call.behind[0]]
     made, stays = call.shapes.get(call.node, (shape, None))
     if stays is None or prod(made[:stays]) != prod(shape[:place]):
-        raise _NotTaken
+        raise NotTaken
     return x.reshape(-1, *made[:stays], *made[stays + 1 :])
 
 
@@ -171,10 +164,13 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys([*ELEMENTWISE, F.linear, F.layer_norm], _last),
     **dict.fromkeys(JOINED, _joined),
     **dict.fromkeys(
-        [torch.softmax, F.softmax, "softmax", torch.mean, "mean", torch.sum, "sum"], partial(_along, "dim")
+        [
+            *(torch.softmax, F.softmax, "softmax", torch.mean, "mean", torch.sum, "sum"),
+            *(torch.amax, "amax", torch.amin, "amin"),
+        ],
+        partial(_along, "dim"),
     ),
     **dict.fromkeys(
         [torch.reshape, "reshape", "view", torch.flatten, "flatten", torch.unflatten, "unflatten"], _reshaped
     ),
-    **dict.fromkeys([torch.amax, "amax", torch.amin, "amin"], partial(_along, "dim")),
 }

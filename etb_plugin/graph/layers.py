@@ -43,16 +43,13 @@ from etb_plugin.graph.smooth import (
     elu,
     softplus,
 )
+from etb_plugin.graph.symbolic import argument
 from etb_plugin.graph.waves import COS, SIN
 
 if TYPE_CHECKING:  # a builder asks these tables
     from etb_plugin.graph.tracing import Builder
 
 Operation = Affine | Activation
-
-
-def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
-    return node.kwargs.get(name, node.args[place] if len(node.args) > place else default)
 
 
 def _spread(value: Any, dimensions: int) -> tuple[int, ...]:
@@ -117,7 +114,7 @@ def _keep(builder: "Builder", node: fx.Node, _: Any) -> None:
 
 
 def _dropout(builder: "Builder", node: fx.Node, _: Any) -> None:
-    if _argument(node, 2, "training", True):
+    if argument(node, 2, "training", True):
         raise UnsupportedLayer(f"layer {builder.name(node)} is random; pass training=False, or trace in eval mode")
 
 
@@ -147,9 +144,9 @@ def _average(builder: "Builder", node: fx.Node, layer: Any) -> Affine:
 
 
 def _average_call(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
-    kernel, stride = _argument(node, 1, "kernel_size", None), _argument(node, 2, "stride", None)
-    padding, counted = _argument(node, 3, "padding", 0), _argument(node, 5, "count_include_pad", True)
-    return _averaged(builder, node, kernel, stride, padding, counted, _argument(node, 6, "divisor_override", None))
+    kernel, stride = argument(node, 1, "kernel_size", None), argument(node, 2, "stride", None)
+    padding, counted = argument(node, 3, "padding", 0), argument(node, 5, "count_include_pad", True)
+    return _averaged(builder, node, kernel, stride, padding, counted, argument(node, 6, "divisor_override", None))
 
 
 def _averaged(
@@ -180,8 +177,8 @@ def _max_pool(builder: "Builder", node: fx.Node, layer: Any) -> int:
 
 
 def _max_pool_call(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
-    kernel, stride = _argument(node, 1, "kernel_size", None), _argument(node, 2, "stride", None)
-    padding, dilation = _argument(node, 3, "padding", 0), _argument(node, 4, "dilation", 1)
+    kernel, stride = argument(node, 1, "kernel_size", None), argument(node, 2, "stride", None)
+    padding, dilation = argument(node, 3, "padding", 0), argument(node, 4, "dilation", 1)
     return _pooled(builder, node, inputs[0], kernel, stride, padding, dilation)
 
 
@@ -287,7 +284,7 @@ def _constant_like(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...
 def _chosen(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
     """A choice by a constant condition. One by values is a known function (`composites`), or else a sum of a value and
     of what the other one is more, times the condition."""
-    condition = _argument(node, *((0, "condition") if node.target is torch.where else (1, "mask")), None)
+    condition = argument(node, *((0, "condition") if node.target is torch.where else (1, "mask")), None)
     if condition in builder.positions:
         return _chosen_by_values(builder, node, condition)
     if bool(builder.values[node].isfinite().all()):
@@ -302,9 +299,9 @@ def _chosen(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> A
 def _chosen_by_values(builder: "Builder", node: fx.Node, condition: fx.Node) -> int:
     steps, shape = Steps(builder, node), builder.features(node)
     if node.target is torch.where:
-        taken, other = _argument(node, 1, "input", None), _argument(node, 2, "other", None)
+        taken, other = argument(node, 1, "input", None), argument(node, 2, "other", None)
     else:
-        taken, other = _argument(node, 2, "value", None), _argument(node, 0, "input", None)
+        taken, other = argument(node, 2, "value", None), argument(node, 0, "input", None)
     values = [one for one in (condition, taken, other) if one in builder.positions]
     if any(builder.features(one) != shape for one in values):
         raise _no_choice(builder, node)
@@ -380,7 +377,7 @@ def _prelu(builder: "Builder", node: fx.Node, layer: Any) -> PiecewiseLinear:
 
 
 def _prelu_call(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
-    features, weight = builder.values[node].ndim - 1, _argument(node, 1, "weight", None)
+    features, weight = builder.values[node].ndim - 1, argument(node, 1, "weight", None)
     return leaky(lambda: builder.constant(weight).view(-1, *[1] * (features - 1)))
 
 
@@ -389,7 +386,7 @@ def _hardtanh(builder: "Builder", node: fx.Node, layer: Any) -> PiecewiseLinear:
 
 
 def _soft_shrink(builder: "Builder", node: fx.Node, layer: Any) -> PiecewiseLinear:
-    reach = float(layer.lambd if node.op == "call_module" else _argument(node, 1, "lambd", 0.5))
+    reach = float(layer.lambd if node.op == "call_module" else argument(node, 1, "lambd", 0.5))
     return PiecewiseLinear(lambda: 1.0, reach, lambda: ((-reach, -1.0), (reach, 1.0)))
 
 
@@ -397,18 +394,18 @@ def _threshold(builder: "Builder", node: fx.Node, layer: Any) -> PiecewiseLinear
     if node.op == "call_module":
         threshold, value = layer.threshold, layer.value
     else:
-        threshold, value = _argument(node, 1, "threshold", None), _argument(node, 2, "value", None)
+        threshold, value = argument(node, 1, "threshold", None), argument(node, 2, "value", None)
     if threshold != value:
         return Broken((float(threshold),), ((0.0, float(value)), (1.0, 0.0)), (float(value),))
     return PiecewiseLinear(lambda: 0.0, float(value), lambda: ((float(threshold), 1.0),))
 
 
 def _hard_shrink(builder: "Builder", node: fx.Node, layer: Any) -> Broken:
-    return hard_shrink(float(layer.lambd if node.op == "call_module" else _argument(node, 1, "lambd", 0.5)))
+    return hard_shrink(float(layer.lambd if node.op == "call_module" else argument(node, 1, "lambd", 0.5)))
 
 
 def _heaviside(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Broken:
-    at = builder.constant(_argument(node, 1, "values", None)) if len(inputs) == 1 else None
+    at = builder.constant(argument(node, 1, "values", None)) if len(inputs) == 1 else None
     if at is None or at.numel() != 1:
         raise builder.unknown(node)
     return step(0.0, float(at))
@@ -425,16 +422,16 @@ def _hard_sigmoid(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
 
 
 def _leaky_call(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
-    slope = _argument(node, 1, "negative_slope", 0.01)
+    slope = argument(node, 1, "negative_slope", 0.01)
     return leaky(lambda: slope)
 
 
 def _hardtanh_call(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear:
-    return clipped(_argument(node, 1, "min_val", -1.0), _argument(node, 2, "max_val", 1.0))
+    return clipped(argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0))
 
 
 def _clamp(builder: "Builder", node: fx.Node, _: Any) -> PiecewiseLinear | None:
-    ends = _argument(node, 1, "min", None), _argument(node, 2, "max", None)
+    ends = argument(node, 1, "min", None), argument(node, 2, "max", None)
     low, high = (None if isinstance(end, float) and math.isinf(end) else end for end in ends)  # type: Any, Any
     if low is None and high is None:
         return None
@@ -454,7 +451,7 @@ def _elementwise(function: Curved) -> "_Maker":
 
 
 def _gelu(builder: "Builder", node: fx.Node, layer: Any) -> Smooth:
-    approximate = _argument(node, 1, "approximate", "none") if node.op != "call_module" else layer.approximate
+    approximate = argument(node, 1, "approximate", "none") if node.op != "call_module" else layer.approximate
     return GELU if approximate == "none" else GELU_TANH
 
 
@@ -462,18 +459,18 @@ def _softplus(builder: "Builder", node: fx.Node, layer: Any) -> Smooth:
     if node.op == "call_module":
         beta, threshold = layer.beta, layer.threshold
     else:
-        beta, threshold = _argument(node, 1, "beta", 1.0), _argument(node, 2, "threshold", 20.0)
+        beta, threshold = argument(node, 1, "beta", 1.0), argument(node, 2, "threshold", 20.0)
     if not (beta > 0 and threshold >= 10):
         raise UnsupportedLayer(f"layer {builder.name(node)} needs beta > 0 and a threshold of 10 or more")
     return softplus(float(beta), float(threshold))
 
 
 def _elu(builder: "Builder", node: fx.Node, layer: Any) -> Smooth:
-    return elu(float(layer.alpha if node.op == "call_module" else _argument(node, 1, "alpha", 1.0)))
+    return elu(float(layer.alpha if node.op == "call_module" else argument(node, 1, "alpha", 1.0)))
 
 
 def _celu(builder: "Builder", node: fx.Node, layer: Any) -> Smooth:
-    alpha = float(layer.alpha if node.op == "call_module" else _argument(node, 1, "alpha", 1.0))
+    alpha = float(layer.alpha if node.op == "call_module" else argument(node, 1, "alpha", 1.0))
     return elu(alpha, width=alpha)
 
 
@@ -504,7 +501,7 @@ def _scale_and_shift(builder: "Builder", node: fx.Node, _: Any) -> Coherent:
 
 
 def _normalized_call(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
-    if _argument(node, 5, "training", False) or len(inputs) != 1:
+    if argument(node, 5, "training", False) or len(inputs) != 1:
         raise UnsupportedLayer(f"layer {builder.name(node)} normalises by the batch's own statistics")
     return replace(_scale_and_shift(builder, node, inputs), opaque=True)
 
@@ -553,14 +550,14 @@ def _occurrences(node: fx.Node, of: fx.Node) -> int:
 
 
 def _linear_call(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine:
-    weight, bias = _argument(node, 1, "weight", None), _argument(node, 2, "bias", None)
+    weight, bias = argument(node, 1, "weight", None), argument(node, 2, "bias", None)
     if inputs != (node.args[0],):
         raise UnsupportedLayer(f"layer {builder.name(node)} multiplies two values that depend on the input")
     return Linear(lambda: builder.constant(weight), lambda: builder.constant(bias))
 
 
 def _matmul(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
-    one, other = _argument(node, 0, "input", None), _argument(node, 1, _SECOND.get(node.target, "other"), None)
+    one, other = argument(node, 0, "input", None), argument(node, 1, _SECOND.get(node.target, "other"), None)
     if one in builder.positions and other in builder.positions:
         builder.features(node)
         return Steps(builder, node).matrix_product(builder.value(one), builder.value(other)).position
@@ -570,13 +567,13 @@ def _matmul(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> A
 
 
 def _conv_call(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
-    weight, bias = _argument(node, 1, "weight", None), _argument(node, 2, "bias", None)
+    weight, bias = argument(node, 1, "weight", None), argument(node, 2, "bias", None)
     if inputs != (node.args[0],):
         raise UnsupportedLayer(f"layer {builder.name(node)} multiplies two values that depend on the input")
     return _convolution(
         builder, node, lambda: builder.constant(weight), lambda: builder.constant(bias),
-        _argument(node, 3, "stride", 1), _argument(node, 4, "padding", 0), _argument(node, 5, "dilation", 1),
-        _argument(node, 6, "groups", 1),
+        argument(node, 3, "stride", 1), argument(node, 4, "padding", 0), argument(node, 5, "dilation", 1),
+        argument(node, 6, "groups", 1),
     )  # fmt: skip
 
 
@@ -619,7 +616,7 @@ def _negative(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) ->
 
 
 def _product(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
-    one, other = _argument(node, 0, "input", None), _argument(node, 1, "other", None)
+    one, other = argument(node, 0, "input", None), argument(node, 1, "other", None)
     if one in builder.positions and other in builder.positions:
         builder.features(node)
         return Steps(builder, node).product(builder.value(one), builder.value(other)).position
@@ -631,7 +628,7 @@ def _product(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> 
 def _quotient(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Affine | int:
     if node.kwargs.get("rounding_mode") is not None:
         raise UnsupportedLayer(f"layer {builder.name(node)} rounds")
-    above, under = _argument(node, 0, "input", None), _argument(node, 1, "other", None)
+    above, under = argument(node, 0, "input", None), argument(node, 1, "other", None)
     if isinstance(under, fx.Node) and under in builder.positions:
         builder.features(node)
         steps = Steps(builder, node)
@@ -659,7 +656,7 @@ def _convex(function: Convex) -> "_Maker":
 
 
 def _power(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> Convex | int:
-    base, exponent = _argument(node, 0, "input", None), _argument(node, 1, "exponent", None)
+    base, exponent = argument(node, 0, "input", None), argument(node, 1, "exponent", None)
     if isinstance(exponent, float | int) and base in builder.positions:
         if exponent == int(exponent) and 1 <= exponent <= 16:
             return Steps(builder, node).power(builder.value(base), int(exponent)).position
@@ -688,7 +685,7 @@ def _axis(builder: "Builder", node: fx.Node, dim: Any) -> int:
 def _of_softmax(builder: "Builder", node: fx.Node, layer: Any) -> tuple[Value, int]:
     """Return the value that a softmax is taken of, and along which dimension."""
     value = builder.value(node.all_input_nodes[0])
-    dim = layer.dim if node.op == "call_module" else _argument(node, 1, "dim", None)
+    dim = layer.dim if node.op == "call_module" else argument(node, 1, "dim", None)
     if dim is None:
         dim = 0 if len(value.shape) == 2 else 1  # torch's own rule
     return value, _axis(builder, node, dim)
@@ -708,10 +705,10 @@ def _log_softmax(builder: "Builder", node: fx.Node, layer: Any) -> int:
 
 
 def _log_sum_exp(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
-    dim = _argument(node, 1, "dim", None)
+    dim = argument(node, 1, "dim", None)
     if isinstance(dim, tuple | list) and len(dim) == 1:
         (dim,) = dim
-    value, keep = builder.value(inputs[0]), _argument(node, 2, "keepdim", False)
+    value, keep = builder.value(inputs[0]), argument(node, 2, "keepdim", False)
     return Steps(builder, node).log_sum_exp(value, _axis(builder, node, dim), keep).position
 
 
@@ -720,8 +717,8 @@ def _variance(root: bool) -> "_Maker":
 
     def make(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
         value, steps = builder.value(inputs[0]), Steps(builder, node)
-        dim, keep = _argument(node, 1, "dim", None), bool(node.kwargs.get("keepdim", False))
-        unbiased: Any = _argument(node, 2, "unbiased", True)
+        dim, keep = argument(node, 1, "dim", None), bool(node.kwargs.get("keepdim", False))
+        unbiased: Any = argument(node, 2, "unbiased", True)
         correction: Any = node.kwargs.get("correction", int(unbiased) if isinstance(unbiased, bool) else 0)
         if dim in (None, (), []) or not isinstance(unbiased, bool) or len(node.args) > 3:
             raise UnsupportedLayer(f"layer {builder.name(node)} is taken along dimensions that are named, by keywords")
@@ -740,7 +737,7 @@ def _unit_length(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...])
     """x / max(|x|, eps)"""
     value, steps = builder.value(inputs[0]), Steps(builder, node)
     power, dim, eps = (
-        _argument(node, i, name, old) for i, name, old in ((1, "p", 2.0), (2, "dim", 1), (3, "eps", 1e-12))
+        argument(node, i, name, old) for i, name, old in ((1, "p", 2.0), (2, "dim", 1), (3, "eps", 1e-12))
     )
     if power != 2:
         raise UnsupportedLayer(f"layer {builder.name(node)} is taken with p=2")
@@ -765,8 +762,8 @@ def _layer_norm(builder: "Builder", node: fx.Node, layer: Any) -> int:
     elif any(n in builder.positions for n in node.all_input_nodes[1:]):
         raise UnsupportedLayer(f"layer {builder.name(node)} has a weight that depends on the input")
     else:
-        size, eps = len(_argument(node, 1, "normalized_shape", ())), _argument(node, 4, "eps", 1e-5)
-        terms = [_argument(node, place, name, None) for place, name in ((2, "weight"), (3, "bias"))]
+        size, eps = len(argument(node, 1, "normalized_shape", ())), argument(node, 4, "eps", 1e-5)
+        terms = [argument(node, place, name, None) for place, name in ((2, "weight"), (3, "bias"))]
         weight, bias = (partial(builder.constant, term) for term in terms)
     return _normalised(builder, node, size, eps, weight, bias)
 
@@ -815,9 +812,9 @@ def _group_norm(builder: "Builder", node: fx.Node, layer: Any) -> int:
 
 
 def _scaled_dot_product(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node, ...]) -> int:
-    three = [_argument(node, place, name, None) for place, name in enumerate(("query", "key", "value"))]
-    mask, causal = _argument(node, 3, "attn_mask", None), _argument(node, 5, "is_causal", False)
-    others = (_argument(node, 4, "dropout_p", 0.0), node.kwargs.get("enable_gqa", False), mask in builder.positions)
+    three = [argument(node, place, name, None) for place, name in enumerate(("query", "key", "value"))]
+    mask, causal = argument(node, 3, "attn_mask", None), argument(node, 5, "is_causal", False)
+    others = (argument(node, 4, "dropout_p", 0.0), node.kwargs.get("enable_gqa", False), mask in builder.positions)
     if any(others) or not all(n in builder.positions for n in three):
         raise UnsupportedLayer(
             f"layer {builder.name(node)} is taken without dropout and groups, of values that depend on the input, "
@@ -833,7 +830,7 @@ def _scaled_dot_product(builder: "Builder", node: fx.Node, inputs: tuple[fx.Node
             given = torch.zeros_like(given, dtype=like.dtype).masked_fill(~given, -torch.inf)
         return given
 
-    scale, offset = _argument(node, 6, "scale", None), added if causal or mask is not None else None
+    scale, offset = argument(node, 6, "scale", None), added if causal or mask is not None else None
     return Steps(builder, node).attention(query, key, value, scale, offset).position
 
 
@@ -983,7 +980,7 @@ CALLS: dict[Any, _Maker] = {
     **dict.fromkeys([torch.reciprocal, "reciprocal"], _convex(RECIPROCAL)),
     **dict.fromkeys([torch.pow, operator.pow, "pow"], _power),
     F.batch_norm: _normalized_call,
-    F.interpolate: lambda builder, node, _: _interpolated(builder, node, _argument(node, 3, "mode", "nearest")),
+    F.interpolate: lambda builder, node, _: _interpolated(builder, node, argument(node, 3, "mode", "nearest")),
 }
 
 SIZES = {"size", "dim", "numel", "ndimension", getattr, len}

@@ -57,6 +57,11 @@ def _is_kept_whole(op: str, target: Any) -> bool:
 CALLED = ("call_function", "call_method")
 
 
+def argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    """Return an argument of a call, by its name or its place."""
+    return node.kwargs.get(name, node.args[place] if len(node.args) > place else default)
+
+
 def dependent(graph: fx.Graph) -> set[fx.Node]:
     """Return the nodes that depend on the network's input, itself among them."""
     found: set[fx.Node] = set()

@@ -24,7 +24,7 @@ _MOST_PARTS = 64
 """Parts that a call is made for one by one."""
 
 
-class _NotTaken(Exception):
+class NotTaken(Exception):
     """Of a call with values or arguments that its form does not take."""
 
 
@@ -55,12 +55,12 @@ class _Layout:
         assert self.place is not None
         dim %= len(self.shape) + more
         if dim == self.place and not more:
-            raise _NotTaken
+            raise NotTaken
         return dim + (dim > self.place)
 
     def dims(self, dims: Any) -> Any:
         if dims is None:
-            raise _NotTaken
+            raise NotTaken
         return self.dim(dims) if isinstance(dims, int) else [self.dim(d) for d in dims]
 
 
@@ -104,7 +104,7 @@ class _Unfolding:
         if node.op == "call_module":
             form = next((form for kind, form in _LAYERS.items() if isinstance(call.layer, kind)), None)
         for one in filter(None, (form, _each)):
-            with contextlib.suppress(_NotTaken):
+            with contextlib.suppress(NotTaken):
                 return _nodes(call.by(one))
         raise UnsupportedLayer(f"layer '{node.name}' mixes the batch into the features")
 
@@ -129,22 +129,22 @@ class _Call:
         try:
             inspect.signature(form).bind(self, *self.args, **self.kwargs)
         except TypeError:
-            raise _NotTaken from None
+            raise NotTaken from None
         return form(self, *self.args, **self.kwargs)
 
     def layout(self, node: Any) -> _Layout:
         if node not in self.unfolding.layouts:
-            raise _NotTaken
+            raise NotTaken
         return self.unfolding.layouts[node]
 
     @property
     def given(self) -> _Layout:
         """How the first folded input is laid out; all agree in where the parts are, and how many."""
         if not self.folded:
-            raise _NotTaken
+            raise NotTaken
         first = self.layout(self.folded[0])
         if any((one.place, one.parts) != (first.place, first.parts) for one in map(self.layout, self.folded)):
-            raise _NotTaken
+            raise NotTaken
         return first
 
     @property
@@ -187,7 +187,7 @@ def _each(call: _Call, *_: Any, **__: Any) -> Any:
     """The call, once for each part."""
     layout, value, env = call.given, call.layout(call.node), call.unfolding.env
     if layout.place or value.place or value.parts != layout.parts or layout.parts > _MOST_PARTS:
-        raise _NotTaken
+        raise NotTaken
 
     def made(part: int) -> Any:
         def stands(node: fx.Node) -> Any:
@@ -202,7 +202,7 @@ def _each(call: _Call, *_: Any, **__: Any) -> Any:
 def _last(call: _Call, *args: Any, **kwargs: Any) -> Any:
     """What is about the last dimension alone, or about each element by itself."""
     if call.given.place == len(call.given.shape) - 1:
-        raise _NotTaken
+        raise NotTaken
     return call.again(*args, **kwargs)
 
 
@@ -223,7 +223,7 @@ def _joined(call: _Call, *args: Any, **kwargs: Any) -> Any:
             return value
         place = first + len(known.shape)
         if known.place is not None or (place >= 0 and known.shape[place] != 1):
-            raise _NotTaken
+            raise NotTaken
         return value.unsqueeze(place + 1) if place >= 0 else value
 
     return call.again(*map(fitting, args, call.node.args), **kwargs)
@@ -234,7 +234,7 @@ def _multiplied(call: _Call, x: Any, y: Any) -> Any:
     one, *others = (call.layout(n) for n in call.node.all_input_nodes)
     fit = (len(o.shape) >= 3 if o.folded else len(o.shape) == 2 for o in others)
     if call.given.place or not one.folded or not all(fit):
-        raise _NotTaken
+        raise NotTaken
     return torch.matmul(x, y)
 
 
@@ -242,9 +242,9 @@ def _reshaped(call: _Call, x: Any, *_: Any, **__: Any) -> Any:
     """What keeps all elements in their order, with as many in front of the batch as before."""
     source, value = call.layout(call.node.all_input_nodes[0]), call.layout(call.node)
     if source.place is None or value.place is None:
-        raise _NotTaken
+        raise NotTaken
     if prod(source.shape[: source.place]) != prod(value.shape[: value.place]):
-        raise _NotTaken
+        raise NotTaken
     return x.reshape(value.here)
 
 
@@ -252,7 +252,7 @@ def _moved(call: _Call, x: Any, *_: Any, **__: Any) -> Any:
     """What puts dimensions into another order."""
     layout = call.given
     if len(call.node.all_input_nodes) > 1:
-        raise _NotTaken
+        raise NotTaken
     sizes = torch.empty(tuple(range(2, 2 + len(layout.shape))), device="meta")
     order = [size - 2 for size in called(call.unfolding.module, call.node, lambda _: sizes).shape]
     assert layout.place is not None
@@ -268,7 +268,7 @@ def _taken(call: _Call, x: Any, index: Any) -> Any:
         return call.again(x, index)
     layout, indices = call.given, list(index) if isinstance(index, tuple) else [index]
     if any(isinstance(one, fx.Proxy) for one in indices):
-        raise _NotTaken  # several of them together put their dimension elsewhere
+        raise NotTaken  # several of them together put their dimension elsewhere
     if ... in indices:
         rest = len(layout.shape) - sum(i is not None and i is not ... for i in indices)
         at = indices.index(...)
@@ -277,7 +277,7 @@ def _taken(call: _Call, x: Any, index: Any) -> Any:
     for n, one in enumerate(indices):
         if dimension == layout.place:
             if one != slice(None):
-                raise _NotTaken
+                raise NotTaken
             indices.insert(n, one)
             break
         dimension += one is not None
@@ -303,7 +303,7 @@ def _together(put_in: int) -> Callable[..., Any]:
 
     def form(call: _Call, values: Any, dim: int = 0) -> Any:
         if len(call.folded) != len(call.node.all_input_nodes):
-            raise _NotTaken
+            raise NotTaken
         layout = call.given
         if put_in and dim % (len(layout.shape) + 1) <= (layout.place or 0):
             return call.again(values, dim % (len(layout.shape) + 1))
@@ -326,7 +326,7 @@ def _attribute(call: _Call, x: Any, name: str) -> Any:
         return _size(call, x)
     if name == "ndim":
         return len(call.given.shape)
-    raise _NotTaken
+    raise NotTaken
 
 
 # Layers of channels and places: parts go behind the channels, as a dimension of places that the layer leaves alone.
@@ -342,7 +342,7 @@ def _behind_channels(call: _Call, x: Any, dimensions: int) -> Any:
     """Return an input of `dimensions` dimensions of places with the parts behind its channels."""
     layout = call.given
     if layout.place != 0 or len(layout.shape) != dimensions + 2 or call.layout(call.node).parts != layout.parts:
-        raise _NotTaken
+        raise NotTaken
     inner = _put_back(x)
     return x.transpose(1, 2) if inner is None else inner
 
@@ -372,7 +372,7 @@ def _convolved(
 def _conv_layer(call: _Call, x: Any) -> Any:
     layer, n = call.layer, len(call.layer.kernel_size)
     if n > 2 or layer.padding_mode != "zeros":
-        raise _NotTaken
+        raise NotTaken
     settings = layer.stride, layer.padding, layer.dilation, layer.groups
     return _convolved(call, n, x, call.weight("weight"), call.weight("bias"), *settings)
 
@@ -398,7 +398,7 @@ def _max_pool(n: int) -> Callable[..., Any]:
         ceil_mode: bool = False, return_indices: bool = False,
     ) -> Any:  # fmt: skip
         if return_indices:
-            raise _NotTaken
+            raise NotTaken
         windows = _windows(n, kernel_size, stride, padding)
         return _LARGEST[n](_behind_channels(call, input, n), *windows, _more(dilation, n, 1), ceil_mode).transpose(1, 2)
 
@@ -433,7 +433,7 @@ def _batch_norm(call: _Call, x: Any) -> Any:
     layer, n = call.layer, len(call.given.shape) - 2
     mean, variance = call.weight("running_mean"), call.weight("running_var")
     if mean is None:
-        raise _NotTaken
+        raise NotTaken
     x = _behind_channels(call, x, n)
     weights = call.weight("weight"), call.weight("bias")
     return F.batch_norm(x, mean, variance, *weights, False, 0.0, layer.eps).transpose(1, 2)

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from etb_plugin.errors import UnsupportedLayer
-from etb_plugin.graph.symbolic import symbolic
+from etb_plugin.graph.symbolic import argument, symbolic
 from etb_plugin.graph.tracing import example_input, unwrapped
 
 _PLAIN, _LOGARITHM = partial(F.softmax, dim=1), partial(F.log_softmax, dim=1)
@@ -79,8 +79,7 @@ def _form(module: fx.GraphModule, node: fx.Node) -> Callable[[Tensor], Tensor] |
     """Return the softmax over [batch, classes] that a node is, if it is one."""
     if node.op == "call_module":
         return _form_of(module.get_submodule(str(node.target)))
-    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    return _FORMS.get(node.target) if dim in _DIMENSIONS else None
+    return _FORMS.get(node.target) if argument(node, 1, "dim", None) in _DIMENSIONS else None
 
 
 def _form_of(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
