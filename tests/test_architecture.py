@@ -10,7 +10,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    {"errors", "stopping", "memory", "registry", "own", "shapes", "catalogue"},
+    {"errors", "stopping", "memory", "registry", "own", "shapes", "catalogue", "precision"},
     {"files", "shown"},
     {"graph"},
     {"networks", "data"},

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from etb_plugin.bounds.types import Interval
 from etb_plugin.errors import ConfigError
 from etb_plugin.graph.regions import Ball, Region
+from etb_plugin.precision import full_float32
 from etb_plugin.registry import Registry, load_all
 
 BoundFunction = Callable[[Any, Tensor | None], tuple[Tensor, Tensor]]
@@ -122,7 +123,8 @@ class PreparedBound:
         if spec is not None and not len(box):  # as where an attack left no image standing
             nothing = spec.new_empty(0, spec.shape[1])
             return Interval(nothing, nothing, sound=self.sound)
-        lower, upper = self._function(box, spec)
+        with full_float32():
+            lower, upper = self._function(box, spec)
         # No number, as of a logarithm whose input may be negative, or beyond the dtype: nothing is said.
         lower, upper = lower.masked_fill(lower.isnan(), -torch.inf), upper.masked_fill(upper.isnan(), torch.inf)
         return Interval(lower, upper, sound=self.sound)

@@ -1,0 +1,68 @@
+"""Float32 keeps its bits where a bound or an evaluation is computed, whatever torch is told for a GPU."""
+
+import pytest
+import torch
+
+from etb_plugin import evaluation
+from etb_plugin.attacks import Pgd
+from etb_plugin.bounds import Box, prepare
+from etb_plugin.data import Split
+from etb_plugin.precision import full_float32
+
+pytest.importorskip("torch", minversion="2.9")  # whose names these are
+HOLDERS = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul]
+
+
+def told() -> list[str]:
+    return [holder.fp32_precision for holder in HOLDERS]
+
+
+class Watched(torch.nn.Linear):
+    """A layer that keeps how float32 is multiplied whenever its weight is read."""
+
+    seen: list[list[str]]
+
+    def forward(self, x):
+        self.seen.append(told())
+        return super().forward(x)
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """As if on a GPU, where all is cut to TF32."""
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    before = told()
+    for holder in HOLDERS:
+        holder.fp32_precision = "tf32"
+    yield
+    for holder, value in zip(HOLDERS, before, strict=True):
+        holder.fp32_precision = value
+
+
+@pytest.mark.usefixtures("cut")
+class TestOnAGpu:
+    def test_inside_all_bits_are_kept_and_afterwards_all_is_as_it_was(self):
+        with full_float32(), full_float32():
+            assert told() == ["ieee"] * 3
+        assert told() == ["tf32"] * 3
+
+    def test_also_behind_an_error(self):
+        with pytest.raises(ZeroDivisionError), full_float32():
+            raise ZeroDivisionError
+        assert told() == ["tf32"] * 3
+
+    def test_a_bound_keeps_them(self, monkeypatch):
+        bound, seen = prepare("ibp", torch.nn.Linear(2, 2), (2,)), []
+        function = bound._function
+        object.__setattr__(bound, "_function", lambda *given: (seen.append(told()), function(*given))[1])
+        bound(Box.around(torch.rand(1, 2), 0.1))
+        assert seen == [["ieee"] * 3]
+
+    def test_an_evaluation_keeps_them_in_its_attacks_too(self):
+        network = torch.nn.Sequential(Watched(2, 2))
+        network[0].seen = seen = []
+        split = Split(torch.full((3, 2), 128, dtype=torch.uint8), torch.tensor([0, 1, 0]))
+        exam = evaluation.Exam((0.1,), Pgd(steps=2, restarts=1), ("ibp",), capture=False)
+        evaluation.evaluate(network, split, 2, exam, 0.1)
+        assert seen
+        assert all(one == ["ieee"] * 3 for one in seen)
