@@ -19,6 +19,7 @@ from etb_plugin.bench.turns import in_turns, milliseconds
 from etb_plugin.networks import Pair, build
 from etb_plugin.objectives import Method, get_method
 from etb_plugin.training import last_point
+from etb_plugin.training.capture import as_taken
 from etb_plugin.training.cost import PeakMemory
 from etb_plugin.training.step import Step
 
@@ -31,7 +32,8 @@ _WARM_UP, _LEAST = 2, 5
 @dataclass(frozen=True)
 class StepCost:
     """A method's steps on one network: milliseconds (median, least, most), those of the nominal steps between them
-    (median), the ratio of the two, the same ratio in arithmetic, and MiB as `PeakMemory` has it."""
+    (median), the ratio of the two, the same ratio in arithmetic, and MiB as `PeakMemory` has it. On a GPU all are
+    replayed as CUDA graphs where they can be, and `eager_ms` is the median of the same steps launch by launch."""
 
     method: str
     model: str
@@ -45,6 +47,7 @@ class StepCost:
     nominal_ms: float
     mib: float
     floor: float
+    eager_ms: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -70,16 +73,24 @@ def measure_steps(
     labels = torch.randint(classes, (batch_size,), generator=generator, device=device)
     for name, method in wanted.items():
         one = build(model, shape, classes, seed=0).to(device).train()
-        nominal = _step(get_method("nominal"), copy.deepcopy(one), images, labels, eps, classes)
         network = Pair(one, copy.deepcopy(one)).train() if method.pair else one
-        step = _step(method, network, images, labels, eps, classes)
-        for _ in range(_WARM_UP):
-            nominal()
-            step()
+
+        def stepping(method: Method, network: nn.Module, capture: bool) -> Callable[[], None]:
+            return _step(method, copy.deepcopy(network), images, labels, eps, classes, capture)
+
+        nominal, step = stepping(get_method("nominal"), one, False), stepping(method, network, False)
+        floor = _arithmetic(step) / _arithmetic(nominal)
         memory = PeakMemory(place)
         step()
         mib = memory.mib()
-        taken = in_turns({"nominal": nominal, "step": step}, _LEAST, seconds, place)
+        work = {"nominal": nominal, "step": step}
+        if place.type == "cuda":
+            work = {"nominal": stepping(get_method("nominal"), one, True), "step": stepping(method, network, True)}
+            work["eager"] = step
+        for _ in range(_WARM_UP):
+            for take in work.values():
+                take()
+        taken = in_turns(work, _LEAST, seconds, place)
         yield StepCost(
             name,
             model,
@@ -90,18 +101,20 @@ def measure_steps(
             **milliseconds(taken["step"]),
             nominal_ms=milliseconds(taken["nominal"])["median_ms"],
             mib=mib,
-            floor=_arithmetic(step) / _arithmetic(nominal),
+            floor=floor,
+            eager_ms=milliseconds(taken["eager"])["median_ms"] if "eager" in taken else None,
         )
 
 
 def _step(
-    method: Method, network: nn.Module, images: Tensor, labels: Tensor, eps: float, classes: int
+    method: Method, network: nn.Module, images: Tensor, labels: Tensor, eps: float, classes: int, capture: bool
 ) -> Callable[[], None]:
     """Return a whole training step, as the loop takes it."""
     generator, point = torch.Generator(images.device).manual_seed(0), last_point(method.recipe, eps)
     rate = 1e-5  # too small to leave where the weights are
     step = Step.of(network, method, tuple(images.shape[1:]), classes, rate, generator)
-    return lambda: step(images, labels, point, generator)
+    take = as_taken(step, len(images), capture)
+    return lambda: take(images, labels, point, generator)
 
 
 class _Counter(TorchDispatchMode):

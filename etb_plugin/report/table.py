@@ -150,17 +150,20 @@ def steps_table(found: Sequence[StepCost], heading: str) -> RenderableType:
     table = _table()
     for name in ("network", "method"):
         table.add_column(name, no_wrap=True)
-    for name in ("classes", "ms", "least", "most", "nominal ms", "ratio", "floor", "ratio / floor", "memory"):
+    captured = any(cost.eager_ms is not None for cost in found)
+    names = ["classes", "ms", "least", "most", "nominal ms", "ratio", "floor", "ratio / floor", "memory"]
+    for name in names[:4] + ["eager ms"] * captured + names[4:]:
         table.add_column(name, justify="right")
     for cost in found:
-        times = (cost.median_ms, cost.least_ms, cost.most_ms, cost.nominal_ms)
+        eager = [] if cost.eager_ms is None else [cost.eager_ms]
+        times = (cost.median_ms, cost.least_ms, cost.most_ms, *eager, cost.nominal_ms)
         shares = (cost.ratio, cost.floor, cost.ratio / cost.floor)
         figures = [*(f"{value:.3g}" for value in times), *(f"{value:.2f}" for value in shares), _memory(cost.mib)]
         table.add_row(cost.model, Text(cost.method), str(cost.classes), *figures)
     caption = (
         "A step of the last phase of each schedule (crown-ibp is IBP there). ratio: to a nominal step taken in turns\n"
         "with it; floor: the same in multiplications and additions."
-    )
+    ) + "\nSteps are replayed as CUDA graphs; eager: launch by launch." * captured
     return Group(Text(heading, "bold"), table, Text(caption, "dim"))
 
 

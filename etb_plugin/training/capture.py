@@ -12,13 +12,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from etb_plugin.errors import tell
 from etb_plugin.objectives import Phase, Point
-from etb_plugin.recording import Recorder, Work
+from etb_plugin.recording import CudaGraphs, Recorder, Work
 from etb_plugin.training.step import Kept, Step
+
+TakeStep = Callable[[Tensor, Tensor, Point, torch.Generator], None]
+"""(images [batch, *input], labels [batch], point, generator) -> a step taken."""
 
 _AGREE = 1e-3
 """How far, relatively, the sums of a replayed step may lie from those of the step itself: atomic additions on a GPU
 come in any order."""
+
+
+def as_taken(step: Step, batch_size: int, capture: bool = True) -> TakeStep:
+    """Return a step as training takes it: replayed as a CUDA graph where there is a GPU, and one process for it."""
+    device = step.sums.tensors[0].device
+    if not capture or device.type != "cuda" or step.team.size > 1:
+        return step
+    return CapturedStep(step, batch_size, CudaGraphs(step.state.generator), tell)
 
 
 class CapturedStep:

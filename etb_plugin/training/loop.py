@@ -20,10 +20,9 @@ from etb_plugin.files import write_file
 from etb_plugin.networks import initialize_for_ibp, measure_statistics
 from etb_plugin.networks.checkpoints import save_weights
 from etb_plugin.objectives import Method, Point, Run, get_method
-from etb_plugin.recording import CudaGraphs
 from etb_plugin.shown import Shown
 from etb_plugin.training.averaging import Average
-from etb_plugin.training.capture import CapturedStep
+from etb_plugin.training.capture import TakeStep, as_taken
 from etb_plugin.training.cost import PeakMemory, StepTimer
 from etb_plugin.training.diagnosis import Diagnosis
 from etb_plugin.training.estimates import Estimate
@@ -32,9 +31,6 @@ from etb_plugin.training.schedule import Schedule
 from etb_plugin.training.state import Partial, State, forget_before, read_state
 from etb_plugin.training.step import Step, Sums
 from etb_plugin.training.team import Team
-
-TakeStep = Callable[[Tensor, Tensor, Point, torch.Generator], None]
-"""(images [batch, *input], labels [batch], point, generator) -> a step taken."""
 
 _WATCH_EVERY = 0.25
 """Seconds between two looks at the loss: each look waits for the device."""
@@ -177,7 +173,7 @@ def train(
         memory = PeakMemory(device)
         network.train()
         sums = Sums(device, team)
-        take_step = _taken(Step(state, loss, method.recipe, sums, team), settings)
+        take_step = as_taken(Step(state, loss, method.recipe, sums, team), settings.batch_size, settings.capture)
         if settings.compile:
             network.compile()
         while len(state.epochs) < settings.epochs:
@@ -314,14 +310,6 @@ def _told(watch: Callable[[Progress], None], report: Progress, team: Team, devic
     return stopped or Stopped(signal.SIGTERM) if team.any(stopped is not None, device) else None
 
 
-def _taken(step: Step, settings: Settings) -> TakeStep:
-    """Return the step as it is taken: replayed as a CUDA graph where there is a GPU, and one process for it."""
-    device = step.sums.tensors[0].device
-    if not settings.capture or device.type != "cuda" or step.team.size > 1:
-        return step
-    return CapturedStep(step, settings.batch_size, CudaGraphs(step.state.generator), tell)
-
-
 def _nominal_step_ms(network: nn.Module, data: Dataset, settings: Settings) -> float:
     """Return the median nominal step on a copy of the network, the yardstick of `step_ms`."""
     device = data.train.images.device
@@ -329,7 +317,8 @@ def _nominal_step_ms(network: nn.Module, data: Dataset, settings: Settings) -> f
     batches = Batches.of(data, settings.batch_size, generator)
     trial, nominal = copy.deepcopy(network).train(), get_method("nominal")
     rate = nominal.recipe.learning_rate
-    take_step = _taken(Step.of(trial, nominal, data.input_shape, data.classes, rate, generator), settings)
+    step = Step.of(trial, nominal, data.input_shape, data.classes, rate, generator)
+    take_step = as_taken(step, settings.batch_size, settings.capture)
     begun, done, timer = time.perf_counter(), 0, StepTimer(device)
     while done < _PROBE_STEPS and (done < 5 or time.perf_counter() - begun < _PROBE_SECONDS):
         for images, labels in batches:
