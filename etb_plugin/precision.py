@@ -1,7 +1,5 @@
-"""Float32 as it is written, on a GPU too.
-
-There torch lets cuDNN cut what convolutions multiply to TF32's ten bits: a relative error of 1e-3, where a certificate
-may hang on 1e-6."""
+"""What torch lets cuDNN do on a GPU unless it is told otherwise: cut what convolutions multiply to TF32's ten bits, a
+relative error of 1e-3 where a certificate may hang on 1e-6; and add up in any order, so that no run is like another."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,26 +10,39 @@ import torch
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Have products of float32 numbers keep their bits; torch's settings are afterwards as they were.
+    """Have products of float32 numbers keep their bits.
 
-    A recording of CUDA graphs keeps what held when it was made.
+    torch's settings are afterwards as they were; a recording of CUDA graphs keeps what held when it was made.
     """
-    if not torch.cuda.is_initialized():  # nothing is on a GPU
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    settings: list[tuple[Any, str, Any]]
+    if hasattr(cudnn, "conv"):  # since torch 2.9, which minds the older names beside these
+        settings = [(owner, "fp32_precision", "ieee") for owner in (cudnn.conv, cudnn.rnn, matmul)]
+    else:
+        settings = [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
+    with _set(settings):
+        yield
+
+
+@contextlib.contextmanager
+def repeatable() -> Iterator[None]:
+    """Have convolutions give the same bits each time; as `full_float32` otherwise."""
+    cudnn = torch.backends.cudnn
+    with _set([(cudnn, "deterministic", True), (cudnn, "benchmark", False)]):
+        yield
+
+
+@contextlib.contextmanager
+def _set(settings: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Set attributes (owner, name, value) of torch's backends, and set them back. On a CPU they mean nothing."""
+    if not torch.cuda.is_initialized():
         yield
         return
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in _settings()]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
     try:
-        for owner, name, full in _settings():
-            setattr(owner, name, full)
+        for owner, name, value in settings:
+            setattr(owner, name, value)
         yield
     finally:
         for owner, name, value in before:
             setattr(owner, name, value)
-
-
-def _settings() -> list[tuple[Any, str, Any]]:
-    """Return whose attribute by which name says how float32 is multiplied, and its value for all bits."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    if hasattr(cudnn, "conv"):  # since torch 2.9, which minds the older names beside these
-        return [(owner, "fp32_precision", "ieee") for owner in (cudnn.conv, cudnn.rnn, matmul)]
-    return [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]

@@ -7,7 +7,7 @@ from etb_plugin import evaluation
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box, prepare
 from etb_plugin.data import Split
-from etb_plugin.precision import full_float32
+from etb_plugin.precision import full_float32, repeatable
 
 pytest.importorskip("torch", minversion="2.9")  # whose names these are
 HOLDERS = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul]
@@ -45,6 +45,11 @@ class TestOnAGpu:
         with full_float32(), full_float32():
             assert told() == ["ieee"] * 3
         assert told() == ["tf32"] * 3
+
+    def test_runs_are_alike_inside(self):
+        with repeatable():
+            assert torch.backends.cudnn.deterministic
+        assert not torch.backends.cudnn.deterministic
 
     def test_also_behind_an_error(self):
         with pytest.raises(ZeroDivisionError), full_float32():

@@ -14,7 +14,7 @@ from etb_plugin.data import Split, pixels
 from etb_plugin.errors import ConfigError, SoundnessError, tell
 from etb_plugin.evaluation.certifiers import Certifier, check_certifiers, positive
 from etb_plugin.networks import before_softmax
-from etb_plugin.precision import full_float32
+from etb_plugin.precision import full_float32, repeatable
 from etb_plugin.recording import CudaGraphs
 from etb_plugin.shown import Shown, spread
 
@@ -63,6 +63,7 @@ class Evaluation(Shown):
         return [spread(asdict(self), attacked_accuracy="attacked", certified_accuracy="certified")]
 
 
+@repeatable()
 @full_float32()
 def evaluate(
     network: nn.Module,

@@ -15,6 +15,7 @@ from torch import Tensor
 from etb_plugin.errors import tell
 from etb_plugin.objectives import Phase, Point
 from etb_plugin.recording import CudaGraphs, Recorder, Work
+from etb_plugin.shapes import fixed_shapes
 from etb_plugin.training.step import Kept, Step
 
 TakeStep = Callable[[Tensor, Tensor, Point, torch.Generator], None]
@@ -65,7 +66,8 @@ class CapturedStep:
         point = Point(eps, kappa, mix, grown, phase)
 
         def work() -> None:
-            self._step(self._images, self._labels, point, generator)
+            with fixed_shapes():
+                self._step(self._images, self._labels, point, generator)
 
         before = Kept(_changed(self._step), generator)
         try:

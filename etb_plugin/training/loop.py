@@ -20,6 +20,7 @@ from etb_plugin.files import write_file
 from etb_plugin.networks import initialize_for_ibp, measure_statistics
 from etb_plugin.networks.checkpoints import save_weights
 from etb_plugin.objectives import Method, Point, Run, get_method
+from etb_plugin.precision import repeatable
 from etb_plugin.shown import Shown
 from etb_plugin.training.averaging import Average
 from etb_plugin.training.capture import TakeStep, as_taken
@@ -161,7 +162,7 @@ def train(
     diagnosis = Diagnosis(network, data, settings.eps, settings.epochs, len(batches))
     state = State(network, optimizer_of(method.recipe, network.parameters(), schedule.learning_rate), generator)
     writes = folder if team.leads else None
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), repeatable():
         torch.manual_seed(settings.seed)
         kept = team.shared(None if writes is None else read_state(writes / "state.pt", tell))
         if kept is not None:

@@ -59,7 +59,7 @@ def run(step, take):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("name", ["pgd", "ibp", "mtl-ibp", "dual-projected"])
+@pytest.mark.parametrize("name", ["pgd", "ibp", "mtl-ibp", "dual", "dual-projected"])
 def test_captured_steps_leave_what_the_steps_themselves_leave(name, optimizer):
     method = get_method(name)
     recipe = Recipe("a test", optimizer=optimizer, momentum=0.9, gradient_clip=1.0, micro_batch=3)
