@@ -3,9 +3,12 @@ relative error of 1e-3 where a certificate may hang on 1e-6; and add up in any o
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
+
+_of_a_loss: ContextVar[bool] = ContextVar("of_a_loss", default=False)
 
 
 @contextlib.contextmanager
@@ -20,8 +23,18 @@ def full_float32() -> Iterator[None]:
         settings = [(owner, "fp32_precision", "ieee") for owner in (cudnn.conv, cudnn.rnn, matmul)]
     else:
         settings = [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
-    with _set(settings):
+    with contextlib.nullcontext() if _of_a_loss.get() else _set(settings):
         yield
+
+
+@contextlib.contextmanager
+def torchs_float32() -> Iterator[None]:
+    """Have `full_float32` change nothing: a loss to be trained by is rounded as the rest of the training is."""
+    token = _of_a_loss.set(True)
+    try:
+        yield
+    finally:
+        _of_a_loss.reset(token)
 
 
 @contextlib.contextmanager

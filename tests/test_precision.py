@@ -7,6 +7,7 @@ from etb_plugin import evaluation
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box, prepare
 from etb_plugin.data import Split
+from etb_plugin.objectives import Point, get_method
 from etb_plugin.precision import full_float32, repeatable
 
 pytest.importorskip("torch", minversion="2.9")  # whose names these are
@@ -62,6 +63,15 @@ class TestOnAGpu:
         object.__setattr__(bound, "_function", lambda *given: (seen.append(told()), function(*given))[1])
         bound(Box.around(torch.rand(1, 2), 0.1))
         assert seen == [["ieee"] * 3]
+
+    def test_a_loss_is_rounded_as_torch_is_told(self):
+        network = torch.nn.Sequential(Watched(2, 2))
+        network[0].seen = seen = []
+        images, labels = torch.rand(3, 2), torch.tensor([0, 1, 0])
+        for name in ("pgd", "ibp"):
+            get_method(name).prepare(network, (2,), 2)(images, labels, Point(0.1, 0.5), torch.Generator())
+        assert seen
+        assert all(one == ["tf32"] * 3 for one in seen)
 
     def test_an_evaluation_keeps_them_in_its_attacks_too(self):
         network = torch.nn.Sequential(Watched(2, 2))

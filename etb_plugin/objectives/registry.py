@@ -13,6 +13,7 @@ from etb_plugin.errors import ConfigError, unknown_name
 from etb_plugin.networks import bounded_before_logarithm, evaluating
 from etb_plugin.objectives.recipe import Recipe
 from etb_plugin.objectives.terms import with_terms
+from etb_plugin.precision import torchs_float32
 from etb_plugin.registry import Registry, named_options
 
 Number = float | Tensor
@@ -124,7 +125,7 @@ class Method:
             with evaluating(network):
                 network = bounded_before_logarithm(network, input_shape)
         loss = self.objective.prepare(network, input_shape, classes)
-        return with_terms(loss, self.recipe, network, input_shape)
+        return torchs_float32()(with_terms(loss, self.recipe, network, input_shape))
 
     @property
     def changeable(self) -> dict[str, Any]:
