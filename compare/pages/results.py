@@ -21,7 +21,7 @@ _HEAD = """\
 
 What was measured, and how to measure it again. `python compare/page.py` writes this page from the files of
 [compare/results](../compare/results), where [more is said](../compare/results/README.md) of what the figures mean.
-Everything here ran on two CPU cores, without a GPU. MNIST is the original data set, CIFAR-10 is not: its images were
+It ran on two CPU cores where no GPU is named. MNIST is the original data set, CIFAR-10 is not: its images were
 compressed once as JPEG.
 
 The pictures of certified training leave out methods for whose networks far less is certified (`pgd` and `exp-ibp` at
