@@ -34,8 +34,11 @@ class Stopped(EtbError):
     """A signal asked the work to stop, and it did between two batches. `status` is the exit status for it."""
 
     def __init__(self, number: int) -> None:
-        super().__init__("stopped between two batches; the same command goes on from there")
+        super().__init__(number)  # a worker sends it, and what is sent is made again from its arguments
         self.status = 128 + number
+
+    def __str__(self) -> str:
+        return "stopped between two batches; the same command goes on from there"
 
 
 class OutOfTime(EtbError):

@@ -1,5 +1,7 @@
 """Deadlines: asked for by every loop that can be long, and an answer, not an error, where a verifier runs into one."""
 
+import pickle
+import signal
 import time
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from etb_plugin import Box, bound, margin_spec
 from etb_plugin.attacks import Pgd, pgd
-from etb_plugin.errors import OutOfTime
+from etb_plugin.errors import OutOfTime, Stopped
 from etb_plugin.networks import build
 from etb_plugin.stopping import check_time, until
 from etb_plugin.verification import Cascade, Case, Settings, Verdict, robustness
@@ -45,3 +47,9 @@ def test_a_verifier_without_time_knows_nothing_and_says_so():
     cascade.decide_alone(case, -1.0)
     assert case.verdict is Verdict.UNKNOWN
     assert case.by is None
+
+
+def test_what_a_worker_sends_when_it_is_stopped_arrives_as_it_was():
+    sent = Stopped(signal.SIGTERM)
+    came = pickle.loads(pickle.dumps(sent))
+    assert (str(came), came.status) == (str(sent), 143)
