@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 _NORMS = nn.modules.batchnorm._BatchNorm
 _RECORDED = "_recorded_statistics"
@@ -20,7 +22,8 @@ def normalisations(network: nn.Module) -> list[Any]:
 def clean_statistics(network: nn.Module) -> Iterator[None]:
     """Record the statistics of the first batch that passes in training mode; `evaluating` normalises by them in here.
 
-    They are numbers there, without a gradient. Before such a batch, the running ones hold.
+    Their gradients are kept, as Shi et al. 2021 and CTBench have it: with numbers in their place smaller weights seem
+    to give narrower intervals. Before such a batch, the running ones hold.
     """
     layers = normalisations(network)
     hooks = [layer.register_forward_pre_hook(_record) for layer in layers]
@@ -36,21 +39,42 @@ def clean_statistics(network: nn.Module) -> Iterator[None]:
 def _record(layer: Any, inputs: tuple[Tensor]) -> None:
     if layer.training and _RECORDED not in layer.__dict__:
         others = [i for i in range(inputs[0].ndim) if i != 1]
-        variance, mean = torch.var_mean(inputs[0].detach(), others, correction=0)
+        variance, mean = torch.var_mean(inputs[0], others, correction=0)
         layer.__dict__[_RECORDED] = {"running_mean": mean, "running_var": variance}
+
+
+def _normalised(layer: Any, x: Tensor) -> Tensor:
+    """Normalise by a layer's statistics, which may need a gradient, as a layer in eval mode does by numbers.
+
+    torch's kernel gives statistics no gradient: it takes numbers, and what they differ by as functions of the weights
+    is left to the affine part.
+    """
+    mean, variance = layer.running_mean, layer.running_var
+    deviation = (variance.detach() + layer.eps).sqrt()
+    weight = deviation * (variance + layer.eps).rsqrt()
+    if layer.weight is not None:
+        weight = weight * layer.weight
+    bias = (mean.detach() - mean) * weight / deviation
+    if layer.bias is not None:
+        bias = bias + layer.bias
+    return F.batch_norm(x, mean.detach(), variance.detach(), weight, bias, False, 0.0, layer.eps)
 
 
 @contextlib.contextmanager
 def _normalising_by(recorded: Mapping[Any, Mapping[str, Tensor]]) -> Iterator[None]:
     """Put the statistics in `recorded` in the place of some layers' running ones."""
-    running = {layer: dict(layer._buffers) for layer in recorded}
+    before = {layer: (dict(layer._buffers), vars(layer).get("forward")) for layer in recorded}
     for layer, statistics in recorded.items():
         layer._buffers.update(statistics)
+        layer.forward = partial(_normalised, layer)
     try:
         yield
     finally:
-        for layer, buffers in running.items():
+        for layer, (buffers, forward) in before.items():
             layer._buffers.update(buffers)
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
 
 
 @contextlib.contextmanager

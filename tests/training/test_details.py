@@ -64,6 +64,49 @@ def test_a_robust_pass_at_a_tiny_radius_sees_what_the_clean_pass_sees(name):
     assert gaps["running"] > 1e-2
 
 
+@pytest.mark.parametrize("name", ["ibp", "crown-ibp", "expected", "sabr", "mtl-ibp", "taps"])
+def test_weights_before_a_normalisation_gain_nothing_by_their_size(name):
+    """A batch's statistics are functions of the weights: what only scales them moves no loss, and the gradient along
+    them is 0. With numbers for statistics smaller weights would seem to give narrower intervals."""
+    network = normalised().train()
+    for layer in network:
+        layer.eps = 1e-14
+    method = get_method(name).changed({"bn": "clean", "l1": 0.0})
+    x, labels = torch.rand(20, 1, 8, 8).double(), torch.arange(20) % 10
+    losses = method.prepare(network, (1, 8, 8), 10)(x, labels, Point(0.02, 0.5), torch.Generator().manual_seed(0))
+    losses.total.backward()
+    for layer in (network[0], network[4]):
+        weight, gradient = layer.weight.detach(), layer.weight.grad
+        assert abs((weight * gradient).sum()) < 1e-8 * weight.norm() * gradient.norm()
+
+
+def test_the_gradient_through_a_batchs_statistics_is_that_of_the_intervals_written_out():
+    network, x, labels = normalised().train(), torch.rand(20, 1, 8, 8).double(), torch.arange(20) % 10
+    method = get_method("ibp").changed({"bn": "clean", "elision": False})
+    method.prepare(network, (1, 8, 8), 10)(x, labels, Point(0.1, 0.0), torch.Generator()).total.backward()
+    got = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad()
+    clean, (low, high) = x, ((x - 0.1).clamp(0, 1), (x + 0.1).clamp(0, 1))
+    for layer in network:
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            dims = [d for d in range(clean.ndim) if d != 1]
+            mean, scale = clean.mean(dims, keepdim=True), (clean.var(dims, False, keepdim=True) + layer.eps).rsqrt()
+            shape = (1, -1, *[1] * (clean.ndim - 2))
+            scale = scale * layer.weight.view(shape)
+            clean, low, high = ((z - mean) * scale + layer.bias.view(shape) for z in (clean, low, high))
+            low, high = torch.minimum(low, high), torch.maximum(low, high)
+        elif isinstance(layer, nn.Conv2d | nn.Linear):
+            apply = (lambda z, w: nn.functional.conv2d(z, w)) if isinstance(layer, nn.Conv2d) else nn.functional.linear
+            middle, radius = layer((low + high) / 2), apply((high - low) / 2, layer.weight.abs())
+            clean, low, high = layer(clean), middle - radius, middle + radius
+        else:
+            clean, low, high = layer(clean), layer(low), layer(high)
+    mine = nn.functional.one_hot(labels, 10).bool()
+    nn.functional.cross_entropy(torch.where(mine, low, high), labels).backward()
+    for one, parameter in zip(got, network.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad, rtol=1e-8, atol=1e-10)
+
+
 def test_l1_counts_weights_and_no_biases_or_scales():
     network, x, labels = normalised().train(), torch.rand(20, 1, 8, 8).double(), torch.arange(20) % 10
     totals = []
