@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -164,7 +165,7 @@ class PiecewiseLinear(Activation):
         return value if intercept is None else value + intercept
 
     def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        least, greatest = torch.aminmax(torch.stack([self.forward(low), self.forward(high)]), dim=0)
+        least, greatest = extremes(self.forward(low), self.forward(high))
         for knot, _ in self.hinges():
             between = self.forward(torch.minimum(torch.maximum(torch.full_like(low, knot), low), high))
             least, greatest = torch.minimum(least, between), torch.maximum(greatest, between)
@@ -261,3 +262,9 @@ def _hinge_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     share = _beyond(mean, deviation)
     density = torch.exp(-0.5 * (mean / deviation.clamp(min=1e-30)).square()) / math.sqrt(2 * math.pi)
     return mean * share + deviation * density, (mean.square() + variance) * share + mean * deviation * density
+
+
+def extremes(*values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest of values, place by place, with gradients, which `torch.aminmax` had none of up
+    to torch 2.11."""
+    return reduce(torch.minimum, values), reduce(torch.maximum, values)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from etb_plugin.graph.activations import Curved
+from etb_plugin.graph.activations import Curved, extremes
 
 _INSIDE = 0.01
 """How far from the ends of a range, in shares of it, tangents are chosen: at an end the slope may be infinite."""
@@ -39,7 +39,7 @@ class Convex(Curved):
 
     def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         low, high = self.known(low, high)
-        lowest, greatest = torch.aminmax(torch.stack([self.value(low), self.value(high)]), dim=0)
+        lowest, greatest = extremes(self.value(low), self.value(high))
         if self.least is not None:
             lowest = torch.minimum(lowest, self.value(low.clamp(min=self.least).minimum(high)))
         if self.pole:

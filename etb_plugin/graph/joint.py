@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from etb_plugin.graph.activations import Curved
+from etb_plugin.graph.activations import Curved, extremes
 
 _LOST = 200.0
 """How far below the largest of several values the exponential of another is nothing beside its own."""
@@ -23,7 +23,7 @@ class Product(Curved):
 
     def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         (a, b), (c, d) = low.unbind(-1), high.unbind(-1)
-        return torch.aminmax(torch.stack([a * b, a * d, c * b, c * d]), dim=0)
+        return extremes(a * b, a * d, c * b, c * d)
 
     def piece(self, z: Tensor, deviation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         return z.flip(-1), -self.forward(z)

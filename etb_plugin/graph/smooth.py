@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from etb_plugin.graph.activations import Curved
+from etb_plugin.graph.activations import Curved, extremes
 
 _CELLS = 4096
 """Cells of the table of the derivative on each interval on which it is monotone."""
@@ -160,7 +160,7 @@ class Smooth(Sloped):
     tails: bool = False
 
     def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        least, greatest = torch.aminmax(torch.stack([self.value(low), self.value(high)]), dim=0)
+        least, greatest = extremes(self.value(low), self.value(high))
         for point in self._level:
             least = torch.minimum(least, self.value(low.clamp(min=point).minimum(high)) - self.off(low, high))
         return least, greatest
@@ -169,7 +169,7 @@ class Smooth(Sloped):
         return _Tabulated(self, low, high, sign)
 
     def slopes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        least, greatest = torch.aminmax(torch.stack([self.derivative(low), self.derivative(high)]), dim=0)
+        least, greatest = extremes(self.derivative(low), self.derivative(high))
         for turn in self.turns:
             for side in (-1e-6, 1e-6):
                 between = self.derivative(low.clamp(min=turn + side).minimum(high))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from etb_plugin.graph.activations import extremes
 from etb_plugin.graph.smooth import Sloped
 
 _PERIOD = 2 * math.pi
@@ -34,7 +35,7 @@ class Wave(Sloped):
         return -torch.sin(z) if self.cosine else torch.cos(z)
 
     def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        least, greatest = torch.aminmax(torch.stack([self.value(low), self.value(high)]), dim=0)
+        least, greatest = extremes(self.value(low), self.value(high))
         top = math.pi / 2 - self.phase
         greatest = torch.where(_holds(low, high, top), 1.0, greatest)
         return torch.where(_holds(low, high, top - math.pi), -1.0, least), greatest
@@ -43,7 +44,7 @@ class Wave(Sloped):
         return _Periodic(self, low, high, sign)
 
     def slopes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        least, greatest = torch.aminmax(torch.stack([self.derivative(low), self.derivative(high)]), dim=0)
+        least, greatest = extremes(self.derivative(low), self.derivative(high))
         greatest = torch.where(_holds(low, high, -self.phase), 1.0, greatest)
         return torch.where(_holds(low, high, math.pi - self.phase), -1.0, least), greatest
 

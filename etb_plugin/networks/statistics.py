@@ -90,20 +90,28 @@ def _modes_kept(network: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_batch_statistics(network: nn.Module, images: Tensor) -> Iterator[None]:
-    """Normalise every pass in here by the statistics of `images`, as numbers: for a batch worked through in parts.
-    The running ones are updated by them once."""
+    """Normalise every pass in here by the statistics of `images`: for a batch worked through in parts, each of which
+    leaves its gradients in the weights. What these owe to the statistics is added at the end. The running ones are
+    updated once."""
     layers = [layer for layer in normalisations(network) if layer.training]
     if not layers:
         yield
         return
     with clean_statistics(network):
-        with torch.no_grad():
-            network(images)
-        recorded = {layer: layer.__dict__[_RECORDED] for layer in layers}
-    with _modes_kept(network), _normalising_by(recorded):
+        network(images)
+        whole = {layer: layer.__dict__[_RECORDED] for layer in layers}
+    leaves = {layer: {name: s.detach().requires_grad_() for name, s in found.items()} for layer, found in whole.items()}
+    with _modes_kept(network), _normalising_by(leaves):
         for layer in layers:
             layer.eval()
         yield
+    owed = [
+        (statistic, gradient)
+        for layer, found in whole.items()
+        for name, statistic in found.items()
+        if statistic.requires_grad and (gradient := leaves[layer][name].grad) is not None
+    ]
+    torch.autograd.backward([statistic for statistic, _ in owed], [gradient for _, gradient in owed])
 
 
 @contextlib.contextmanager

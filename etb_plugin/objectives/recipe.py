@@ -104,14 +104,14 @@ class Recipe:
 
     A batch is worked through in parts of `micro_batch` images, whose gradients add up to the batch's: less memory, and
     on a CPU faster, where an objective's rows outgrow the caches. Batch norm then normalises all passes by the whole
-    batch's statistics, as numbers.
+    batch's statistics.
 
     `robust_weight` w, where given, holds throughout in place of kappa: (1 - w) clean + w robust. `l1` weighs the sum of
     all weights' sizes, and `regulariser` the terms of Shi et al. 2021 (`objectives/regularisers.py`, `tolerance` their
-    tau), fading as the radius grows. Bounds and attacks within a step normalise by the running statistics of batch
-    norm, or with `bn` "clean" by those of the clean batch; with `precise_bn` the running ones are measured anew over
-    all training images after each epoch. From the span `swa_from` on, the mean of the weights after each epoch is what
-    is kept and tested.
+    tau), fading as the radius grows. Bounds and attacks within a step normalise by the statistics of the clean batch,
+    or with `bn` "running" by batch norm's running ones; with `precise_bn` these are measured anew over all training
+    images after each epoch. From the span `swa_from` on, the mean of the weights after each epoch is what is kept and
+    tested.
     """
 
     source: str
@@ -131,7 +131,7 @@ class Recipe:
     l1: float = 0.0
     regulariser: float = 0.0
     tolerance: float = 0.5
-    bn: Literal["running", "clean"] = "running"
+    bn: Literal["running", "clean"] = "clean"
     precise_bn: bool = False
     swa_from: Span | None = None
 
