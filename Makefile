@@ -43,11 +43,15 @@ bench: setup
 	  --out compare/results/bench-epochs.json
 	$(BIN)/python -W ignore compare/steps.py --out compare/results/steps.json
 
+GPU_METHODS := nominal,pgd,ibp,crown-ibp,expected,expected:rows=top-3,expected:rows=fused,mtl-ibp,mtl-expected,sabr,taps
+
 # On a machine with a GPU: each line ends within minutes, or goes on where it stopped when it is called again.
 gpu: setup
 	$(BIN)/pytest --numprocesses 4 tests/training tests/bounds
-	$(BIN)/etb bench steps --device cuda --model small,medium,large,cnn7-bn --seconds 3 --out compare/results/gpu-steps.json \
-	  --methods nominal,pgd,ibp,crown-ibp,expected,expected:rows=top-3,expected:rows=fused,mtl-ibp,mtl-expected,sabr
+	$(BIN)/etb bench steps --device cuda --model small,medium,large --seconds 1 --out compare/results/gpu-steps.json \
+	  --methods $(GPU_METHODS)
+	$(BIN)/etb bench steps --device cuda --model cnn7-bn --dataset cifar10 --batch-size 128 --eps 2/255 --seconds 1 \
+	  --methods $(GPU_METHODS) --out compare/results/gpu-steps-cnn7-bn.json
 	$(BIN)/etb bench bounds --device cuda --model small --eps 0.01 --batch-size 20 --out compare/results/gpu-bounds.json
 	for file in papers/gowal-2019-table-6-mnist-0.1 papers/gowal-2019-table-6-mnist-0.3 ctbench/mnist-0.1 \
 	  ctbench/mnist-0.3 ctbench/cifar10-2 ctbench/cifar10-8; do \

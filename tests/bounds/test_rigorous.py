@@ -125,8 +125,8 @@ def test_networks_made_to_fool_by_rounding_are_not_certified():
 def test_branches_do_not_prove_that_a_value_is_not_met_which_a_corner_has(stage):
     """Networks of numbers that cancel: the margin is unsafe up to just what it is, exactly, at a corner of the box."""
     wrong, proved = dict.fromkeys((False, True), 0), dict.fromkeys((False, True), 0)
-    for seed in range(16):
-        network = cancelling(seed, 3, 6, 5, 2)
+    for seed in range(40):
+        network = cancelling(seed, 3, 12, 12, 2)
         center = torch.rand(1, 1, 1, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         box = Box.around(center, 2.0**-48 if seed % 2 else 2.0**-40)
         corners = [torch.stack(c) for c in product(*zip(box.lower.flatten(), box.upper.flatten(), strict=True))]
@@ -135,10 +135,11 @@ def test_branches_do_not_prove_that_a_value_is_not_met_which_a_corner_has(stage)
         for limit, sure in product((met, met - abs(met) / 1e3 - 1e-3), (False, True)):
             problem = robustness(box, 0, 2)
             part = replace(problem.unsafe[0], most=torch.tensor([limit], dtype=torch.float64))
-            cascade = Cascade(network, (1, 1, 3), Settings((stage,), seconds=0.2, rigorous=sure))
+            cascade = Cascade(network, (1, 1, 3), Settings((stage,), seconds=2.0, rigorous=sure))
             robust = cascade.decide(replace(problem, unsafe=(part,))).verdict is Verdict.ROBUST
             proved[sure] += robust
             wrong[sure] += robust and limit == met
+    # One in seven, and which depends on the processor.
     assert wrong[False] > 0 or stage == "inputs"  # needed by bab; cutting the input meets the corner itself
     assert wrong[True] == 0
     assert proved[True] > 5
