@@ -58,7 +58,8 @@ def estimated(
             kinds[kind] = likes[like]
         elif kind not in kinds:
             schedule = schedule_of(cell.method, data, cell.settings)
-            kinds[kind] = estimate(untrained(cell), cell.method, data, schedule, cell.settings.batch_size)
+            batch, capture = cell.settings.batch_size, cell.settings.capture
+            kinds[kind] = estimate(untrained(cell), cell.method, data, schedule, batch, capture)
         found[cell.id] = likes[like] = kinds[kind]
         _check_memory(cell, found[cell.id], data.train.images.device)
     return found

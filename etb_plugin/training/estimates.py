@@ -16,6 +16,7 @@ from torch import nn
 
 from etb_plugin.data import Dataset
 from etb_plugin.objectives import Method, Phase, Point
+from etb_plugin.training.capture import as_taken
 from etb_plugin.training.cost import PeakMemory, timed
 from etb_plugin.training.schedule import Schedule
 from etb_plugin.training.step import Step
@@ -53,21 +54,25 @@ class Estimate:
         return sum(max(0, end - max(begin, step)) * each for begin, end, each in parts)
 
 
-def estimate(network: nn.Module, method: Method, data: Dataset, schedule: Schedule, batch_size: int) -> Estimate:
-    """Return what training the network by the schedule costs. It is left as it was, and so are torch's generators."""
+def estimate(
+    network: nn.Module, method: Method, data: Dataset, schedule: Schedule, batch_size: int, capture: bool = True
+) -> Estimate:
+    """Return what training the network by the schedule costs, by steps as training takes them: on a GPU replayed, where
+    they can be (`capture`). The network is left as it was, and so are torch's generators."""
     trial = copy.deepcopy(network).train()
     device = data.train.images.device
     generator = torch.Generator(device).manual_seed(0)
     whole = Step.of(trial, method, data.input_shape, data.classes, schedule.learning_rate, generator)
     batch = min(batch_size, len(data.train))
     images, labels = next(data.train.batches(min(batch, method.recipe.micro_batch or batch)))
+    take = as_taken(whole, len(images), capture)
     known: dict[Phase, tuple[float, float]] = {}
     begins: list[int] = []
     seconds: list[float] = []
     last: Phase | None = None
 
     def step(point: Point, count: int) -> None:
-        whole(images[:count], labels[:count], point, generator)
+        take(images[:count], labels[:count], point, generator)
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         total = schedule.run.steps
@@ -91,6 +96,8 @@ def _measured(step: Callable[[int], None], images: int, device: torch.device) ->
     step(_FIRST)  # the first of all loads and chooses what the others have
     size = min(_FIRST, images)
     while True:
+        if device.type == "cuda":
+            step(size)  # the first of a size chooses its kernels, or is recorded
         took = [timed(partial(step, size), device)]
         while len(took) < _REPEATS and sum(took) < _LONG:
             took.append(timed(partial(step, size), device))

@@ -13,6 +13,7 @@ from etb_plugin.networks import build
 from etb_plugin.objectives import get_method
 from etb_plugin.training import Estimate, Settings, estimate, schedule_of, train
 from etb_plugin.training import estimates as module
+from etb_plugin.training.capture import CapturedStep
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,28 @@ def test_a_step_is_taken_at_the_full_radius_in_each_phase_and_changes_nothing(di
     assert max(size for _, size in taken) == 40
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(one, before[key]) for key, one in network.state_dict().items())
+
+
+def test_where_steps_are_replayed_those_are_measured(digits, monkeypatch):
+    method, settings, replayed = get_method("ibp"), Settings(0.1, 20, batch_size=40), []
+
+    class Again:
+        def warm(self, work):
+            work()
+
+        def record(self, work):
+            return lambda: replayed.append(work())
+
+    monkeypatch.setattr(
+        module,
+        "as_taken",
+        lambda step, size, capture: CapturedStep(step, size, Again(), pytest.fail) if capture else step,
+    )
+    network = build("mlp-40x2", digits.input_shape, digits.classes)
+    for capture in (True, False):
+        estimate(network, method, digits, schedule_of(method, digits, settings), 40, capture)
+        assert (len(replayed) >= 2 * 2) == capture  # phases, and steps of each
+        replayed.clear()
 
 
 def test_a_dear_step_is_reckoned_from_parts_of_the_batch(monkeypatch):
