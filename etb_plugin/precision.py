@@ -1,5 +1,8 @@
-"""What torch lets cuDNN do on a GPU unless it is told otherwise: cut what convolutions multiply to TF32's ten bits, a
-relative error of 1e-3 where a certificate may hang on 1e-6; and add up in any order, so that no run is like another."""
+"""Float32 as it is written, and the same bits each time.
+
+On a GPU torch lets cuDNN cut what convolutions multiply to TF32's ten bits, a relative error of 1e-3 where a certificate
+may hang on 1e-6; autocast cuts it to fewer; and sums come in any order, so that no run is like another.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ _of_a_loss: ContextVar[bool] = ContextVar("of_a_loss", default=False)
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Have products of float32 numbers keep their bits.
+    """Have products of float32 numbers keep their bits, within `torch.autocast` too.
 
     torch's settings are afterwards as they were; a recording of CUDA graphs keeps what held when it was made.
     """
@@ -23,7 +26,11 @@ def full_float32() -> Iterator[None]:
         settings = [(owner, "fp32_precision", "ieee") for owner in (cudnn.conv, cudnn.rnn, matmul)]
     else:
         settings = [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
-    with contextlib.nullcontext() if _of_a_loss.get() else _set(settings):
+    with contextlib.ExitStack() as stack:
+        if not _of_a_loss.get():
+            stack.enter_context(_set(settings))
+            for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+                stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
 

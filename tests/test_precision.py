@@ -5,8 +5,9 @@ import torch
 
 from etb_plugin import evaluation
 from etb_plugin.attacks import Pgd
-from etb_plugin.bounds import Box, prepare
+from etb_plugin.bounds import Box, bound, prepare
 from etb_plugin.data import Split
+from etb_plugin.networks import build
 from etb_plugin.objectives import Point, get_method
 from etb_plugin.precision import full_float32, repeatable
 
@@ -38,6 +39,26 @@ def cut(monkeypatch):
     yield
     for holder, value in zip(HOLDERS, before, strict=True):
         holder.fp32_precision = value
+
+
+@pytest.mark.parametrize("name", ["ibp", "crown-ibp", "crown", "alpha-crown", "dual", "expected"])
+def test_within_autocast_a_bound_is_what_it_is_without(name):
+    network, box = build("tiny", (1, 8, 8), 10, seed=0).eval(), Box.around(torch.rand(2, 1, 8, 8), 0.01)
+    alone = bound(name, network, box)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = bound(name, network, box)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(within.lower, alone.lower)
+    assert torch.equal(within.upper, alone.upper)
+
+
+def test_within_autocast_an_evaluation_is_what_it_is_without():
+    network = build("tiny", (1, 8, 8), 10, seed=0).eval()
+    split = Split((256 * torch.rand(20, 1, 8, 8)).byte(), torch.arange(20) % 10)
+    exam = evaluation.Exam((0.01,), Pgd(steps=3, restarts=1), ("ibp", "crown"))
+    alone = evaluation.evaluate(network, split, 10, exam, 0.01)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert evaluation.evaluate(network, split, 10, exam, 0.01) == alone
 
 
 @pytest.mark.usefixtures("cut")
