@@ -1,6 +1,6 @@
 """Float32 as it is written, and the same bits each time.
 
-On a GPU torch lets cuDNN cut what convolutions multiply to TF32's ten bits, a relative error of 1e-3 where a certificate
+On a GPU torch lets cuDNN cut what convolutions multiply to TF32's ten bits, a relative error of 1e-3 where certificates
 may hang on 1e-6; autocast cuts it to fewer; and sums come in any order, so that no run is like another.
 """
 
