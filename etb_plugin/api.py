@@ -45,6 +45,7 @@ labels [n]) of tensors or of numpy's arrays, or batches of such pairs, which a D
 kept on the network's device."""
 
 
+@torch.inference_mode(False)
 def train(
     network: nn.Module,
     data: Data,
@@ -83,6 +84,7 @@ def train(
         return training.train(network, chosen, given, settings, folder=Path(folder), watch=watch)
 
 
+@torch.inference_mode(False)
 def evaluate(
     network: nn.Module,
     data: Data,
@@ -114,6 +116,7 @@ def evaluate(
         return evaluation.evaluate(network, given.test, given.classes, exam, eps, watch=watch)
 
 
+@torch.inference_mode(False)
 def compare(experiment: str | Path | None = None, /, *, progress: bool = True, **keys: Any) -> Compared:
     """Train, attack and certify several methods alike, as `etb compare` does: by a YAML file, keywords, or both.
 
@@ -179,6 +182,7 @@ def verify(
     rigorous: bool = False,
     seed: int = 0,
 ) -> list[Verified]: ...
+@torch.inference_mode(False)
 def verify(
     network: nn.Module,
     image: Tensor,
@@ -284,6 +288,7 @@ def _split(network: nn.Module, images: Any, labels: Any) -> tuple[Split, int]:
     if (wrong := beyond(floats, labels, classes)) is not None:
         raise DataError(wrong)
     device = _device(network)
+    images, labels = (x.clone() if x.is_inference() else x for x in (images, labels))  # whose gradients are not wanted
     return Split(images.detach().to(device), labels.to(device, torch.int64)), classes
 
 

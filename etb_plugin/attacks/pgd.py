@@ -251,6 +251,8 @@ def gradient_of(
     to look at it waits for the device.
     """
     check_time()
+    if torch.is_inference_mode_enabled():  # a gradient of nothing but zeros would look like a network that stands
+        raise ConfigError("torch.inference_mode has no gradients, which attacks climb by: take torch.no_grad() there")
 
     def found() -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from etb_plugin.bounds.types import Interval
 from etb_plugin.errors import ConfigError
-from etb_plugin.graph.regions import Ball, Region
+from etb_plugin.graph.regions import Ball, Box, Region
 from etb_plugin.precision import full_float32
 from etb_plugin.registry import Registry, load_all
 
@@ -123,6 +123,10 @@ class PreparedBound:
         if spec is not None and not len(box):  # as where an attack left no image standing
             nothing = spec.new_empty(0, spec.shape[1])
             return Interval(nothing, nothing, sound=self.sound)
+        if torch.is_inference_mode_enabled():  # its tensors take no gradient, which some bounds climb by
+            with torch.inference_mode(False), torch.no_grad():
+                copied = box.mapped(torch.clone) if isinstance(box, Box) else replace(box, center=box.center.clone())
+                return self(copied, None if spec is None else spec.clone())
         with full_float32():
             lower, upper = self._function(box, spec)
         # No number, as of a logarithm whose input may be negative, or beyond the dtype: nothing is said.

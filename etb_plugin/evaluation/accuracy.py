@@ -63,6 +63,7 @@ class Evaluation(Shown):
         return [spread(asdict(self), attacked_accuracy="attacked", certified_accuracy="certified")]
 
 
+@torch.inference_mode(False)
 @repeatable()
 @full_float32()
 def evaluate(

@@ -128,6 +128,8 @@ class Training(Shown):
         return median(epoch.step_ms for epoch in self.epochs)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     network: nn.Module,
     method: Method,
