@@ -7,6 +7,7 @@ from etb_plugin import evaluation
 from etb_plugin.attacks import Pgd
 from etb_plugin.bounds import Box, bound, prepare
 from etb_plugin.data import Split
+from etb_plugin.errors import ConfigError
 from etb_plugin.networks import build
 from etb_plugin.objectives import Point, get_method
 from etb_plugin.precision import full_float32, repeatable
@@ -50,6 +51,16 @@ def test_within_autocast_a_bound_is_what_it_is_without(name):
         assert torch.is_autocast_enabled("cpu")
     assert torch.equal(within.lower, alone.lower)
     assert torch.equal(within.upper, alone.upper)
+
+
+@pytest.mark.parametrize("name", ["ibp", "crown", "dual", "exact", "expected"])
+def test_of_less_than_float32_or_of_two_kinds_nothing_is_bounded(name):
+    network, x = build("tiny", (1, 8, 8), 10, seed=0).eval(), torch.rand(2, 1, 8, 8)
+    with pytest.raises(ConfigError, match=r"the box is torch\.float64 on cpu, the network torch\.float32 on cpu"):
+        bound(name, network, Box.around(x.double(), 0.01))
+    for half in (torch.float16, torch.bfloat16):
+        with pytest.raises(ConfigError, match=r"of float32 or float64, not of torch\.b?float16"):
+            bound(name, network.to(half), Box.around(x.to(half), 0.01))
 
 
 def test_within_autocast_an_evaluation_is_what_it_is_without():

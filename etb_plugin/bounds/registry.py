@@ -101,13 +101,14 @@ class PreparedBound:
     differentiable: bool
     balls: bool
     input_shape: torch.Size
+    _network: nn.Module = field(repr=False)
     _function: BoundFunction = field(repr=False)
 
     def __call__(self, box: Region, spec: Tensor | None = None) -> Interval:
         """Return the interval of the spec's rows (or of the logits) over `box`.
 
         Shapes: box [batch, *input], spec [batch, rows, classes], result [batch, rows]. Raises ConfigError
-        where the shapes do not fit together.
+        where shapes, dtypes or devices do not fit together, and for less than float32.
         """
         if isinstance(box, Ball) and not self.balls:
             raise ConfigError(f"bound {self.name!r} takes boxes only, no l{box.norm} balls")
@@ -120,6 +121,7 @@ class PreparedBound:
             raise ConfigError(
                 f"a spec has shape [batch, rows, classes]; got {list(spec.shape)} for a batch of {len(box)}"
             )
+        self._check_kind(box.lower if isinstance(box, Box) else box.center)
         if spec is not None and not len(box):  # as where an attack left no image standing
             nothing = spec.new_empty(0, spec.shape[1])
             return Interval(nothing, nothing, sound=self.sound)
@@ -132,6 +134,18 @@ class PreparedBound:
         # No number, as of a logarithm whose input may be negative, or beyond the dtype: nothing is said.
         lower, upper = lower.masked_fill(lower.isnan(), -torch.inf), upper.masked_fill(upper.isnan(), torch.inf)
         return Interval(lower, upper, sound=self.sound)
+
+    def _check_kind(self, end: Tensor) -> None:
+        """Raise ConfigError where a box's end is not of the network's dtype and device, or of too few bits."""
+        like = next((p for p in self._network.parameters() if p.is_floating_point()), end)
+        if (end.dtype, end.device) != (like.dtype, like.device):
+            raise ConfigError(
+                f"the box is {end.dtype} on {end.device}, the network {like.dtype} on {like.device}: move either"
+            )
+        if end.dtype not in (torch.float32, torch.float64):
+            raise ConfigError(
+                f"bounds are of float32 or float64, not of {end.dtype}, whose rounding they would not survive"
+            )
 
 
 def register_bound(
@@ -181,7 +195,7 @@ def prepare(name: str, network: nn.Module, input_shape: tuple[int, ...] | torch.
     entry, own = get_bound(name).chosen(options)
     shape = torch.Size(input_shape)
     function = entry.prepare(network, shape, **own)
-    return PreparedBound(name, sound, entry.differentiable, entry.balls, shape, function)
+    return PreparedBound(name, sound, entry.differentiable, entry.balls, shape, network, function)
 
 
 def prepare_lower(
