@@ -1,7 +1,8 @@
 """Float32 as it is written, and the same bits each time.
 
 On a GPU torch lets cuDNN cut what convolutions multiply to TF32's ten bits, a relative error of 1e-3 where certificates
-may hang on 1e-6; autocast cuts it to fewer; and sums come in any order, so that no run is like another.
+may hang on 1e-6. `torch.set_float32_matmul_precision` and autocast cut it further, on some CPUs too. And sums come in
+any order there, so that no run is like another.
 """
 
 import contextlib
@@ -20,18 +21,34 @@ def full_float32() -> Iterator[None]:
 
     torch's settings are afterwards as they were; a recording of CUDA graphs keeps what held when it was made.
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    settings: list[tuple[Any, str, Any]]
-    if hasattr(cudnn, "conv"):  # since torch 2.9, which minds the older names beside these
-        settings = [(owner, "fp32_precision", "ieee") for owner in (cudnn.conv, cudnn.rnn, matmul)]
-    else:
-        settings = [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
     with contextlib.ExitStack() as stack:
         if not _of_a_loss.get():
-            stack.enter_context(_set(settings))
+            stack.enter_context(_every_bit())
             for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+@contextlib.contextmanager
+def _every_bit() -> Iterator[None]:
+    backends = torch.backends
+    if hasattr(backends.cudnn, "conv"):  # since torch 2.9, which minds the older names beside these
+        parts = {
+            backends.cudnn: ("conv", "rnn"),
+            backends.cuda: ("matmul",),
+            backends.mkldnn: ("conv", "rnn", "matmul"),
+        }
+        owners = (getattr(toolkit, part) for toolkit, names in parts.items() for part in names)
+        with _set([(owner, "fp32_precision", "ieee") for owner in owners]):
+            yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with _set([(backends.cudnn, "allow_tf32", False)]):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextlib.contextmanager
@@ -54,10 +71,7 @@ def repeatable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _set(settings: list[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Set attributes (owner, name, value) of torch's backends, and set them back. On a CPU they mean nothing."""
-    if not torch.cuda.is_initialized():
-        yield
-        return
+    """Set attributes (owner, name, value) of torch's backends, and set them back."""
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
     try:
         for owner, name, value in settings:

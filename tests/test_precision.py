@@ -12,8 +12,9 @@ from etb_plugin.networks import build
 from etb_plugin.objectives import Point, get_method
 from etb_plugin.precision import full_float32, repeatable
 
-pytest.importorskip("torch", minversion="2.9")  # whose names these are
-HOLDERS = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul]
+NEW = hasattr(torch.backends.cudnn, "conv")  # since torch 2.9
+PARTS = {"cudnn": ("conv", "rnn"), "cuda": ("matmul",), "mkldnn": ("conv", "rnn", "matmul")}
+HOLDERS = [getattr(getattr(torch.backends, of), part) for of, parts in PARTS.items() for part in parts] if NEW else []
 
 
 def told() -> list[str]:
@@ -31,9 +32,8 @@ class Watched(torch.nn.Linear):
 
 
 @pytest.fixture
-def cut(monkeypatch):
-    """As if on a GPU, where all is cut to TF32."""
-    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+def cut():
+    """All is to be cut to TF32, where the processor can."""
     before = told()
     for holder in HOLDERS:
         holder.fp32_precision = "tf32"
@@ -72,12 +72,26 @@ def test_within_autocast_an_evaluation_is_what_it_is_without():
         assert evaluation.evaluate(network, split, 10, exam, 0.01) == alone
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_what_torch_is_told_of_products_is_no_matter(precision):
+    network, box = build("small", (1, 28, 28), 10, seed=0).eval(), Box.around(torch.rand(2, 1, 28, 28), 0.01)
+    alone = {name: bound(name, network, box).lower for name in ("ibp", "crown")}
+    torch.set_float32_matmul_precision(precision)  # medium: 16 bits, on a processor that can
+    try:
+        for name, lower in alone.items():
+            assert torch.equal(bound(name, network, box).lower, lower)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.skipif(not NEW, reason="settings of one name each came with torch 2.9")
 @pytest.mark.usefixtures("cut")
-class TestOnAGpu:
+class TestWhereItIsCut:
     def test_inside_all_bits_are_kept_and_afterwards_all_is_as_it_was(self):
         with full_float32(), full_float32():
-            assert told() == ["ieee"] * 3
-        assert told() == ["tf32"] * 3
+            assert told() == ["ieee"] * 6
+        assert told() == ["tf32"] * 6
 
     def test_runs_are_alike_inside(self):
         with repeatable():
@@ -87,14 +101,14 @@ class TestOnAGpu:
     def test_also_behind_an_error(self):
         with pytest.raises(ZeroDivisionError), full_float32():
             raise ZeroDivisionError
-        assert told() == ["tf32"] * 3
+        assert told() == ["tf32"] * 6
 
     def test_a_bound_keeps_them(self, monkeypatch):
         bound, seen = prepare("ibp", torch.nn.Linear(2, 2), (2,)), []
         function = bound._function
         object.__setattr__(bound, "_function", lambda *given: (seen.append(told()), function(*given))[1])
         bound(Box.around(torch.rand(1, 2), 0.1))
-        assert seen == [["ieee"] * 3]
+        assert seen == [["ieee"] * 6]
 
     def test_a_loss_is_rounded_as_torch_is_told(self):
         network = torch.nn.Sequential(Watched(2, 2))
@@ -103,7 +117,7 @@ class TestOnAGpu:
         for name in ("pgd", "ibp"):
             get_method(name).prepare(network, (2,), 2)(images, labels, Point(0.1, 0.5), torch.Generator())
         assert seen
-        assert all(one == ["tf32"] * 3 for one in seen)
+        assert all(one == ["tf32"] * 6 for one in seen)
 
     def test_an_evaluation_keeps_them_in_its_attacks_too(self):
         network = torch.nn.Sequential(Watched(2, 2))
@@ -112,4 +126,4 @@ class TestOnAGpu:
         exam = evaluation.Exam((0.1,), Pgd(steps=2, restarts=1), ("ibp",), capture=False)
         evaluation.evaluate(network, split, 2, exam, 0.1)
         assert seen
-        assert all(one == ["ieee"] * 3 for one in seen)
+        assert all(one == ["ieee"] * 6 for one in seen)
