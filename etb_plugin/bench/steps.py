@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -71,13 +71,18 @@ def measure_steps(
     shape, place = SHAPES[dataset], torch.device(device)
     images = torch.rand(batch_size, *shape, generator=generator, device=device)
     labels = torch.randint(classes, (batch_size,), generator=generator, device=device)
+
+    def stepping(method: Method, network: nn.Module, capture: bool) -> Callable[[], None]:
+        """Return a whole training step on a copy of the network, as the loop takes it."""
+        drawn, point = torch.Generator(device).manual_seed(0), last_point(method.recipe, eps)
+        rate = 1e-5  # too small to leave where the weights are
+        step = Step.of(copy.deepcopy(network), method, shape, classes, rate, drawn)
+        take = as_taken(step, batch_size, capture)
+        return lambda: take(images, labels, point, drawn)
+
     for name, method in wanted.items():
         one = build(model, shape, classes, seed=0).to(device).train()
         network = Pair(one, copy.deepcopy(one)).train() if method.pair else one
-
-        def stepping(method: Method, network: nn.Module, capture: bool) -> Callable[[], None]:
-            return _step(method, copy.deepcopy(network), images, labels, eps, classes, capture)
-
         nominal, step = stepping(get_method("nominal"), one, False), stepping(method, network, False)
         floor = _arithmetic(step) / _arithmetic(nominal)
         memory = PeakMemory(place)
@@ -104,17 +109,6 @@ def measure_steps(
             floor=floor,
             eager_ms=milliseconds(taken["eager"])["median_ms"] if "eager" in taken else None,
         )
-
-
-def _step(
-    method: Method, network: nn.Module, images: Tensor, labels: Tensor, eps: float, classes: int, capture: bool
-) -> Callable[[], None]:
-    """Return a whole training step, as the loop takes it."""
-    generator, point = torch.Generator(images.device).manual_seed(0), last_point(method.recipe, eps)
-    rate = 1e-5  # too small to leave where the weights are
-    step = Step.of(network, method, tuple(images.shape[1:]), classes, rate, generator)
-    take = as_taken(step, len(images), capture)
-    return lambda: take(images, labels, point, generator)
 
 
 class _Counter(TorchDispatchMode):

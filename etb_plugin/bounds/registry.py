@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from etb_plugin.bounds.types import Interval
 from etb_plugin.errors import ConfigError
 from etb_plugin.graph.regions import Ball, Box, Region
+from etb_plugin.networks import check_kind
 from etb_plugin.precision import full_float32
 from etb_plugin.registry import Registry, load_all
 
@@ -121,31 +122,24 @@ class PreparedBound:
             raise ConfigError(
                 f"a spec has shape [batch, rows, classes]; got {list(spec.shape)} for a batch of {len(box)}"
             )
-        self._check_kind(box.lower if isinstance(box, Box) else box.center)
+        end = box.lower if isinstance(box, Box) else box.center
+        check_kind(self._network, end, "the box is")
+        if end.dtype not in (torch.float32, torch.float64):
+            raise ConfigError(
+                f"bounds are of float32 or float64, not of {end.dtype}, whose rounding they would not survive"
+            )
         if spec is not None and not len(box):  # as where an attack left no image standing
             nothing = spec.new_empty(0, spec.shape[1])
             return Interval(nothing, nothing, sound=self.sound)
         if torch.is_inference_mode_enabled():  # its tensors take no gradient, which some bounds climb by
             with torch.inference_mode(False), torch.no_grad():
-                copied = box.mapped(torch.clone) if isinstance(box, Box) else replace(box, center=box.center.clone())
+                copied = box[torch.arange(len(box))]
                 return self(copied, None if spec is None else spec.clone())
         with full_float32():
             lower, upper = self._function(box, spec)
         # No number, as of a logarithm whose input may be negative, or beyond the dtype: nothing is said.
         lower, upper = lower.masked_fill(lower.isnan(), -torch.inf), upper.masked_fill(upper.isnan(), torch.inf)
         return Interval(lower, upper, sound=self.sound)
-
-    def _check_kind(self, end: Tensor) -> None:
-        """Raise ConfigError where a box's end is not of the network's dtype and device, or of too few bits."""
-        like = next((p for p in self._network.parameters() if p.is_floating_point()), end)
-        if (end.dtype, end.device) != (like.dtype, like.device):
-            raise ConfigError(
-                f"the box is {end.dtype} on {end.device}, the network {like.dtype} on {like.device}: move either"
-            )
-        if end.dtype not in (torch.float32, torch.float64):
-            raise ConfigError(
-                f"bounds are of float32 or float64, not of {end.dtype}, whose rounding they would not survive"
-            )
 
 
 def register_bound(

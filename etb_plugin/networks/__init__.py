@@ -11,6 +11,7 @@ from etb_plugin.networks.own import register_own
 from etb_plugin.networks.pair import Pair, members
 from etb_plugin.networks.registry import (
     build,
+    check_kind,
     check_network,
     classes_of,
     hidden_units,
@@ -36,6 +37,7 @@ __all__ = [
     "before_softmax",
     "bounded_before_logarithm",
     "build",
+    "check_kind",
     "check_network",
     "classes_of",
     "clean_statistics",

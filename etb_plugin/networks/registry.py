@@ -136,6 +136,15 @@ def _find(name: str) -> tuple[Architecture, dict[str, int]]:
     raise unknown_name("network", name, _registry)
 
 
+def check_kind(network: nn.Module, given: Tensor, what: str) -> None:
+    """Raise ConfigError, whose message begins with `what`, where `given` is not of the network's dtype and device."""
+    like = next((p for p in network.parameters() if p.is_floating_point()), given)
+    if (given.dtype, given.device) != (like.dtype, like.device):
+        raise ConfigError(
+            f"{what} {given.dtype} on {given.device}, the network {like.dtype} on {like.device}: move either"
+        )
+
+
 def classes_of(network: nn.Module, input_shape: tuple[int, ...]) -> int:
     """Return how many logits `network`, in eval mode, gives for [batch, *input_shape]. Raises ConfigError where it does
     not give [batch, classes], with 2 classes or more."""

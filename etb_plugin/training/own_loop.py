@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from etb_plugin.data import beyond
 from etb_plugin.errors import ConfigError
-from etb_plugin.networks import classes_of
+from etb_plugin.networks import check_kind, classes_of
 from etb_plugin.objectives import Losses, Method, Point, Run, single_method
 from etb_plugin.training.schedule import Schedule, last_point
 
@@ -93,11 +93,7 @@ class TrainingLoss:
             )
         if labels.is_floating_point() or labels.dtype == torch.bool:
             raise ConfigError(f"labels are integers; got {labels.dtype}")
-        like = next(self._network.parameters())
-        if (images.dtype, images.device) != (like.dtype, like.device):
-            raise ConfigError(
-                f"images are {images.dtype} on {images.device}, the network {like.dtype} on {like.device}: move either"
-            )
+        check_kind(self._network, images, "images are")
 
     def _check_values(self, images: Tensor, labels: Tensor) -> None:
         """Raise ConfigError for a batch that the loss would misunderstand. Once, as it waits for the device."""
